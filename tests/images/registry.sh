@@ -1,12 +1,13 @@
 #!/bin/bash
 # A registry on loopback: Debian's docker-registry with its storage in a directory of its own.
 #
-#   registry.sh start DIR [PORT]          starts it (PORT 0 or none: a free one) and prints its address
+#   registry.sh start DIR [PORT [OWNER]]  starts it (PORT 0 or none: a free one) and prints its address;
+#                                         with OWNER, a process id, it and DIR are gone when that process is
 #   registry.sh fill DIR IMAGES [NAME...] copies the OCI layouts of make-images.sh into it
 #   registry.sh address DIR               prints the address of the one that runs
 #   registry.sh stop DIR                  stops it; the storage stays, so that a later start is full at once
 #
-# What it holds: busybox, busybox-zstd and large as OCI images, nginx as Docker's schema 2, so that both are pulled.
+# DIR/storage may be a link to a storage that several share. What it holds: busybox, busybox-zstd and large as OCI images, nginx as Docker's schema 2, so that both are pulled.
 set -euo pipefail
 
 say() { printf 'registry: %s\n' "$*" >&2; }
@@ -29,7 +30,7 @@ address() {
 
 start() {
     command -v docker-registry >/dev/null || die "docker-registry is missing: apt-get install docker-registry"
-    mkdir -p "$dir/storage"
+    [ -d "$dir/storage" ] || mkdir -p "$dir/storage"
     if running; then
         cat "$dir/address"
         return
@@ -56,8 +57,20 @@ start() {
     done
     [ -n "$address" ] || { cat "$dir/log" >&2; die "does not start"; }
     echo "$address" >"$dir/address"
+    if [ $# -ge 2 ]; then
+        setsid "$0" follow "$dir" "$2" </dev/null >/dev/null 2>&1 &
+    fi
     say "listens on $address"
     echo "$address"
+}
+
+# Ends with its owner.
+follow() {
+    while kill -0 "$1" 2>/dev/null && running; do
+        sleep 1
+    done
+    stop
+    rm -rf "$dir"
 }
 
 # Each image goes in once; the stamp names the layout that it was copied from.
@@ -66,11 +79,11 @@ fill() {
     shift
     [ $# -gt 0 ] || set -- busybox nginx large
     address=$(address)
-    exec 9>"$dir/.lock"
+    exec 9>"$dir/storage/.lock"
     flock 9
     for name in "$@"; do
         layout=$(sha256sum <"$images/$name/index.json")
-        if [ "$(cat "$dir/.filled-$name" 2>/dev/null)" = "$layout" ]; then
+        if [ "$(cat "$dir/storage/.filled-$name" 2>/dev/null)" = "$layout" ]; then
             continue
         fi
         say "fills $name"
@@ -86,7 +99,7 @@ fill() {
             copy "$dir/zstd" "$address/$name-zstd:latest"
             rm -rf "$dir/zstd"
         fi
-        echo "$layout" >"$dir/.filled-$name"
+        echo "$layout" >"$dir/storage/.filled-$name"
     done
 }
 
@@ -115,6 +128,7 @@ case $verb in
 start) start "$@" ;;
 fill) [ $# -ge 1 ] || die "fill DIR IMAGES [NAME...]"; fill "$@" ;;
 address) address ;;
+follow) follow "$@" ;;
 stop) stop ;;
 *) die "no such verb: $verb" ;;
 esac

@@ -25,6 +25,8 @@ pub struct Options {
     pub insecure: Vec<String>,
     /// Where to find `sampand` and its runtime, when not where tests find them.
     pub binaries: Option<PathBuf>,
+    /// What is logged; `debug` when absent.
+    pub log_level: Option<String>,
 }
 
 /// A running `sampand`.
@@ -67,8 +69,9 @@ impl Agent {
         ];
         let mut insecure = options.insecure;
         insecure.push(fixture().address().to_owned());
+        let level = options.log_level.as_deref().unwrap_or("debug");
         let config = format!(
-            "[log]\nlevel = \"debug\"\n[network]\nbridge = {bridge:?}\nsubnets = {subnets:?}\n\
+            "[log]\nlevel = {level:?}\n[network]\nbridge = {bridge:?}\nsubnets = {subnets:?}\n\
              [registry]\ninsecure = {insecure:?}\n[cgroup]\nroot = {cgroup:?}\n"
         );
         std::fs::write(base.path().join("config.toml"), config).expect("write the configuration");

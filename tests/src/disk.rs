@@ -68,3 +68,20 @@ fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_refuses_and_goes_away() {
+        let disk = Disk::new(16);
+        let path = disk.path();
+        let ballast = disk.fill_but(1 << 20);
+        assert!(disk.free() < 2 << 20);
+        assert!(std::fs::write(path.join("file"), vec![0; 4 << 20]).is_err());
+        std::fs::remove_file(ballast).unwrap();
+        drop(disk);
+        assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&*path.to_string_lossy()));
+    }
+}

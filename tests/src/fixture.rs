@@ -2,6 +2,8 @@
 //!
 //! Images and the registry's storage are kept between runs in the cache directory of `images/make-images.sh`.
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
@@ -11,6 +13,7 @@ use std::sync::{Mutex, OnceLock};
 pub struct Fixture {
     address: String,
     images: PathBuf,
+    directory: PathBuf,
 }
 
 static SHARED: OnceLock<Fixture> = OnceLock::new();
@@ -25,14 +28,22 @@ pub fn fixture() -> &'static Fixture {
         let images = PathBuf::from(
             std::env::var_os("SAMPAN_TEST_IMAGES").unwrap_or_else(|| "/var/cache/sampan-test-images".into()),
         );
-        let storage = images.join("registry");
         script("make-images.sh", &[&images, Path::new("busybox"), Path::new("nginx")]);
-        let address = script("registry.sh", &[Path::new("start"), &storage]);
+        // A server of this process, gone with it, over the storage that all share.
+        let owner = std::process::id().to_string();
+        let directory = images.join(format!("registry-of-{owner}"));
+        let storage = images.join("registry/storage");
+        fs::create_dir_all(&storage).expect("create the registry's storage");
+        drop(fs::remove_dir_all(&directory));
+        fs::create_dir(&directory).expect("create the registry's directory");
+        symlink(&storage, directory.join("storage")).expect("link to the storage");
+        let address =
+            script("registry.sh", &[Path::new("start"), &directory, Path::new("0"), Path::new(&owner)]);
         script(
             "registry.sh",
-            &[Path::new("fill"), &storage, &images, Path::new("busybox"), Path::new("nginx")],
+            &[Path::new("fill"), &directory, &images, Path::new("busybox"), Path::new("nginx")],
         );
-        Fixture { address: address.trim().to_owned(), images }
+        Fixture { address: address.trim().to_owned(), images, directory }
     })
 }
 
@@ -56,8 +67,7 @@ impl Fixture {
     pub fn large(&self) -> String {
         let _one_at_a_time = FILLING.lock();
         script("make-images.sh", &[&self.images, Path::new("large")]);
-        let storage = self.images.join("registry");
-        script("registry.sh", &[Path::new("fill"), &storage, &self.images, Path::new("large")]);
+        script("registry.sh", &[Path::new("fill"), &self.directory, &self.images, Path::new("large")]);
         self.image("large")
     }
 }
@@ -73,4 +83,19 @@ fn script(name: &str, arguments: &[&Path]) -> String {
         .unwrap_or_else(|error| panic!("run {}: {error}", path.display()));
     assert!(output.status.success(), "{name} {arguments:?}: {}", output.status);
     String::from_utf8(output.stdout).expect("scripts print text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http_get;
+
+    #[test]
+    fn the_registry_has_what_tests_pull() {
+        let address = fixture().address().parse().unwrap();
+        for name in ["busybox", "busybox-zstd", "nginx"] {
+            let answer = http_get(address, &format!("/v2/{name}/tags/list")).unwrap();
+            assert!(answer.contains("latest"), "{name}: {answer}");
+        }
+    }
 }

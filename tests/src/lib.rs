@@ -24,6 +24,6 @@ pub use client::{Cri, connect};
 pub use disk::Disk;
 pub use fault::{Entry, Fault, FaultyRegistry, Layer};
 pub use fixture::{Fixture, fixture};
-pub use oracle::{Scope, Snapshot};
+pub use oracle::{Scope, Snapshot, sweep};
 pub use pod::{Ctr, Pod, unique};
 pub use wait::{eventually, eventually_sync, http_get};

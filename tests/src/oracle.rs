@@ -17,7 +17,7 @@ mod network;
 mod process;
 mod sweep;
 
-pub(crate) use sweep::sweep;
+pub use sweep::sweep;
 
 /// By what the things of one agent are known.
 #[derive(Debug, Clone)]
@@ -159,3 +159,6 @@ fn printed(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

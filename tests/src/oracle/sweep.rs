@@ -13,7 +13,7 @@ use super::{Scope, mountinfo};
 use crate::{eventually_sync, hierarchies};
 
 /// Kills, unmounts and removes; goes on past whatever fails, for the machine's sake.
-pub(crate) fn sweep(scope: &Scope) {
+pub fn sweep(scope: &Scope) {
     let scope = Scope { pid: 0, ..scope.clone() };
     eventually_sync(Duration::from_secs(5), || {
         let left = of_agent(&scope);
