@@ -1,1 +1,3 @@
-//! placeholder
+//! The Sampan node agent.
+
+pub mod network;

@@ -1,0 +1,548 @@
+//! The network with real namespaces, bridges, rules and traffic. Needs root.
+
+mod world;
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::netlink::{Socket, attribute, attributes};
+use super::*;
+use world::*;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Elements in the port maps of a network, as the kernel lists them.
+fn element_count(network: &Network) -> usize {
+    let mut socket = Socket::netfilter().unwrap();
+    let mut count = 0;
+    for request in network.ruleset.list() {
+        for reply in socket.dump(&request).unwrap() {
+            let list = attribute(&reply.body[4..], 3).unwrap_or_default();
+            count += attributes(list).count();
+        }
+    }
+    count
+}
+
+fn attach<'a>(
+    network: &Network,
+    pod_id: &'a str,
+    netns: &'a OwnedFd,
+    ports: &'a [PortMapping],
+) -> Result<Attachment, Error> {
+    network.attach(&AttachRequest { pod_id, netns, ports })
+}
+
+#[test]
+fn pods_host_and_gateway_reach_each_other() {
+    on_a_host(|_| {
+        let network = network();
+        let a = Pod::attach(&network, "a", &[]);
+        let b = Pod::attach(&network, "b", &[]);
+        let _server = Server::start(Some(&a.netns), 80);
+        let _host = Server::start(None, 7070);
+        let gateways = network.gateways.clone();
+        for (a, b_address, gateway) in [(a.v4(), b.v4(), gateways[0]), (a.v6(), b.v6(), gateways[1])] {
+            assert_eq!(ask(Some(&b.netns), a, 80).unwrap(), b_address);
+            assert_eq!(ask_udp(Some(&b.netns), a, 80).unwrap(), b_address);
+            assert_eq!(ask(None, a, 80).unwrap(), gateway);
+            assert_eq!(ask(Some(&b.netns), gateway, 7070).unwrap(), b_address);
+            let localhost = if a.is_ipv4() { "127.0.0.1" } else { "::1" };
+            assert!(ask(Some(&b.netns), ip(localhost), 7070).is_err());
+        }
+    });
+}
+
+#[test]
+fn interface_of_a_pod_is_ready_at_once() {
+    on_a_host(|_| {
+        let network = network();
+        let pod = Pod::attach(&network, "a", &[]);
+        let _server = Server::start(Some(&pod.netns), 80);
+        let start = Instant::now();
+        ask(None, pod.v4(), 80).unwrap();
+        ask(None, pod.v6(), 80).unwrap();
+        // A packet that was lost would be sent again after a second.
+        assert!(start.elapsed() < Duration::from_millis(900));
+        let stats = Network::interfaces(&pod.netns).unwrap();
+        let eth0 = stats.iter().find(|stats| stats.name == "eth0").unwrap();
+        assert!(eth0.rx_bytes > 0 && eth0.tx_packets > 0, "{eth0:?}");
+        assert_eq!(stats.len(), 2, "{stats:?}");
+    });
+}
+
+#[test]
+fn pods_reach_the_outside_under_the_address_of_the_host() {
+    on_a_host(|world| {
+        let network = network();
+        let pod = Pod::attach(&network, "a", &[]);
+        let _server = Server::start(Some(&world.outside), 80);
+        for (outside, host) in [(OUTSIDE4, HOST4), (OUTSIDE6, HOST6)] {
+            assert_eq!(ask(Some(&pod.netns), ip(outside), 80).unwrap(), ip(host));
+            assert_eq!(ask_udp(Some(&pod.netns), ip(outside), 80).unwrap(), ip(host));
+        }
+    });
+}
+
+/// Every way to a published port, with and without netfilter for bridged packets.
+#[test]
+fn published_ports_are_reached_from_everywhere() {
+    for bridged in [true, false] {
+        on_a_host(|world| {
+            filter_bridged_packets(bridged);
+            let network = network();
+            let ports = [publish(Protocol::Tcp, 8080, 80), publish(Protocol::Udp, 8080, 80)];
+            let pod = Pod::attach(&network, "a", &ports);
+            let other = Pod::attach(&network, "b", &[]);
+            let _server = Server::start(Some(&pod.netns), 80);
+            let gateways = network.gateways.clone();
+            let ways = [
+                (None, ip("127.0.0.1"), "host by loopback"),
+                (None, ip("127.1.2.3"), "host by another loopback address"),
+                (None, ip(HOST4), "host by its own address"),
+                (None, ip(HOST6), "host by its own address"),
+                (Some(&world.outside), ip(HOST4), "outside"),
+                (Some(&world.outside), ip(HOST6), "outside"),
+                (Some(&other.netns), ip(HOST4), "another pod"),
+                (Some(&other.netns), ip(HOST6), "another pod"),
+                (Some(&other.netns), gateways[0], "another pod by gateway"),
+                (Some(&other.netns), gateways[1], "another pod by gateway"),
+                (Some(&pod.netns), ip(HOST4), "the pod itself"),
+                (Some(&pod.netns), ip(HOST6), "the pod itself"),
+                (Some(&pod.netns), gateways[0], "the pod itself by gateway"),
+                (Some(&pod.netns), gateways[1], "the pod itself by gateway"),
+            ];
+            for (from, to, way) in ways {
+                let tcp = ask(from, to, 8080);
+                assert!(tcp.is_ok(), "tcp, {way} to {to}, {bridged}: {tcp:?}");
+                let udp = ask_udp(from, to, 8080);
+                assert!(udp.is_ok(), "udp, {way} to {to}, {bridged}: {udp:?}");
+            }
+            let outside = ask(Some(&world.outside), ip(HOST4), 8080).unwrap();
+            assert_eq!(outside, ip(OUTSIDE4), "the pod sees who asks");
+            // Refused at once, so that clients go on to 127.0.0.1.
+            let start = Instant::now();
+            assert!(ask(None, ip("::1"), 8080).is_err());
+            assert!(start.elapsed() < Duration::from_millis(500));
+        });
+    }
+}
+
+#[test]
+fn port_of_one_host_address_is_published_there_alone() {
+    on_a_host(|world| {
+        let network = network();
+        let at = |host_ip, host_port| PortMapping {
+            host_ip: Some(ip(host_ip)),
+            ..publish(Protocol::Tcp, host_port, 80)
+        };
+        let ports = [at("127.0.0.1", 8081), at(HOST4, 8082), at(HOST6, 8083)];
+        let pod = Pod::attach(&network, "a", &ports);
+        let _server = Server::start(Some(&pod.netns), 80);
+        let outside = Some(&world.outside);
+
+        ask(None, ip("127.0.0.1"), 8081).unwrap();
+        ask(None, ip(HOST4), 8082).unwrap();
+        ask(outside, ip(HOST4), 8082).unwrap();
+        ask(Some(&pod.netns), ip(HOST4), 8082).unwrap();
+        ask(outside, ip(HOST6), 8083).unwrap();
+        assert!(!is_reachable(None, ip(HOST4), 8081));
+        assert!(!is_reachable(outside, ip(HOST4), 8081));
+        assert!(!is_reachable(None, ip("127.0.0.1"), 8082));
+        assert!(!is_reachable(outside, ip(HOST4), 8083));
+        assert_eq!(element_count(&network), 3);
+    });
+}
+
+#[test]
+fn pods_cannot_reach_services_on_the_loopback_address_of_the_host() {
+    on_a_host(|_| {
+        let network = network();
+        let pod = Pod::attach(&network, "a", &[]);
+        let _server = Server::on(None, SocketAddr::new(ip("127.0.0.1"), 7071));
+        // Without its own loopback the pod sends 127.0.0.1 to its gateway.
+        within(Some(&pod.netns), || {
+            set_down("lo");
+            sysctl::set("ipv4/conf/eth0/route_localnet", "1").unwrap();
+        });
+        assert!(!is_reachable(Some(&pod.netns), ip("127.0.0.1"), 7071));
+        // It is our rule that keeps it from it.
+        Socket::netfilter().unwrap().transact(&network.ruleset.remove()).unwrap();
+        assert!(is_reachable(Some(&pod.netns), ip("127.0.0.1"), 7071));
+    });
+}
+
+#[test]
+fn loopback_ports_are_closed_to_packets_from_outside() {
+    on_a_host(|world| {
+        let network = network();
+        let at = PortMapping { host_ip: Some(ip("127.0.0.1")), ..publish(Protocol::Tcp, 8081, 80) };
+        let pod = Pod::attach(&network, "a", &[at, publish(Protocol::Tcp, 8082, 80)]);
+        let _server = Server::start(Some(&pod.netns), 80);
+        // A neighbour that sends packets for 127.0.0.1 to this host.
+        within(Some(&world.outside), || {
+            set_down("lo");
+            sysctl::set("ipv4/conf/uplink/route_localnet", "1").unwrap();
+            let mut socket = Socket::route().unwrap();
+            let uplink = link::find(&mut socket, "uplink").unwrap().unwrap();
+            let route = link::add_default_route(uplink.index, ip(HOST4));
+            socket.transact(&[route]).unwrap();
+        });
+        let outside = Some(&world.outside);
+        assert!(!is_reachable(outside, ip("127.0.0.1"), 8081));
+        assert!(!is_reachable(outside, ip("127.0.0.1"), 8082));
+        ask(None, ip("127.0.0.1"), 8081).unwrap();
+    });
+}
+
+#[test]
+fn detach_leaves_nothing_and_may_be_repeated() {
+    on_a_host(|_| {
+        let network = network();
+        let links_before = links().len();
+        let ports = [publish(Protocol::Tcp, 8080, 80)];
+        let pod = Pod::attach(&network, "a", &ports);
+        assert_eq!(links().len(), links_before + 1);
+        assert_eq!(element_count(&network), 2);
+        let stranger = Attachment { host_interface: "sp00000000000".into(), ..pod.attachment.clone() };
+        network.detach("never-attached", &stranger).unwrap();
+        assert_eq!(element_count(&network), 2, "ports of another pod");
+
+        network.detach(&pod.id, &pod.attachment).unwrap();
+        assert_eq!(links().len(), links_before);
+        assert_eq!(element_count(&network), 0);
+        network.detach(&pod.id, &pod.attachment).unwrap();
+
+        let again = attach(&network, "a", &pod.netns, &ports).unwrap();
+        assert_ne!(again.addresses, pod.attachment.addresses, "no quick reuse");
+        network.detach("a", &again).unwrap();
+        // A namespace that went away takes the interface with it.
+        let gone = Pod::attach(&network, "gone", &ports);
+        let Pod { attachment, .. } = gone;
+        network.detach("gone", &attachment).unwrap();
+    });
+}
+
+#[test]
+fn port_of_another_pod_or_process_is_refused_and_nothing_stays() {
+    on_a_host(|_| {
+        let network = network();
+        let ports = [publish(Protocol::Tcp, 8080, 80)];
+        let _first = Pod::attach(&network, "first", &ports);
+        let before = links().len();
+        let netns = new_namespace();
+
+        let error = attach(&network, "second", &netns, &ports).unwrap_err();
+        assert_eq!(error.kind(), Kind::AlreadyExists);
+        assert_eq!(error.to_string(), "port 8080/tcp is in use by pod first");
+
+        let _listener = TcpListener::bind("0.0.0.0:8081").unwrap();
+        let busy = [publish(Protocol::Tcp, 8081, 80)];
+        let error = attach(&network, "second", &netns, &busy).unwrap_err();
+        assert_eq!(error.kind(), Kind::AlreadyExists);
+        assert_eq!(error.to_string(), "publish port 8081/tcp");
+
+        let absent = [PortMapping { host_ip: Some(ip("203.0.113.9")), ..ports[0] }];
+        let error = attach(&network, "second", &netns, &absent).unwrap_err();
+        assert_eq!(error.kind(), Kind::AlreadyExists, "overlaps all addresses");
+        let absent = [PortMapping { host_port: 9, ..absent[0] }];
+        let error = attach(&network, "second", &netns, &absent).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument, "not our address");
+
+        assert_eq!(links().len(), before);
+        assert_eq!(element_count(&network), 2);
+        attach(&network, "second", &netns, &[]).unwrap();
+    });
+}
+
+#[test]
+fn attach_that_fails_in_the_namespace_is_undone() {
+    on_a_host(|world| {
+        let network = network();
+        let netns = new_namespace();
+        // The namespace has an eth0 already.
+        let mut socket = Socket::route().unwrap();
+        create_pair(&mut socket, "taken", &netns, "eth0");
+        let before = links().len();
+        let ports = [publish(Protocol::Tcp, 8080, 80)];
+        let error = attach(&network, "a", &netns, &ports).unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal, "{error}");
+        assert_eq!(links().len(), before);
+        assert_eq!(element_count(&network), 0);
+
+        // No namespace at all.
+        let file = std::fs::File::open("/dev/null").unwrap().into();
+        let error = attach(&network, "a", &file, &ports).unwrap_err();
+        assert!(matches!(error, Error::Namespace(_)), "{error}");
+
+        // A rule set that is gone: the failure comes after the interface.
+        socket = Socket::netfilter().unwrap();
+        socket.transact(&network.ruleset.remove()).unwrap();
+        let error = attach(&network, "a", &world.outside, &ports).unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal);
+        assert_eq!(links().len(), before, "{error}");
+        socket.transact(&network.ruleset.install()).unwrap();
+        attach(&network, "a", &new_namespace(), &ports).unwrap();
+    });
+}
+
+#[test]
+fn interface_left_by_an_attach_that_was_cut_off_is_replaced() {
+    on_a_host(|_| {
+        let network = network();
+        let (name, _) = names(&network.config.bridge, "a");
+        let stale = new_namespace();
+        create_pair(&mut Socket::route().unwrap(), &name, &stale, "eth0");
+        let pod = Pod::attach(&network, "a", &[]);
+        assert_eq!(pod.attachment.host_interface, name);
+        assert_eq!(Network::interfaces(&stale).unwrap().len(), 1, "lo alone");
+        let error = attach(&network, "a", &pod.netns, &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::AlreadyExists);
+    });
+}
+
+#[test]
+fn restart_keeps_the_pods_it_is_told_of_and_drops_strangers() {
+    on_a_host(|_| {
+        let network = network();
+        let config = network.config.clone();
+        let kept = Pod::attach(&network, "kept", &[publish(Protocol::Tcp, 8080, 80)]);
+        let lost = Pod::attach(&network, "lost", &[publish(Protocol::Tcp, 8081, 80)]);
+        // Something of the administrator's on the same bridge.
+        let _server = Server::start(Some(&kept.netns), 80);
+        drop(network);
+
+        let network = Network::open(config).unwrap();
+        ask(None, ip("127.0.0.1"), 8080).unwrap();
+        network.restore(&[(kept.id.clone(), kept.attachment.clone())]).unwrap();
+        ask(None, ip("127.0.0.1"), 8080).unwrap();
+        ask(None, ip(HOST6), 8080).unwrap();
+        assert_eq!(element_count(&network), 2);
+        let names: Vec<_> = links().into_iter().map(|link| link.name).collect();
+        assert!(names.contains(&kept.attachment.host_interface));
+        assert!(!names.contains(&lost.attachment.host_interface));
+
+        let clash = attach(&network, "new", &lost.netns, &[publish(Protocol::Tcp, 8080, 80)]);
+        assert_eq!(clash.unwrap_err().kind(), Kind::AlreadyExists);
+        let new = attach(&network, "new", &lost.netns, &[publish(Protocol::Tcp, 8081, 80)]).unwrap();
+        assert_ne!(new.addresses, kept.attachment.addresses);
+        network.detach(&kept.id, &kept.attachment).unwrap();
+        assert_eq!(element_count(&network), 2);
+    });
+}
+
+#[test]
+fn detach_after_a_restart_without_restore_removes_what_the_pod_had() {
+    on_a_host(|_| {
+        let network = network();
+        let config = network.config.clone();
+        let pod = Pod::attach(&network, "a", &[publish(Protocol::Tcp, 8080, 80)]);
+        drop(network);
+        let network = Network::open(config).unwrap();
+        assert_eq!(element_count(&network), 2);
+        network.detach(&pod.id, &pod.attachment).unwrap();
+        assert_eq!(element_count(&network), 0);
+    });
+}
+
+#[test]
+fn networks_side_by_side_do_not_disturb_each_other() {
+    on_a_host(|world| {
+        let one = Network::open(config("one", &["10.202.0.0/24", "fd72::/64"])).unwrap();
+        let two = Network::open(config("two", &["10.202.1.0/24", "fd72:0:0:1::/64"])).unwrap();
+        let a = Pod::attach(&one, "pod", &[publish(Protocol::Tcp, 8080, 80)]);
+        let b = Pod::attach(&two, "pod", &[publish(Protocol::Tcp, 8081, 80)]);
+        let _servers = [Server::start(Some(&a.netns), 80), Server::start(Some(&b.netns), 80)];
+        for port in [8080, 8081] {
+            for to in [HOST4, HOST6] {
+                ask(Some(&world.outside), ip(to), port).unwrap();
+                ask(Some(&a.netns), ip(to), port).unwrap();
+                ask(Some(&b.netns), ip(to), port).unwrap();
+            }
+            ask(None, ip("127.0.0.1"), port).unwrap();
+        }
+        one.restore(&[]).unwrap();
+        one.destroy().unwrap();
+        one.destroy().unwrap();
+        ask(None, ip("127.0.0.1"), 8081).unwrap();
+        assert!(!is_reachable(None, ip("127.0.0.1"), 8080));
+        two.destroy().unwrap();
+        let names: Vec<_> = links().into_iter().map(|link| link.name).collect();
+        assert_eq!(names.iter().filter(|name| *name != "lo").count(), 1);
+    });
+}
+
+#[test]
+fn subnet_or_name_that_the_host_uses_is_refused() {
+    on_a_host(|_| {
+        let refused = |bridge: &str, subnets: &[&str]| {
+            let before = links().len();
+            let error = Network::open(config(bridge, subnets)).err().unwrap();
+            assert_eq!(links().len(), before);
+            error
+        };
+        let _network = Network::open(config("first", &["10.202.0.0/24", "fd72::/64"])).unwrap();
+        let error = refused("second", &["10.202.0.0/16"]);
+        assert_eq!(error.kind(), Kind::FailedPrecondition);
+        assert_eq!(error.to_string(), "subnet 10.202.0.0/16 overlaps 10.202.0.1/24 of interface first");
+        refused("second", &["fd72::/48"]);
+        refused("second", &["198.51.100.0/25"]);
+        let error = refused("uplink", &["10.203.0.0/24"]);
+        assert!(matches!(error, Error::NotABridge { .. }), "{error}");
+        let error = refused("no/slash", &["10.203.0.0/24"]);
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        let mut small = config("second", &["fd73::/64"]);
+        small.mtu = Some(1000);
+        assert!(Network::open(small).is_err());
+    });
+}
+
+#[test]
+fn opening_again_adopts_the_bridge() {
+    on_a_host(|_| {
+        let config = config("again", &["10.202.0.0/24", "fd72::/64"]);
+        let first = Network::open(config.clone()).unwrap();
+        let second = Network::open(config.clone()).unwrap();
+        assert_eq!(first.bridge.index, second.bridge.index);
+        let pod = Pod::attach(&second, "a", &[]);
+        let _server = Server::start(Some(&pod.netns), 80);
+        ask(None, pod.v6(), 80).unwrap();
+        second.destroy().unwrap();
+        Network::open(config).unwrap();
+    });
+}
+
+#[test]
+fn pods_of_one_family_and_a_chosen_mtu() {
+    on_a_host(|world| {
+        for (bridge, subnet, host) in [("only4", "10.202.0.0/24", HOST4), ("only6", "fd72::/64", HOST6)] {
+            let mut config = config(bridge, &[subnet]);
+            config.mtu = Some(1400);
+            let network = Network::open(config).unwrap();
+            let pod = Pod::attach(&network, "a", &[publish(Protocol::Tcp, 8080, 80)]);
+            assert_eq!(pod.attachment.addresses.len(), 1);
+            let _server = Server::start(Some(&pod.netns), 80);
+            ask(Some(&world.outside), ip(host), 8080).unwrap();
+            assert_eq!(element_count(&network), 1);
+            let inside = within(Some(&pod.netns), links);
+            let eth0 = inside.iter().find(|link| link.name == "eth0").unwrap();
+            assert_eq!(eth0.mtu, 1400);
+            network.detach(&pod.id, &pod.attachment).unwrap();
+        }
+    });
+}
+
+#[test]
+fn exhausted_subnet_is_an_error_until_a_pod_goes() {
+    on_a_host(|_| {
+        let network = Network::open(config("tiny", &["10.202.0.0/29", "fd72::/64"])).unwrap();
+        let pods: Vec<_> =
+            (0..5).map(|number| Pod::attach(&network, &format!("pod-{number}"), &[])).collect();
+        let netns = new_namespace();
+        let error = attach(&network, "late", &netns, &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::ResourceExhausted);
+        assert_eq!(error.to_string(), "every address of 10.202.0.0/29 is in use");
+        network.detach(&pods[2].id, &pods[2].attachment).unwrap();
+        let late = attach(&network, "late", &netns, &[]).unwrap();
+        assert_eq!(late.addresses[0], pods[2].attachment.addresses[0]);
+    });
+}
+
+#[test]
+fn many_pods_come_and_go_at_once() {
+    const PODS: u16 = 64;
+    on_a_host(|_| {
+        let network = network();
+        let links_before = links().len();
+        let pods: Vec<Pod> = std::thread::scope(|scope| {
+            let attaching: Vec<_> = (0..PODS)
+                .map(|number| {
+                    let network = &network;
+                    scope.spawn(move || {
+                        let ports = [publish(Protocol::Tcp, 9000 + number, 80)];
+                        Pod::attach(network, &format!("pod-{number}"), &ports)
+                    })
+                })
+                .collect();
+            attaching.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let addresses: HashSet<_> = pods.iter().flat_map(|pod| [pod.v4(), pod.v6()]).collect();
+        assert_eq!(addresses.len(), usize::from(PODS) * 2);
+        assert_eq!(element_count(&network), usize::from(PODS) * 2);
+        let _server = Server::start(Some(&pods[7].netns), 80);
+        let ours: u16 = pods[7].attachment.ports[0].host_port;
+        ask(None, ip("127.0.0.1"), ours).unwrap();
+        std::thread::scope(|scope| {
+            for pod in &pods {
+                scope.spawn(|| network.detach(&pod.id, &pod.attachment).unwrap());
+            }
+        });
+        assert_eq!(links().len(), links_before);
+        assert_eq!(element_count(&network), 0);
+    });
+}
+
+#[test]
+fn datagrams_of_one_client_follow_the_port_to_the_next_pod() {
+    on_a_host(|world| {
+        let network = network();
+        let ports = [publish(Protocol::Udp, 8053, 53)];
+        let client = udp_socket(Some(&world.outside), false);
+        let host = ip(HOST4);
+        assert!(ask_from(&client, host, 8053).is_err(), "nobody there yet");
+
+        let first = Pod::attach(&network, "first", &ports);
+        let server = Server::start(Some(&first.netns), 53);
+        ask_from(&client, host, 8053).unwrap();
+        network.detach(&first.id, &first.attachment).unwrap();
+        drop(server);
+        assert!(ask_from(&client, host, 8053).is_err(), "nobody there now");
+
+        let second = Pod::attach(&network, "second", &ports);
+        let _server = Server::start(Some(&second.netns), 53);
+        ask_from(&client, host, 8053).unwrap();
+    });
+}
+
+#[test]
+fn pod_without_a_network_has_its_loopback() {
+    on_a_host(|_| {
+        let network = network();
+        let netns = new_namespace();
+        network.loopback(&netns).unwrap();
+        let _server = Server::start(Some(&netns), 80);
+        ask(Some(&netns), ip("127.0.0.1"), 80).unwrap();
+        ask(Some(&netns), ip("::1"), 80).unwrap();
+        assert_eq!(Network::interfaces(&netns).unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn interface_goes_with_the_namespace() {
+    on_a_host(|_| {
+        let network = network();
+        let pod = Pod::attach(&network, "a", &[]);
+        let before = links().len();
+        drop(pod.netns);
+        assert!(eventually(Duration::from_secs(10), || links().len() < before));
+        network.detach("a", &pod.attachment).unwrap();
+        let missing = link::find(&mut Socket::route().unwrap(), &pod.attachment.host_interface);
+        assert!(missing.unwrap().is_none());
+    });
+}
+
+#[test]
+fn refusal_of_the_kernel_is_told_with_its_cause() {
+    on_a_host(|_| {
+        let mut socket = Socket::route().unwrap();
+        let error =
+            socket.transact(&[link::add_address(4321, "10.202.0.1/24".parse().unwrap())]).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NODEV));
+        assert!(error.to_string().starts_with("add address"), "{error}");
+    });
+}
