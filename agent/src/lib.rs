@@ -1,3 +1,4 @@
 //! The Sampan node agent.
 
+pub mod cli;
 pub mod network;
