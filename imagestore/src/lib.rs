@@ -4,5 +4,8 @@
 //! chain id; an image is a record that points at both. Nothing here knows containers, gRPC or who asks.
 
 mod digest;
+pub mod layer;
+pub mod snapshot;
 
 pub use digest::{ChainId, Digest};
+pub use snapshot::Snapshots;
