@@ -166,10 +166,7 @@ fn pods_cannot_reach_services_on_the_loopback_address_of_the_host() {
         let pod = Pod::attach(&network, "a", &[]);
         let _server = Server::on(None, SocketAddr::new(ip("127.0.0.1"), 7071));
         // Without its own loopback the pod sends 127.0.0.1 to its gateway.
-        within(Some(&pod.netns), || {
-            set_down("lo");
-            sysctl::set("ipv4/conf/eth0/route_localnet", "1").unwrap();
-        });
+        within(Some(&pod.netns), || send_loopback_out("eth0"));
         assert!(!is_reachable(Some(&pod.netns), ip("127.0.0.1"), 7071));
         // It is our rule that keeps it from it.
         Socket::netfilter().unwrap().transact(&network.ruleset.remove()).unwrap();
@@ -186,8 +183,7 @@ fn loopback_ports_are_closed_to_packets_from_outside() {
         let _server = Server::start(Some(&pod.netns), 80);
         // A neighbour that sends packets for 127.0.0.1 to this host.
         within(Some(&world.outside), || {
-            set_down("lo");
-            sysctl::set("ipv4/conf/uplink/route_localnet", "1").unwrap();
+            send_loopback_out("uplink");
             let mut socket = Socket::route().unwrap();
             let uplink = link::find(&mut socket, "uplink").unwrap().unwrap();
             let route = link::add_default_route(uplink.index, ip(HOST4));
