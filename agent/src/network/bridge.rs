@@ -24,6 +24,8 @@ const MAXIMUM_MTU: u32 = 65535;
 pub(super) struct Bridge {
     pub(super) index: u32,
     pub(super) mtu: u32,
+    /// It was not there before.
+    pub(super) created: bool,
 }
 
 /// A name that the kernel and nftables both take.
@@ -92,13 +94,18 @@ pub(super) fn open(socket: &mut Socket, config: &Config, pools: &[Pool]) -> Resu
         Some(link) => link,
         None => create(socket, config, pools, default_mtu(&routes, &links))?,
     };
-    match configure(socket, name, &link, pools) {
-        Ok(()) => Ok(Bridge { index: link.index, mtu: config.mtu.unwrap_or(link.mtu) }),
-        Err(failure) if created => Err(match link::delete(socket, name).map_err(what()) {
-            Ok(()) => failure,
-            Err(undo) => Error::Undo { failure: failure.into(), undo: undo.into() },
-        }),
+    match configure(socket, config, &link, pools) {
+        Ok(()) => Ok(Bridge { index: link.index, mtu: config.mtu.unwrap_or(link.mtu), created }),
+        Err(failure) if created => Err(undo(socket, name, failure)),
         Err(failure) => Err(failure),
+    }
+}
+
+/// Removes a bridge that was made for nothing, and gives the failure back.
+pub(super) fn undo(socket: &mut Socket, name: &str, failure: Error) -> Error {
+    match link::delete(socket, name).map_err(about(format!("bridge {name}"))) {
+        Ok(()) => failure,
+        Err(undo) => Error::Undo { failure: failure.into(), undo: undo.into() },
     }
 }
 
@@ -121,24 +128,28 @@ fn create(socket: &mut Socket, config: &Config, pools: &[Pool], default_mtu: u32
     link::find(socket, name).map_err(what())?.ok_or_else(|| Error::NotABridge { name: name.to_owned() })
 }
 
-fn configure(socket: &mut Socket, name: &str, link: &Link, pools: &[Pool]) -> Result<(), Error> {
-    for (parameter, value) in [
+fn configure(socket: &mut Socket, config: &Config, link: &Link, pools: &[Pool]) -> Result<(), Error> {
+    let name = config.bridge.as_str();
+    let has = |v6| {
+        let mut subnets = pools.iter().map(Pool::subnet);
+        subnets.any(|subnet| matches!(subnet, IpNet::V6(_)) == v6)
+    };
+    if has(false) {
         // So that answers to connections from 127.0.0.1 find their way back.
-        ("ipv4/conf/{}/route_localnet", "1"),
-        // A pod is no router, whatever it says.
-        ("ipv6/conf/{}/accept_ra", "0"),
-        ("ipv6/conf/{}/accept_dad", "0"),
-        ("ipv6/conf/{}/disable_ipv6", "0"),
-    ] {
-        let present = pools.iter().any(|pool| match pool.subnet() {
-            IpNet::V4(_) => parameter.starts_with("ipv4"),
-            IpNet::V6(_) => parameter.starts_with("ipv6"),
-        });
-        if present {
-            sysctl::set(&parameter.replace("{}", name), value)?;
-        }
+        sysctl::set(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
+    }
+    if sysctl::has_ipv6() {
+        // A pod is no router, whatever it says; also where pods have no IPv6.
+        sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+        sysctl::set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
+    }
+    if has(true) {
+        sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
     }
     let mut requests: Vec<Message> = vec![link::set_up(name)];
+    if let Some(mtu) = config.mtu.filter(|mtu| *mtu != link.mtu) {
+        requests.push(link::set_mtu(name, mtu));
+    }
     let add = |pool: &Pool| link::add_address(link.index, pool.gateway());
     requests.extend(pools.iter().map(add));
     socket.transact(&requests).map_err(about(format!("bridge {name}")))?;

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -46,6 +46,21 @@ pub struct InterfaceStats {
     pub tx_packets: u64,
     /// Packets that could not be sent.
     pub tx_errors: u64,
+}
+
+impl InterfaceStats {
+    /// The same traffic as it is seen at the other end of a pair.
+    pub(super) fn seen_from_peer(self, name: &str) -> InterfaceStats {
+        InterfaceStats {
+            name: name.to_owned(),
+            rx_bytes: self.tx_bytes,
+            rx_packets: self.tx_packets,
+            rx_errors: self.tx_errors,
+            tx_bytes: self.rx_bytes,
+            tx_packets: self.rx_packets,
+            tx_errors: self.rx_errors,
+        }
+    }
 }
 
 /// What is known of an interface.
@@ -163,6 +178,21 @@ pub(super) fn find(socket: &mut Socket, interface: &str) -> Result<Option<Link>,
         Err(error) if error.errno() == Some(Errno::NODEV) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The ports of a bridge.
+pub(super) fn list_ports(socket: &mut Socket, bridge: u32) -> Result<Vec<Link>, Error> {
+    let attributes = vec![
+        LinkAttribute::Controller(bridge),
+        // Without the protocols' own counters, which are most of an answer.
+        LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+    ];
+    let request = RouteNetlinkMessage::GetLink(message(0, attributes));
+    let replies = socket.dump(&Message::route("list bridge ports", DUMP, &request))?;
+    let mut links = parse_all(&replies)?;
+    // Kernels that know no such filter answer with every interface.
+    links.retain(|link| link.master == Some(bridge));
+    Ok(links)
 }
 
 fn get(interface: &str) -> Message {
@@ -283,6 +313,12 @@ pub(super) fn create_pair(pair: &Pair<'_>) -> Vec<Message> {
 fn without_link_local() -> LinkAttribute {
     let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])])
+}
+
+pub(super) fn set_mtu(interface: &str, mtu: u32) -> Message {
+    let attributes = vec![name(interface), LinkAttribute::Mtu(mtu)];
+    let request = RouteNetlinkMessage::SetLink(message(0, attributes));
+    Message::route("set mtu", 0, &request)
 }
 
 pub(super) fn set_up(interface: &str) -> Message {

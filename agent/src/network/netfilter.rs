@@ -27,7 +27,6 @@ pub(super) enum Command {
     DeleteRule = 8,
     NewSet = 9,
     NewElement = 12,
-    #[cfg(test)]
     GetElement = 13,
     DeleteElement = 14,
 }

@@ -15,7 +15,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size_force, set_socket_timeout};
 
 pub(super) const REQUEST: u16 = 0x001;
 pub(super) const ACK: u16 = 0x004;
@@ -35,6 +35,8 @@ const HEADER: usize = 16;
 /// The kernel never makes a dump datagram larger than this.
 const RECEIVE_BUFFER: usize = 32 * 1024;
 const DEADLINE: Duration = Duration::from_secs(10);
+/// What fits a socket's send buffer as the kernel sets it up.
+const SEND_BUFFER: usize = 128 * 1024;
 /// A dump that the kernel marks as torn is asked for again this often.
 const DUMP_TRIES: usize = 5;
 
@@ -191,7 +193,13 @@ impl Socket {
             datagram.extend_from_slice(&message.body);
             datagram.resize(start + align(datagram.len() - start), 0);
         }
-        self.inner.send(&datagram, 0).map_err(|source| Error::Socket { call: "send", source })?;
+        let failed = |call| move |source| Error::Socket { call, source };
+        if datagram.len() > SEND_BUFFER {
+            // A transaction goes in one piece, however many ports are in it.
+            set_socket_send_buffer_size_force(self.inner.as_fd(), datagram.len() * 2)
+                .map_err(|errno| failed("setsockopt")(errno.into()))?;
+        }
+        self.inner.send(&datagram, 0).map_err(failed("send"))?;
         Ok(first)
     }
 

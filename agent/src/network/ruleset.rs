@@ -33,7 +33,7 @@ use ipnet::IpNet;
 use super::netfilter::{
     Command, DESTINATION_REWRITTEN, Family, LOCAL, Load, Register, Rule, request, transaction,
 };
-use super::netlink::{CREATE, Message};
+use super::netlink::{CREATE, DUMP, Message, Reply, attribute, attributes};
 use super::port::PortMapping;
 
 /// One element of a port map: where a port of the host leads.
@@ -62,6 +62,11 @@ impl Element {
                 pod_port: port.container_port,
             })
             .collect()
+    }
+
+    /// The map that the element is in, and its key there.
+    pub(super) fn place(&self) -> (&'static str, Vec<u8>) {
+        (self.map().name, self.key())
     }
 
     fn map(&self) -> &'static Map {
@@ -205,9 +210,7 @@ impl Ruleset {
     pub(super) fn install(&self) -> Vec<Message> {
         let table = self.bridge.as_str();
         let chains = [ISOLATION, PREROUTING, OUTPUT, POSTROUTING];
-        let mut requests = vec![request(Command::NewTable, CREATE, "create nftables table", |attributes| {
-            attributes.text(1, table);
-        })];
+        let mut requests = vec![self.create_table()];
         requests.extend(chains.iter().map(|chain| chain.create(table)));
         requests.push(request(Command::DeleteRule, 0, "renew nftables rules", |rule| {
             rule.text(1, table);
@@ -262,6 +265,19 @@ impl Ruleset {
                 .equal(Load::OutputInterface, &bridge),
         );
         rules.into_iter().map(|rule| rule.masquerade().append_to(&self.bridge, POSTROUTING.name)).collect()
+    }
+
+    /// A table with a chain of a kind that ours of that name is not.
+    #[cfg(test)]
+    pub(super) fn install_filter_chain(&self, name: &'static str) -> Vec<Message> {
+        let chain = Chain { name, ..ISOLATION };
+        transaction(vec![self.create_table(), chain.create(&self.bridge)])
+    }
+
+    fn create_table(&self) -> Message {
+        request(Command::NewTable, CREATE, "create nftables table", |table| {
+            table.text(1, &self.bridge);
+        })
     }
 
     /// Removes the table with all that is in it.
@@ -329,18 +345,29 @@ impl Ruleset {
         requests
     }
 
-    /// Asks for the elements of each map.
-    #[cfg(test)]
-    pub(super) fn list(&self) -> Vec<Message> {
-        MAPS.iter()
-            .map(|map| {
-                let flags = super::netlink::DUMP;
-                request(Command::GetElement, flags, "list ports", |list| {
-                    list.text(1, &self.bridge).text(2, map.name);
-                })
-            })
-            .collect()
+    /// The request for the elements of each map, by its name.
+    pub(super) fn list(&self) -> impl Iterator<Item = (&'static str, Message)> {
+        MAPS.iter().map(|map| {
+            let request = request(Command::GetElement, DUMP, "list ports", |list| {
+                list.text(1, &self.bridge).text(2, map.name);
+            });
+            (map.name, request)
+        })
     }
+}
+
+/// The keys in the answers to a request for elements.
+pub(super) fn keys(replies: &[Reply]) -> Vec<Vec<u8>> {
+    const HEADER: usize = 4;
+    let mut keys = Vec::new();
+    for reply in replies {
+        let list = reply.body.get(HEADER..).and_then(|body| attribute(body, 3));
+        for (_, element) in attributes(list.unwrap_or_default()) {
+            let key = attribute(element, 1).and_then(|key| attribute(key, 1));
+            keys.extend(key.map(<[u8]>::to_vec));
+        }
+    }
+    keys
 }
 
 /// An interface's name as it lies in a register.

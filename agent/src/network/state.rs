@@ -77,10 +77,12 @@ impl State {
                 warn!(pod.id = %pod_id, address = %net, "address of the pod is not ours or in use twice");
             }
         }
+        let mut adopted = attachment.clone();
         if let Err(error) = self.ports.take(pod_id, &attachment.ports) {
             warn!(pod.id = %pod_id, %error, "ports of the pod are in use twice");
+            adopted.ports.clear();
         }
-        self.pods.insert(pod_id.to_owned(), attachment.clone());
+        self.pods.insert(pod_id.to_owned(), adopted);
     }
 
     pub(super) fn release(&mut self, pod_id: &str) {
@@ -101,4 +103,49 @@ impl State {
 
 fn display_address(address: [u8; 6]) -> String {
     address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::Protocol;
+
+    fn state() -> State {
+        let pool = |subnet: &str| Pool::new(subnet.parse().unwrap()).unwrap();
+        State::new(vec![pool("10.0.0.0/29"), pool("fd00::/126")])
+    }
+
+    fn port(host_port: u16) -> PortMapping {
+        PortMapping { protocol: Protocol::Tcp, host_ip: None, host_port, container_port: 80 }
+    }
+
+    #[test]
+    fn what_cannot_be_given_as_a_whole_is_given_back() {
+        let mut state = state();
+        state.reserve("a", "spa".into(), vec![port(80)]).unwrap();
+        // Neither a clash of ports nor an empty pool of IPv6 addresses costs an IPv4 address.
+        for _ in 0..10 {
+            assert!(state.reserve("b", "spb".into(), vec![port(80)]).is_err());
+        }
+        state.reserve("b", "spb".into(), vec![]).unwrap();
+        for _ in 0..10 {
+            let error = state.reserve("c", "spc".into(), vec![]).unwrap_err();
+            assert_eq!(error.to_string(), "every address of fd00::/126 is in use");
+        }
+        state.release("b");
+        state.reserve("c", "spc".into(), vec![]).unwrap();
+    }
+
+    #[test]
+    fn adopted_pod_does_not_take_the_ports_of_another() {
+        let mut state = state();
+        let first = state.reserve("a", "spa".into(), vec![port(80)]).unwrap();
+        let mut other = State::new(Vec::new());
+        other.adopt("a", &first);
+        other.adopt("b", &first);
+        let published: usize = other.attachments().map(|attachment| attachment.ports.len()).sum();
+        assert_eq!(published, 1);
+        assert!(other.own_or_free("b", &[port(80)]).is_empty());
+        assert_eq!(other.own_or_free("a", &[port(80)]), [port(80)]);
+    }
 }

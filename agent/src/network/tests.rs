@@ -1,14 +1,15 @@
 //! The network with real namespaces, bridges, rules and traffic. Needs root.
 
+mod ports;
 mod world;
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::netlink::{Socket, attribute, attributes};
+use super::netlink::Socket;
 use super::*;
 use world::*;
 
@@ -18,15 +19,7 @@ fn ip(text: &str) -> IpAddr {
 
 /// Elements in the port maps of a network, as the kernel lists them.
 fn element_count(network: &Network) -> usize {
-    let mut socket = Socket::netfilter().unwrap();
-    let mut count = 0;
-    for request in network.ruleset.list() {
-        for reply in socket.dump(&request).unwrap() {
-            let list = attribute(&reply.body[4..], 3).unwrap_or_default();
-            count += attributes(list).count();
-        }
-    }
-    count
+    network.published(&mut Socket::netfilter().unwrap()).unwrap().len()
 }
 
 fn attach<'a>(
@@ -73,6 +66,9 @@ fn interface_of_a_pod_is_ready_at_once() {
         let eth0 = stats.iter().find(|stats| stats.name == "eth0").unwrap();
         assert!(eth0.rx_bytes > 0 && eth0.tx_packets > 0, "{eth0:?}");
         assert_eq!(stats.len(), 2, "{stats:?}");
+        let traffic = network.traffic().unwrap();
+        assert_eq!(traffic[&pod.attachment.host_interface], *eth0);
+        assert_eq!(traffic.len(), 1);
     });
 }
 
@@ -86,117 +82,6 @@ fn pods_reach_the_outside_under_the_address_of_the_host() {
             assert_eq!(ask(Some(&pod.netns), ip(outside), 80).unwrap(), ip(host));
             assert_eq!(ask_udp(Some(&pod.netns), ip(outside), 80).unwrap(), ip(host));
         }
-    });
-}
-
-/// Every way to a published port, with and without netfilter for bridged packets.
-#[test]
-fn published_ports_are_reached_from_everywhere() {
-    for bridged in [true, false] {
-        on_a_host(|world| {
-            filter_bridged_packets(bridged);
-            let network = network();
-            let ports = [publish(Protocol::Tcp, 8080, 80), publish(Protocol::Udp, 8080, 80)];
-            let pod = Pod::attach(&network, "a", &ports);
-            let other = Pod::attach(&network, "b", &[]);
-            let _server = Server::start(Some(&pod.netns), 80);
-            let gateways = network.gateways.clone();
-            let ways = [
-                (None, ip("127.0.0.1"), "host by loopback"),
-                (None, ip("127.1.2.3"), "host by another loopback address"),
-                (None, ip(HOST4), "host by its own address"),
-                (None, ip(HOST6), "host by its own address"),
-                (Some(&world.outside), ip(HOST4), "outside"),
-                (Some(&world.outside), ip(HOST6), "outside"),
-                (Some(&other.netns), ip(HOST4), "another pod"),
-                (Some(&other.netns), ip(HOST6), "another pod"),
-                (Some(&other.netns), gateways[0], "another pod by gateway"),
-                (Some(&other.netns), gateways[1], "another pod by gateway"),
-                (Some(&pod.netns), ip(HOST4), "the pod itself"),
-                (Some(&pod.netns), ip(HOST6), "the pod itself"),
-                (Some(&pod.netns), gateways[0], "the pod itself by gateway"),
-                (Some(&pod.netns), gateways[1], "the pod itself by gateway"),
-            ];
-            for (from, to, way) in ways {
-                let tcp = ask(from, to, 8080);
-                assert!(tcp.is_ok(), "tcp, {way} to {to}, {bridged}: {tcp:?}");
-                let udp = ask_udp(from, to, 8080);
-                assert!(udp.is_ok(), "udp, {way} to {to}, {bridged}: {udp:?}");
-            }
-            let outside = ask(Some(&world.outside), ip(HOST4), 8080).unwrap();
-            assert_eq!(outside, ip(OUTSIDE4), "the pod sees who asks");
-            // Refused at once, so that clients go on to 127.0.0.1.
-            let start = Instant::now();
-            assert!(ask(None, ip("::1"), 8080).is_err());
-            assert!(start.elapsed() < Duration::from_millis(500));
-        });
-    }
-}
-
-#[test]
-fn port_of_one_host_address_is_published_there_alone() {
-    on_a_host(|world| {
-        let network = network();
-        let at = |host_ip, host_port| PortMapping {
-            host_ip: Some(ip(host_ip)),
-            ..publish(Protocol::Tcp, host_port, 80)
-        };
-        let ports = [at("127.0.0.1", 8081), at(HOST4, 8082), at(HOST6, 8083)];
-        let pod = Pod::attach(&network, "a", &ports);
-        let _server = Server::start(Some(&pod.netns), 80);
-        let outside = Some(&world.outside);
-
-        ask(None, ip("127.0.0.1"), 8081).unwrap();
-        ask(None, ip(HOST4), 8082).unwrap();
-        ask(outside, ip(HOST4), 8082).unwrap();
-        ask(Some(&pod.netns), ip(HOST4), 8082).unwrap();
-        ask(outside, ip(HOST6), 8083).unwrap();
-        assert!(!is_reachable(None, ip(HOST4), 8081));
-        assert!(!is_reachable(outside, ip(HOST4), 8081));
-        assert!(!is_reachable(None, ip("127.0.0.1"), 8082));
-        assert!(!is_reachable(outside, ip(HOST4), 8083));
-        assert_eq!(element_count(&network), 3);
-    });
-}
-
-#[test]
-fn pods_cannot_reach_services_on_the_loopback_address_of_the_host() {
-    on_a_host(|_| {
-        let network = network();
-        let pod = Pod::attach(&network, "a", &[]);
-        let _server = Server::on(None, SocketAddr::new(ip("127.0.0.1"), 7071));
-        // Without its own loopback the pod sends 127.0.0.1 to its gateway.
-        within(Some(&pod.netns), || {
-            set_down("lo");
-            sysctl::set("ipv4/conf/eth0/route_localnet", "1").unwrap();
-        });
-        assert!(!is_reachable(Some(&pod.netns), ip("127.0.0.1"), 7071));
-        // It is our rule that keeps it from it.
-        Socket::netfilter().unwrap().transact(&network.ruleset.remove()).unwrap();
-        assert!(is_reachable(Some(&pod.netns), ip("127.0.0.1"), 7071));
-    });
-}
-
-#[test]
-fn loopback_ports_are_closed_to_packets_from_outside() {
-    on_a_host(|world| {
-        let network = network();
-        let at = PortMapping { host_ip: Some(ip("127.0.0.1")), ..publish(Protocol::Tcp, 8081, 80) };
-        let pod = Pod::attach(&network, "a", &[at, publish(Protocol::Tcp, 8082, 80)]);
-        let _server = Server::start(Some(&pod.netns), 80);
-        // A neighbour that sends packets for 127.0.0.1 to this host.
-        within(Some(&world.outside), || {
-            set_down("lo");
-            sysctl::set("ipv4/conf/uplink/route_localnet", "1").unwrap();
-            let mut socket = Socket::route().unwrap();
-            let uplink = link::find(&mut socket, "uplink").unwrap().unwrap();
-            let route = link::add_default_route(uplink.index, ip(HOST4));
-            socket.transact(&[route]).unwrap();
-        });
-        let outside = Some(&world.outside);
-        assert!(!is_reachable(outside, ip("127.0.0.1"), 8081));
-        assert!(!is_reachable(outside, ip("127.0.0.1"), 8082));
-        ask(None, ip("127.0.0.1"), 8081).unwrap();
     });
 }
 
@@ -225,38 +110,6 @@ fn detach_leaves_nothing_and_may_be_repeated() {
         let gone = Pod::attach(&network, "gone", &ports);
         let Pod { attachment, .. } = gone;
         network.detach("gone", &attachment).unwrap();
-    });
-}
-
-#[test]
-fn port_of_another_pod_or_process_is_refused_and_nothing_stays() {
-    on_a_host(|_| {
-        let network = network();
-        let ports = [publish(Protocol::Tcp, 8080, 80)];
-        let _first = Pod::attach(&network, "first", &ports);
-        let before = links().len();
-        let netns = new_namespace();
-
-        let error = attach(&network, "second", &netns, &ports).unwrap_err();
-        assert_eq!(error.kind(), Kind::AlreadyExists);
-        assert_eq!(error.to_string(), "port 8080/tcp is in use by pod first");
-
-        let _listener = TcpListener::bind("0.0.0.0:8081").unwrap();
-        let busy = [publish(Protocol::Tcp, 8081, 80)];
-        let error = attach(&network, "second", &netns, &busy).unwrap_err();
-        assert_eq!(error.kind(), Kind::AlreadyExists);
-        assert_eq!(error.to_string(), "publish port 8081/tcp");
-
-        let absent = [PortMapping { host_ip: Some(ip("203.0.113.9")), ..ports[0] }];
-        let error = attach(&network, "second", &netns, &absent).unwrap_err();
-        assert_eq!(error.kind(), Kind::AlreadyExists, "overlaps all addresses");
-        let absent = [PortMapping { host_port: 9, ..absent[0] }];
-        let error = attach(&network, "second", &netns, &absent).unwrap_err();
-        assert_eq!(error.kind(), Kind::InvalidArgument, "not our address");
-
-        assert_eq!(links().len(), before);
-        assert_eq!(element_count(&network), 2);
-        attach(&network, "second", &netns, &[]).unwrap();
     });
 }
 
@@ -403,6 +256,19 @@ fn subnet_or_name_that_the_host_uses_is_refused() {
 }
 
 #[test]
+fn bridge_whose_rules_are_refused_is_removed() {
+    on_a_host(|_| {
+        // A table of that name, with a chain of another kind where ours would be.
+        let foreign = Ruleset::new("foreign", &[]);
+        Socket::netfilter().unwrap().transact(&foreign.install_filter_chain("output")).unwrap();
+        let before = links().len();
+        let error = Network::open(config("foreign", &["10.202.0.0/24"])).err().unwrap();
+        assert_eq!(error.kind(), Kind::Internal, "{error}");
+        assert_eq!(links().len(), before);
+    });
+}
+
+#[test]
 fn opening_again_adopts_the_bridge() {
     on_a_host(|_| {
         let config = config("again", &["10.202.0.0/24", "fd72::/64"]);
@@ -412,7 +278,13 @@ fn opening_again_adopts_the_bridge() {
         let pod = Pod::attach(&second, "a", &[]);
         let _server = Server::start(Some(&pod.netns), 80);
         ask(None, pod.v6(), 80).unwrap();
-        second.destroy().unwrap();
+        drop(first);
+        let mut smaller = config.clone();
+        smaller.mtu = Some(1300);
+        let third = Network::open(smaller).unwrap();
+        let bridge = links().into_iter().find(|link| link.name == "again");
+        assert_eq!(bridge.unwrap().mtu, 1300);
+        third.destroy().unwrap();
         Network::open(config).unwrap();
     });
 }
@@ -488,24 +360,23 @@ fn many_pods_come_and_go_at_once() {
 }
 
 #[test]
-fn datagrams_of_one_client_follow_the_port_to_the_next_pod() {
-    on_a_host(|world| {
-        let network = network();
-        let ports = [publish(Protocol::Udp, 8053, 53)];
-        let client = udp_socket(Some(&world.outside), false);
-        let host = ip(HOST4);
-        assert!(ask_from(&client, host, 8053).is_err(), "nobody there yet");
-
-        let first = Pod::attach(&network, "first", &ports);
-        let server = Server::start(Some(&first.netns), 53);
-        ask_from(&client, host, 8053).unwrap();
-        network.detach(&first.id, &first.attachment).unwrap();
-        drop(server);
-        assert!(ask_from(&client, host, 8053).is_err(), "nobody there now");
-
-        let second = Pod::attach(&network, "second", &ports);
-        let _server = Server::start(Some(&second.netns), 53);
-        ask_from(&client, host, 8053).unwrap();
+fn pods_cannot_make_the_host_accept_router_advertisements() {
+    on_a_host(|_| {
+        sysctl::set("ipv6/conf/default/accept_ra", "1").unwrap();
+        sysctl::set("ipv6/conf/uplink/accept_ra", "1").unwrap();
+        let _network = Network::open(config("only4", &["10.202.0.0/24"])).unwrap();
+        let value = |name: &str| sysctl::get(&format!("ipv6/conf/{name}")).unwrap();
+        assert_eq!(value("only4/accept_ra"), "0");
+        assert_eq!(value("uplink/accept_ra"), "1");
+        assert_eq!(value("all/forwarding"), "0");
+        let network = Network::open(config("both", &["10.203.0.0/24", "fd72::/64"])).unwrap();
+        assert_eq!(value("both/accept_ra"), "0");
+        // The host goes on listening where it did, though it forwards now.
+        assert_eq!(value("uplink/accept_ra"), "2");
+        assert_eq!(value("all/forwarding"), "1");
+        let pod = Pod::attach(&network, "a", &[]);
+        let inside = within(Some(&pod.netns), || value("eth0/accept_ra"));
+        assert_eq!(inside, "0");
     });
 }
 

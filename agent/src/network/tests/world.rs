@@ -6,15 +6,16 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::thread::UnshareFlags;
 
 use crate::network::link::{self, Link};
@@ -99,15 +100,19 @@ fn give(socket: &mut Socket, name: &str, addresses: &[&str]) {
     socket.transact(&messages).unwrap();
 }
 
-/// Sets an interface down in the calling thread's namespace.
-pub(super) fn set_down(name: &str) {
-    use netlink_packet_route::link::LinkFlags;
-    let mut request = LinkMessage::default();
-    request.header.change_mask = LinkFlags::Up;
-    request.attributes = vec![LinkAttribute::IfName(name.into())];
-    let request = RouteNetlinkMessage::SetLink(request);
-    let message = Message::route("set down", 0, &request);
+/// Takes the loopback address from the calling thread's namespace, so that it
+/// sends packets for 127.0.0.1 out by `interface`.
+pub(super) fn send_loopback_out(interface: &str) {
+    let mut request = AddressMessage::default();
+    request.header.family = AddressFamily::Inet;
+    request.header.prefix_len = 8;
+    request.header.index = 1;
+    let localhost = Ipv4Addr::LOCALHOST.into();
+    request.attributes = vec![AddressAttribute::Local(localhost)];
+    let request = RouteNetlinkMessage::DelAddress(request);
+    let message = Message::route("delete address", 0, &request);
     Socket::route().unwrap().transact(&[message]).unwrap();
+    sysctl::set(&format!("ipv4/conf/{interface}/route_localnet"), "1").unwrap();
 }
 
 pub(super) fn config(bridge: &str, subnets: &[&str]) -> Config {
