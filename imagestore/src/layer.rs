@@ -21,6 +21,9 @@ mod tree;
 mod write;
 
 pub(crate) use error::out_of_space;
+#[cfg(test)]
+pub(crate) mod tests;
+
 pub use error::{Error, Refusal};
 pub(crate) use remove::remove_tree;
 pub(crate) use tree::OPAQUE;

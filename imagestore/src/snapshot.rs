@@ -144,7 +144,7 @@ impl Snapshots {
             if state.committed.contains_key(chain) {
                 return Ok(());
             }
-            state.stack(parent)?
+            state.visible(parent)?
         };
         inherit::describe_implied(&self.folders, &stage, &lower, &unpacked.implied)?;
         let opaque = fs::fgetxattr(stage.root(), OPAQUE, &mut [0_u8; 1][..]).is_ok();

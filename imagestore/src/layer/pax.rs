@@ -150,12 +150,12 @@ mod tests {
 
     #[test]
     fn records_are_read_to_the_last_byte() {
-        let records = parse(b"12 path=a\nb\n11 path=abc\n20 mtime=-1.5000000\n").unwrap();
+        let records = parse(b"12 path=a\nb\n12 path=abc\n20 mtime=-1.5000000\n").unwrap();
         assert_eq!(records.path.as_deref(), Some(&b"abc"[..]));
         assert_eq!(records.mtime, Some(Time { seconds: -2, nanoseconds: 500_000_000 }));
         for broken in [
-            &b"11 path=abc"[..],
-            b"10 path=abc\n",
+            &b"12 path=abc"[..],
+            b"11 path=abc\n",
             b"99 path=abc\n",
             b"0 \n",
             b"3 \n",
@@ -168,13 +168,13 @@ mod tests {
 
     #[test]
     fn empty_value_takes_back_an_earlier_one() {
-        let records = parse(b"11 path=abc\n8 path=\n").unwrap();
+        let records = parse(b"12 path=abc\n8 path=\n").unwrap();
         assert_eq!(records.path, None);
     }
 
     #[test]
     fn attribute_names_are_decoded_as_gnu_tar_wrote_them() {
-        let records = parse(b"33 SCHILY.xattr.user.a%3Db%25c=1=2\n").unwrap();
+        let records = parse(b"35 SCHILY.xattr.user.a%3Db%25c=1=2\n").unwrap();
         assert_eq!(records.attributes, [(b"user.a=b%c".to_vec(), b"1=2".to_vec())]);
     }
 }
