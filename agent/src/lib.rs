@@ -1,1 +1,18 @@
-//! placeholder
+//! The node agent: policy, state and gRPC over the image store, the runtime and the network.
+//!
+//! A request comes in by `server`, is converted in `cri` or `services`, and done by the task of its pod in
+//! `pods`. This crate starts processes only by executing the runtime; it forks no code of its own.
+//! `cli` is the other side of the socket: it shares the crate, and nothing of the agent's.
+
+pub mod cli;
+pub mod config;
+pub mod context;
+pub mod cri;
+pub mod error;
+pub mod network;
+pub mod pods;
+pub mod server;
+pub mod services;
+pub mod stats;
+mod status;
+pub mod telemetry;

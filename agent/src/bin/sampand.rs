@@ -1,0 +1,133 @@
+//! `sampand`: the agent. Logging → configuration → stores → recovery → socket → signal → drain.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Parser;
+use sampan_agent::{
+    config::{Config, Overrides},
+    context::Context,
+    pods::Pods,
+    server,
+    stats::Collector,
+    telemetry,
+};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+/// What calls in flight get to finish once the agent is told to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// The node agent: pulls images, runs pods, serves CRI v1 and sampan.v1 on a unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "sampand", version)]
+struct Arguments {
+    /// Configuration file (TOML) [default: /etc/sampan/config.toml, which need not exist].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of what survives a reboot: images, layers, records.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Folder of what a reboot makes void: sockets, bundles.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// The gRPC socket.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Log filter, such as `info` or `sampan_agent=debug`.
+    #[arg(long, value_name = "FILTER")]
+    log_level: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match main_exec() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&format!("sampand: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn main_exec() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let overrides = Overrides {
+        root: arguments.root,
+        state: arguments.state,
+        socket: arguments.socket,
+        log_level: arguments.log_level,
+    };
+    let config = Config::load(arguments.config.as_deref(), &overrides)?;
+    telemetry::start(&config.log).context("start logging")?;
+    // Two threads serve; what blocks has threads of its own, which go when they are idle.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_keep_alive(Duration::from_secs(5))
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(run(config));
+    runtime.shutdown_timeout(DRAIN);
+    result
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let socket = config.socket.clone();
+    info!(version = env!("CARGO_PKG_VERSION"), root = %config.root.display(), "starting");
+    let listener = server::listen(&socket).await?;
+    let context = tokio::task::spawn_blocking(move || Context::open(config)).await?.context("open the stores")?;
+    let pods = Pods::new(Arc::new(context));
+    pods.recover().await?;
+    let collector = Collector::new(pods.clone());
+    tokio::spawn(collector.clone().run());
+    tokio::spawn(watchdog());
+    notify(&[NotifyState::Ready]);
+    info!(socket = %socket.display(), "serving");
+    let mut server = std::pin::pin!(server::serve(listener, pods, collector, told_to_end()));
+    tokio::select! {
+        ended = &mut server => return ended,
+        () = told_to_end() => {}
+    }
+    notify(&[NotifyState::Stopping]);
+    info!("ending; containers run on");
+    match tokio::time::timeout(DRAIN, server).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            warn!("calls were still in flight when the agent ended");
+            Ok(())
+        }
+    }
+}
+
+async fn told_to_end() {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// Tells systemd that the agent still turns, twice in each of its periods.
+async fn watchdog() {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval(period / 2);
+    loop {
+        ticks.tick().await;
+        notify(&[NotifyState::Watchdog]);
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "systemd could not be told");
+    }
+}
+
+/// Before logging is set up, and when it cannot be, standard error is all there is.
+#[allow(clippy::print_stderr)]
+fn tell(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,72 @@
+//! Values of options as people write them, turned into what the agent takes.
+//!
+//! Errors are sentences that end up behind clap's "invalid value" and say what would be valid.
+
+mod amount;
+mod environment;
+mod moment;
+mod port;
+mod volume;
+
+use std::{convert::Infallible, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+
+pub(super) use self::{
+    amount::{cores, memory},
+    environment::environment,
+    moment::moment,
+    port::{Ports, ports, publication},
+    volume::volume,
+};
+
+/// How a listing is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Listing {
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub(super) output: Format,
+}
+
+impl Listing {
+    pub(super) fn is_json(&self) -> bool {
+        self.output == Format::Json
+    }
+}
+
+/// A path, or a URI as other tools of the trade want it: `unix:///run/sampan/sampan.sock`.
+pub(super) fn socket(text: &str) -> Result<PathBuf, Infallible> {
+    Ok(PathBuf::from(text.strip_prefix("unix://").unwrap_or(text)))
+}
+
+/// `KEY=VALUE`, or `KEY` for an empty value.
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    if key.is_empty() {
+        return Err("a label has a key: KEY=VALUE".to_owned());
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_a_path_or_a_uri() {
+        assert_eq!(socket("/a/b.sock"), socket("unix:///a/b.sock"));
+    }
+
+    #[test]
+    fn a_labels_value_may_be_empty_and_its_key_may_not() {
+        assert_eq!(label("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(label("a"), Ok(("a".into(), String::new())));
+        assert!(label("=b").is_err());
+    }
+}

@@ -1,0 +1,233 @@
+//! `sampan run`: makes a container and starts it; without `-d` it stays with it to the end.
+//!
+//! In the foreground the container's output is ours, SIGINT, SIGTERM and SIGHUP stop it, and its exit code is
+//! ours. `--rm` is then carried out here, after the last line of its log, and by the agent only with `-d`.
+
+mod foreground;
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum};
+use sampan_proto::{
+    cri::{ImageSpec, ImageStatusRequest},
+    sampan::{NetworkMode, RunRequest, Volume},
+};
+use tonic::Code;
+
+use super::{
+    agent::Agent,
+    failure::{Advice, Failure},
+    options::{self, Ports},
+    output::Output,
+    pull,
+};
+
+/// The exit code for an error that is not the container's.
+pub(super) const OWN_ERROR: u8 = 125;
+
+const ADVICE: Advice = &[
+    (Code::AlreadyExists, "choose another --name, or free it with 'sampan rm'"),
+    (Code::Unavailable, "'sampan info' shows what keeps the agent from it"),
+];
+
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(super) struct Arguments {
+    /// Leave it running and print its id
+    #[arg(short, long)]
+    detach: bool,
+
+    /// Remove it when it has ended
+    #[arg(long)]
+    rm: bool,
+
+    /// Name it; without, it gets a name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// Publish a port: [IP:]HOST:CONTAINER[/PROTOCOL]; HOST and CONTAINER may be ranges
+    #[arg(short, long, value_name = "PORTS", value_parser = options::ports)]
+    publish: Vec<Ports>,
+
+    /// Set a variable: NAME=VALUE, or NAME for the value it has here
+    #[arg(short, long, value_name = "VARIABLE")]
+    env: Vec<String>,
+
+    /// Set the variables of a file, a line each
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+
+    /// Show a path of the host inside: SOURCE:DESTINATION[:ro]
+    #[arg(short, long, value_name = "VOLUME", value_parser = options::volume)]
+    volume: Vec<Volume>,
+
+    /// Start in this directory
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+
+    /// Run as USER[:GROUP], names or numbers
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+
+    /// Limit memory: 64m, 1.5g
+    #[arg(short, long, value_name = "SIZE", value_parser = options::memory)]
+    memory: Option<i64>,
+
+    /// Limit cores: 0.5
+    #[arg(long, value_name = "CORES", value_parser = options::cores)]
+    cpus: Option<i64>,
+
+    /// Limit processes and threads
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..))]
+    pids_limit: Option<i64>,
+
+    /// The network it is on
+    #[arg(long, alias = "net", value_enum, value_name = "NETWORK", default_value = "bridge")]
+    network: Network,
+
+    /// Run this program in place of the image's
+    #[arg(long, value_name = "PROGRAM", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    entrypoint: Option<String>,
+
+    /// Put a label on it: KEY=VALUE
+    #[arg(short, long, value_name = "LABEL", value_parser = options::label)]
+    label: Vec<(String, String)>,
+
+    /// Give it this host name
+    #[arg(short = 'h', long, value_name = "NAME")]
+    hostname: Option<String>,
+
+    /// Give it all capabilities and devices
+    #[arg(long)]
+    privileged: bool,
+
+    /// Make its root read-only
+    #[arg(long)]
+    read_only: bool,
+
+    /// When to pull the image
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "missing")]
+    pull: Pull,
+
+    /// Show no progress of a pull
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Not there yet
+    #[arg(short, long, hide = true)]
+    interactive: bool,
+
+    /// Not there yet
+    #[arg(short, long, hide = true)]
+    tty: bool,
+
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+
+    /// The image, then a command and its arguments in place of the image's
+    #[arg(value_names = ["IMAGE", "COMMAND"], num_args = 1.., required = true, trailing_var_arg = true)]
+    words: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Network {
+    /// An address on the agent's bridge
+    Bridge,
+    /// The host's network
+    Host,
+    /// A loopback device and nothing else
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Pull {
+    Always,
+    Missing,
+    Never,
+}
+
+pub(super) async fn execute(
+    arguments: Arguments,
+    agent: impl Future<Output = Result<Agent, Failure>>,
+    out: &mut Output,
+) -> Result<u8, Failure> {
+    if arguments.interactive || arguments.tty {
+        return Err(Failure::message(
+            "interactive containers are not there yet; run it without -i and -t, or with -d",
+        ));
+    }
+    let (when, quiet, detach, rm) = (arguments.pull, arguments.quiet, arguments.detach, arguments.rm);
+    let request = request(arguments)?;
+    let agent = agent.await?;
+    bring_image(&request.image, when, quiet, &agent, out).await?;
+    if !detach {
+        return foreground::run(request, rm, &agent, out).await;
+    }
+    let answer = agent.containers().run(request).await.map_err(refused)?.into_inner();
+    out.line(answer.container_id)?;
+    Ok(0)
+}
+
+fn refused(status: tonic::Status) -> Failure {
+    Failure::answered(&status, ADVICE)
+}
+
+fn request(arguments: Arguments) -> Result<RunRequest, Failure> {
+    let mut words = arguments.words.into_iter();
+    Ok(RunRequest {
+        image: words.next().unwrap_or_default(),
+        name: arguments.name.unwrap_or_default(),
+        entrypoint: arguments.entrypoint.into_iter().collect(),
+        args: words.collect(),
+        env: options::environment(&arguments.env_file, &arguments.env).map_err(Failure::Message)?,
+        working_dir: arguments.workdir.unwrap_or_default(),
+        user: arguments.user.unwrap_or_default(),
+        ports: arguments.publish.into_iter().flat_map(|Ports(ports)| ports).collect(),
+        volumes: arguments.volume,
+        network: match arguments.network {
+            Network::Bridge => NetworkMode::Bridge,
+            Network::Host => NetworkMode::Host,
+            Network::None => NetworkMode::None,
+        }
+        .into(),
+        memory_bytes: arguments.memory.unwrap_or(0),
+        cpu_millis: arguments.cpus.unwrap_or(0),
+        pids_limit: arguments.pids_limit.unwrap_or(0),
+        labels: arguments.label.into_iter().collect(),
+        hostname: arguments.hostname.unwrap_or_default(),
+        auto_remove: arguments.rm && arguments.detach,
+        privileged: arguments.privileged,
+        read_only_rootfs: arguments.read_only,
+    })
+}
+
+/// Sees to it that the image is in the store.
+async fn bring_image(
+    image: &str,
+    when: Pull,
+    quiet: bool,
+    agent: &Agent,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    if when != Pull::Always {
+        let image_spec = ImageSpec { image: image.to_owned(), ..Default::default() };
+        let request = ImageStatusRequest { image: Some(image_spec), verbose: false };
+        let status = agent.cri_images().image_status(request).await.map_err(Failure::of_image)?.into_inner();
+        if status.image.is_some() {
+            return Ok(());
+        }
+        if when == Pull::Never {
+            return Err(Failure::message(format!(
+                "image {image} is not here; fetch it with 'sampan pull {image}'"
+            )));
+        }
+        if !quiet {
+            out.note(format_args!("Image {image} is not here: pulling it"));
+        }
+    }
+    pull::pull(image, quiet, agent, out).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests;

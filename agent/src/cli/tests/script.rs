@@ -1,0 +1,335 @@
+//! An agent that answers from a script: two containers, two images, and a note of each call that changes something.
+
+use std::{
+    convert::Infallible,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task,
+};
+
+use futures_util::stream;
+use sampan_proto::{
+    cri,
+    sampan::{
+        container_service_server::{ContainerService, ContainerServiceServer},
+        image_service_server::{ImageService, ImageServiceServer},
+        metrics_service_server::{MetricsService, MetricsServiceServer},
+        pull_response::Event,
+        system_service_server::{SystemService, SystemServiceServer},
+        *,
+    },
+};
+use tokio::{net::UnixListener, sync::watch, task::JoinHandle};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status, body::Body, codegen::http, server::Grpc, transport::Server};
+use tonic_prost::ProstCodec;
+
+use crate::cli::human;
+
+type Stream<T> = Pin<Box<dyn stream::Stream<Item = Result<T, Status>> + Send>>;
+type Answer<T> = Result<Response<T>, Status>;
+
+#[derive(Debug, Clone)]
+pub(super) struct Script {
+    calls: Arc<Mutex<Vec<String>>>,
+    stopped: Arc<watch::Sender<bool>>,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self { calls: Arc::default(), stopped: Arc::new(watch::Sender::new(false)) }
+    }
+}
+
+impl Script {
+    pub(super) fn serve(&self, socket: &Path) -> JoinHandle<Result<(), tonic::transport::Error>> {
+        let listener = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
+        let server = Server::builder()
+            .add_service(ContainerServiceServer::new(self.clone()))
+            .add_service(ImageServiceServer::new(self.clone()))
+            .add_service(MetricsServiceServer::new(self.clone()))
+            .add_service(SystemServiceServer::new(self.clone()))
+            .add_service(CriRuntime)
+            .add_service(CriImages);
+        tokio::spawn(server.serve_with_incoming(listener))
+    }
+
+    pub(super) fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn note(&self, call: String) {
+        self.calls.lock().unwrap().push(call);
+    }
+
+    fn started(&self, image: &str) -> bool {
+        self.calls().contains(&format!("run {image}"))
+    }
+}
+
+fn known(container: &str) -> Result<(), Status> {
+    match container {
+        "nope" | "nginx" => Err(Status::not_found(format!("no container {container:?}"))),
+        _ => Ok(()),
+    }
+}
+
+fn answer<T>(value: T) -> Answer<T> {
+    Ok(Response::new(value))
+}
+
+fn all<T: Send + 'static>(values: Vec<T>) -> Answer<Stream<T>> {
+    answer(Box::pin(stream::iter(values.into_iter().map(Ok))))
+}
+
+#[tonic::async_trait]
+impl ContainerService for Script {
+    async fn run(&self, request: Request<RunRequest>) -> Answer<RunResponse> {
+        let request = request.into_inner();
+        if request.name == "web" {
+            return Err(Status::already_exists("the name \"web\" is in use"));
+        }
+        let auto_remove = if request.auto_remove { " (auto remove)" } else { "" };
+        self.note(format!("run {}{auto_remove}", request.image));
+        answer(RunResponse { container_id: "new".into(), ..Default::default() })
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Answer<ListResponse> {
+        const MINUTE: i64 = 60_000_000_000;
+        let now = human::now() - 1_000_000_000;
+        let web = ContainerSummary {
+            id: "0123456789abcdef".repeat(4),
+            name: "web".into(),
+            image: "docker.io/library/nginx:1.27".into(),
+            command: vec!["/docker-entrypoint.sh".into(), "nginx".into()],
+            state: State::Running.into(),
+            created_at: now - 5 * MINUTE,
+            started_at: now - 3 * MINUTE,
+            ports: vec![PublishedPort { host_port: 8080, container_port: 80, ..Default::default() }],
+            ..Default::default()
+        };
+        let once = ContainerSummary {
+            id: "ba98765432100000".repeat(4),
+            name: "once".into(),
+            image: "busybox".into(),
+            command: vec!["false".into()],
+            state: State::Exited.into(),
+            exit_code: 1,
+            created_at: now - 120 * MINUTE,
+            started_at: now - 120 * MINUTE,
+            finished_at: now - 120 * MINUTE,
+            ..Default::default()
+        };
+        let containers = if request.into_inner().all { vec![web, once] } else { vec![web] };
+        answer(ListResponse { containers })
+    }
+
+    async fn inspect(&self, request: Request<InspectRequest>) -> Answer<InspectResponse> {
+        known(&request.into_inner().container)?;
+        answer(InspectResponse { json: r#"{"Id":"0123","Args":[]}"#.into() })
+    }
+
+    async fn wait(&self, request: Request<WaitRequest>) -> Answer<WaitResponse> {
+        known(&request.into_inner().container)?;
+        let mut exit_code = 3;
+        if self.started("forever") {
+            let process = rustix::process::getpid();
+            rustix::process::kill_process(process, rustix::process::Signal::HUP).unwrap();
+            self.stopped.subscribe().wait_for(|stopped| *stopped).await.unwrap();
+            exit_code = 143;
+        }
+        answer(WaitResponse { exit_code, ..Default::default() })
+    }
+
+    type LogsStream = Stream<LogsResponse>;
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
+        known(&request.into_inner().container)?;
+        let entry = |stream: LogStream, seconds: i64, data: &str| LogEntry {
+            stream: stream.into(),
+            timestamp: seconds * 1_000_000_000,
+            data: data.into(),
+        };
+        all(vec![
+            LogsResponse { entries: vec![entry(LogStream::Stdout, 1, "one long ")] },
+            LogsResponse {
+                entries: vec![entry(LogStream::Stderr, 2, "oops\n"), entry(LogStream::Stdout, 3, "line\n")],
+            },
+        ])
+    }
+
+    async fn stop(&self, request: Request<StopRequest>) -> Answer<StopResponse> {
+        let request = request.into_inner();
+        known(&request.container)?;
+        self.note(format!("stop {} after {} s", request.container, request.timeout_seconds));
+        self.stopped.send_replace(true);
+        answer(StopResponse {})
+    }
+
+    async fn remove(&self, request: Request<RemoveRequest>) -> Answer<RemoveResponse> {
+        let container = request.into_inner().container;
+        known(&container)?;
+        self.note(format!("remove {container}"));
+        answer(RemoveResponse {})
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for Script {
+    type PullStream = Stream<PullResponse>;
+
+    async fn pull(&self, request: Request<PullRequest>) -> Answer<Self::PullStream> {
+        let image = request.into_inner().image;
+        self.note(format!("pull {image}"));
+        let layer = |phase: layer_progress::Phase, current| {
+            Event::Layer(LayerProgress {
+                digest: format!("sha256:{}", "c".repeat(64)),
+                phase: phase.into(),
+                current,
+                total: 2_000_000,
+            })
+        };
+        let events = [
+            layer(layer_progress::Phase::Downloading, 0),
+            layer(layer_progress::Phase::Downloading, 1_000_000),
+            layer(layer_progress::Phase::Done, 2_000_000),
+            Event::Image(PulledImage {
+                id: "sha256:aa".into(),
+                reference: format!("docker.io/library/{image}:latest"),
+                digest: "sha256:dd".into(),
+            }),
+        ];
+        all(events.into_iter().map(|event| PullResponse { event: Some(event) }).collect())
+    }
+
+    async fn list_images(&self, _: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
+        let tagged = ImageSummary {
+            id: format!("sha256:{}", "a".repeat(64)),
+            repo_tags: vec!["docker.io/library/nginx:1.27".into(), "localhost:5000/web:latest".into()],
+            created_at: human::now() - 20 * 86_400_000_000_000,
+            size: 187_400_000,
+            ..Default::default()
+        };
+        let untagged = ImageSummary {
+            id: format!("sha256:{}", "b".repeat(64)),
+            repo_digests: vec!["localhost:5000/busybox@sha256:00".into()],
+            size: 4_500_000,
+            ..Default::default()
+        };
+        answer(ListImagesResponse { images: vec![tagged, untagged] })
+    }
+
+    async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {
+        match request.into_inner().image {
+            image if image == "nope" => Err(Status::not_found("no image \"nope\"")),
+            image => answer(RemoveImageResponse { untagged: vec![image], deleted: vec!["sha256:aa".into()] }),
+        }
+    }
+
+    async fn inspect_image(&self, request: Request<InspectImageRequest>) -> Answer<InspectImageResponse> {
+        match request.into_inner().image.as_str() {
+            "nginx" => answer(InspectImageResponse { json: r#"{"Id":"sha256:aa"}"#.into() }),
+            image => Err(Status::not_found(format!("no image {image:?}"))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Script {
+    type StreamMetricsStream = Stream<StreamMetricsResponse>;
+
+    async fn stream_metrics(&self, _: Request<StreamMetricsRequest>) -> Answer<Self::StreamMetricsStream> {
+        let round = |usage_nano_cores| StreamMetricsResponse {
+            samples: vec![Sample {
+                container_id: "0123".into(),
+                name: "web".into(),
+                cpu: Some(CpuSample { usage_ns: 1, usage_nano_cores }),
+                memory: Some(MemorySample { working_set_bytes: 1 << 20, ..Default::default() }),
+                ..Default::default()
+            }],
+        };
+        all(vec![round(0), round(500_000_000), round(250_000_000)])
+    }
+}
+
+#[tonic::async_trait]
+impl SystemService for Script {
+    async fn info(&self, _: Request<InfoRequest>) -> Answer<InfoResponse> {
+        answer(InfoResponse {
+            version: "9.9.9".into(),
+            memory_bytes: 1 << 30,
+            warnings: vec!["no IPv6".into()],
+            ..Default::default()
+        })
+    }
+}
+
+/// The few calls of CRI that the command line makes; writing out all of its services would hide them.
+async fn cri_call(request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    Ok(match path.as_str() {
+        "/runtime.v1.RuntimeService/ExecSync" => {
+            Grpc::new(ProstCodec::default()).unary(tower::service_fn(exec_sync), request).await
+        }
+        "/runtime.v1.RuntimeService/Version" => {
+            Grpc::new(ProstCodec::default()).unary(tower::service_fn(version), request).await
+        }
+        "/runtime.v1.ImageService/ImageStatus" => {
+            Grpc::new(ProstCodec::default()).unary(tower::service_fn(image_status), request).await
+        }
+        _ => Status::unimplemented(path).into_http(),
+    })
+}
+
+async fn exec_sync(request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
+    let request = request.into_inner();
+    let stdout = format!("{} {}", request.container_id, request.cmd.join(" ")).into_bytes();
+    answer(cri::ExecSyncResponse { stdout, stderr: b"err".to_vec(), exit_code: 7 })
+}
+
+async fn version(_: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
+    answer(cri::VersionResponse {
+        version: "0.1.0".into(),
+        runtime_name: "sampan".into(),
+        runtime_version: "9.9.9".into(),
+        runtime_api_version: "v1".into(),
+    })
+}
+
+/// Everything is in the store but redis.
+async fn image_status(request: Request<cri::ImageStatusRequest>) -> Answer<cri::ImageStatusResponse> {
+    let name = request.into_inner().image.unwrap_or_default().image;
+    answer(cri::ImageStatusResponse {
+        image: (name != "redis").then(cri::Image::default),
+        ..Default::default()
+    })
+}
+
+macro_rules! cri_service {
+    ($type:ident, $name:literal) => {
+        #[derive(Debug, Clone)]
+        struct $type;
+
+        impl tonic::server::NamedService for $type {
+            const NAME: &'static str = $name;
+        }
+
+        impl tower::Service<http::Request<Body>> for $type {
+            type Response = http::Response<Body>;
+            type Error = Infallible;
+            type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+            fn poll_ready(&mut self, _: &mut task::Context<'_>) -> task::Poll<Result<(), Infallible>> {
+                task::Poll::Ready(Ok(()))
+            }
+
+            fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+                Box::pin(cri_call(request))
+            }
+        }
+    };
+}
+
+cri_service!(CriRuntime, "runtime.v1.RuntimeService");
+cri_service!(CriImages, "runtime.v1.ImageService");

@@ -1,0 +1,244 @@
+//! The agent's configuration: defaults, then the file, then `SAMPAN_…`, then flags. Read here and nowhere else.
+//!
+//! A key that nobody knows is an error: a misspelt limit must not be a limit that is silently absent.
+
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What must survive a reboot: images, layers, records.
+    pub root: PathBuf,
+    /// What a reboot makes void: sockets, bundles, exit records.
+    pub state: PathBuf,
+    /// The gRPC socket.
+    pub socket: PathBuf,
+    /// What is logged and how.
+    pub log: Log,
+    /// The built-in bridge.
+    pub network: Network,
+    /// Registries.
+    pub registry: Registry,
+    /// Where cgroups are made.
+    pub cgroup: Cgroup,
+    /// The runtime.
+    pub runtime: Runtime,
+}
+
+/// What is logged and how.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A filter such as `info` or `info,sampan_agent=debug`.
+    pub level: String,
+    /// One line for people, or one JSON object a line.
+    pub format: LogFormat,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people and the journal.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// The built-in bridge.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// The bridge's interface name, at most 15 bytes; the nftables table is named after it.
+    pub bridge: String,
+    /// At most one network of each address family; the first address is the gateway.
+    pub subnets: Vec<IpNet>,
+    /// Bytes; absent: the kernel's default.
+    pub mtu: Option<u32>,
+}
+
+/// Registries.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// `HOST[:PORT]` of registries that are spoken to over plain HTTP; loopback always is.
+    pub insecure: Vec<String>,
+}
+
+/// Where cgroups are made.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cgroup {
+    /// Parent of pods that name none, below the root of each hierarchy; the monitors live here too.
+    pub root: String,
+}
+
+/// The runtime.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Runtime {
+    /// The `sampan-runtime` binary; absent: beside the agent's own binary, then in PATH.
+    pub path: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            root: "/var/lib/sampan".into(),
+            state: "/run/sampan".into(),
+            socket: "/run/sampan/sampan.sock".into(),
+            log: Log::default(),
+            network: Network::default(),
+            registry: Registry::default(),
+            cgroup: Cgroup::default(),
+            runtime: Runtime::default(),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Network {
+        let subnets = ["10.89.0.0/16", "fd89:73a7::/64"];
+        Network {
+            bridge: "sampan0".into(),
+            subnets: subnets.into_iter().filter_map(|subnet| subnet.parse().ok()).collect(),
+            mtu: None,
+        }
+    }
+}
+
+impl Default for Cgroup {
+    fn default() -> Cgroup {
+        Cgroup { root: "/sampan".into() }
+    }
+}
+
+/// What the command line says; it beats file and environment.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--root`.
+    pub root: Option<PathBuf>,
+    /// `--state`.
+    pub state: Option<PathBuf>,
+    /// `--socket`.
+    pub socket: Option<PathBuf>,
+    /// `--log-level`.
+    pub log_level: Option<String>,
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file or the environment cannot be read, or has a key or value that is not known.
+    #[error("read the configuration")]
+    Read(#[from] config::ConfigError),
+    /// A value that cannot work.
+    #[error("configuration: {0}")]
+    Invalid(String),
+}
+
+/// Where the configuration is looked for when no `--config` is given; it need not exist.
+pub const DEFAULT_FILE: &str = "/etc/sampan/config.toml";
+
+impl Config {
+    /// Reads defaults, file, environment (`SAMPAN_NETWORK__BRIDGE=…`) and flags, in that order.
+    ///
+    /// # Errors
+    /// A named file that does not exist, an unknown key, or a value that cannot work.
+    pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Config, Error> {
+        let source = match file {
+            Some(path) => config::File::from(path).format(config::FileFormat::Toml),
+            None => config::File::new(DEFAULT_FILE, config::FileFormat::Toml).required(false),
+        };
+        let environment = config::Environment::with_prefix("SAMPAN")
+            .prefix_separator("_")
+            .separator("__")
+            .list_separator(",")
+            .with_list_parse_key("network.subnets")
+            .with_list_parse_key("registry.insecure")
+            .try_parsing(true);
+        let builder = config::Config::builder()
+            .add_source(source)
+            .add_source(environment)
+            .set_override_option("root", overrides.root.as_ref().map(|path| path.display().to_string()))?
+            .set_override_option("state", overrides.state.as_ref().map(|path| path.display().to_string()))?
+            .set_override_option("socket", overrides.socket.as_ref().map(|path| path.display().to_string()))?
+            .set_override_option("log.level", overrides.log_level.clone())?;
+        let config: Config = builder.build()?.try_deserialize()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let invalid = |text: String| Err(Error::Invalid(text));
+        for (key, path) in [("root", &self.root), ("state", &self.state), ("socket", &self.socket)] {
+            if !path.is_absolute() {
+                return invalid(format!("{key} = {path:?} is not an absolute path"));
+            }
+        }
+        if self.network.bridge.is_empty() || self.network.bridge.len() > 15 {
+            return invalid(format!("network.bridge = {:?} has not 1 to 15 bytes", self.network.bridge));
+        }
+        for v4 in [true, false] {
+            let family = self.network.subnets.iter().filter(|net| net.addr().is_ipv4() == v4);
+            if family.count() > 1 {
+                return invalid("network.subnets has more than one network of a family".into());
+            }
+        }
+        if !self.cgroup.root.starts_with('/') || self.cgroup.root.len() < 2 || self.cgroup.root.contains("..") {
+            return invalid(format!("cgroup.root = {:?} is not a path below the root", self.cgroup.root));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, overrides: &Overrides) -> Result<Config, Error> {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::load(Some(file.path()), overrides)
+    }
+
+    #[test]
+    fn flags_beat_the_file_and_the_file_beats_defaults() {
+        let text = "root = \"/a\"\nstate = \"/b\"\n[network]\nbridge = \"br9\"\n";
+        let overrides = Overrides { root: Some("/c".into()), ..Overrides::default() };
+        let config = load(text, &overrides).unwrap();
+        assert_eq!(config.root, PathBuf::from("/c"));
+        assert_eq!(config.state, PathBuf::from("/b"));
+        assert_eq!(config.network.bridge, "br9");
+        assert_eq!(config.network.subnets.len(), 2);
+        assert_eq!(config.cgroup.root, "/sampan");
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_that_name_the_key() {
+        let error = load("[network]\nbrigde = \"x\"\n", &Overrides::default()).unwrap_err();
+        assert!(crate::error::chain(&error).contains("brigde"), "{}", crate::error::chain(&error));
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        for text in [
+            "root = \"relative\"",
+            "[network]\nbridge = \"a-name-that-is-too-long\"",
+            "[network]\nsubnets = [\"10.0.0.0/24\", \"10.1.0.0/24\"]",
+            "[cgroup]\nroot = \"/../x\"",
+        ] {
+            assert!(load(text, &Overrides::default()).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Kubernetes' CRI v1: the services' tables of contents. Each call is a file of its own beneath `cri/`.
+//!
+//! A call converts, asks the pods or the store, and converts back; it decides nothing. What this version
+//! does not do answers UNIMPLEMENTED with a sentence that says so.
+
+use sampan_proto::cri::{
+    self, image_service_server::ImageService, runtime_service_server::RuntimeService,
+};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use crate::{context::Context, pods::Pods, stats::Collector};
+
+mod container_stats;
+mod container_status;
+mod convert;
+mod convert_stats;
+mod create_container;
+mod exec_sync;
+mod image_fs_info;
+mod image_status;
+mod list_container_stats;
+mod list_containers;
+mod list_images;
+mod list_pod_sandbox;
+mod list_pod_sandbox_stats;
+mod pod_sandbox_stats;
+mod pod_sandbox_status;
+mod pull_image;
+mod remove_container;
+mod remove_image;
+mod remove_pod_sandbox;
+mod run_pod_sandbox;
+mod runtime_config;
+mod start_container;
+mod status;
+mod stop_container;
+mod stop_pod_sandbox;
+mod version;
+
+/// The one runtime handler there is, which is also the default.
+pub(crate) const RUNTIME_HANDLER: &str = "sampan";
+
+/// `runtime.v1.RuntimeService`.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    /// The pods it speaks of.
+    pub pods: Pods,
+    /// Where samples come from.
+    pub collector: Collector,
+}
+
+/// `runtime.v1.ImageService`.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// The store it speaks of.
+    pub context: std::sync::Arc<Context>,
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+type Items<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn unimplemented<T>(rpc: &str, instead: &str) -> Result<T, Status> {
+    Err(Status::unimplemented(format!("{rpc} is not there in this version of sampan; {instead}")))
+}
+
+/// Gives each call its span and its file.
+macro_rules! call {
+    ($request:ident, $name:literal, $call:expr) => {{
+        let span = tracing::debug_span!("rpc", method = $name);
+        let answer = tracing::Instrument::instrument($call($request.into_inner()), span).await?;
+        Ok(Response::new(answer))
+    }};
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, request: Request<cri::VersionRequest>) -> Reply<cri::VersionResponse> {
+        call!(request, "Version", version::call)
+    }
+
+    async fn status(&self, request: Request<cri::StatusRequest>) -> Reply<cri::StatusResponse> {
+        call!(request, "Status", |request| status::call(&self.pods, request))
+    }
+
+    async fn runtime_config(
+        &self,
+        request: Request<cri::RuntimeConfigRequest>,
+    ) -> Reply<cri::RuntimeConfigResponse> {
+        call!(request, "RuntimeConfig", runtime_config::call)
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Reply<cri::RunPodSandboxResponse> {
+        call!(request, "RunPodSandbox", |request| run_pod_sandbox::call(&self.pods, request))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Reply<cri::StopPodSandboxResponse> {
+        call!(request, "StopPodSandbox", |request| stop_pod_sandbox::call(&self.pods, request))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Reply<cri::RemovePodSandboxResponse> {
+        call!(request, "RemovePodSandbox", |request| remove_pod_sandbox::call(&self.pods, request))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Reply<cri::PodSandboxStatusResponse> {
+        call!(request, "PodSandboxStatus", |request| pod_sandbox_status::call(&self.pods, request))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Reply<cri::ListPodSandboxResponse> {
+        call!(request, "ListPodSandbox", |request| list_pod_sandbox::call(&self.pods, request))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Reply<cri::CreateContainerResponse> {
+        call!(request, "CreateContainer", |request| create_container::call(&self.pods, request))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Reply<cri::StartContainerResponse> {
+        call!(request, "StartContainer", |request| start_container::call(&self.pods, request))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Reply<cri::StopContainerResponse> {
+        call!(request, "StopContainer", |request| stop_container::call(&self.pods, request))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Reply<cri::RemoveContainerResponse> {
+        call!(request, "RemoveContainer", |request| remove_container::call(&self.pods, request))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Reply<cri::ListContainersResponse> {
+        call!(request, "ListContainers", |request| list_containers::call(&self.pods, request))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Reply<cri::ContainerStatusResponse> {
+        call!(request, "ContainerStatus", |request| container_status::call(&self.pods, request))
+    }
+
+    async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Reply<cri::ExecSyncResponse> {
+        call!(request, "ExecSync", |request| exec_sync::call(&self.pods, request))
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<cri::ContainerStatsRequest>,
+    ) -> Reply<cri::ContainerStatsResponse> {
+        call!(request, "ContainerStats", |request| container_stats::call(&self.pods, &self.collector, request))
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<cri::ListContainerStatsRequest>,
+    ) -> Reply<cri::ListContainerStatsResponse> {
+        call!(request, "ListContainerStats", |request| list_container_stats::call(
+            &self.pods,
+            &self.collector,
+            request
+        ))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Reply<cri::PodSandboxStatsResponse> {
+        call!(request, "PodSandboxStats", |request| pod_sandbox_stats::call(&self.pods, &self.collector, request))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Reply<cri::ListPodSandboxStatsResponse> {
+        call!(request, "ListPodSandboxStats", |request| list_pod_sandbox_stats::call(
+            &self.pods,
+            &self.collector,
+            request
+        ))
+    }
+
+    async fn update_container_resources(&self, _: Request<cri::UpdateContainerResourcesRequest>) -> Reply<cri::UpdateContainerResourcesResponse> {
+        unimplemented("UpdateContainerResources", "remove the container and create it with the new limits")
+    }
+
+    async fn reopen_container_log(&self, _: Request<cri::ReopenContainerLogRequest>) -> Reply<cri::ReopenContainerLogResponse> {
+        unimplemented("ReopenContainerLog", "rotate logs by copying and truncating them")
+    }
+
+    async fn exec(&self, _: Request<cri::ExecRequest>) -> Reply<cri::ExecResponse> {
+        unimplemented("Exec", "use ExecSync")
+    }
+
+    async fn attach(&self, _: Request<cri::AttachRequest>) -> Reply<cri::AttachResponse> {
+        unimplemented("Attach", "read the container's log")
+    }
+
+    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Reply<cri::PortForwardResponse> {
+        unimplemented("PortForward", "publish the port when the pod is created")
+    }
+
+    async fn update_runtime_config(&self, _: Request<cri::UpdateRuntimeConfigRequest>) -> Reply<cri::UpdateRuntimeConfigResponse> {
+        unimplemented("UpdateRuntimeConfig", "set network.subnets in the configuration")
+    }
+
+    async fn checkpoint_container(&self, _: Request<cri::CheckpointContainerRequest>) -> Reply<cri::CheckpointContainerResponse> {
+        unimplemented("CheckpointContainer", "there is no checkpoint yet")
+    }
+
+    async fn checkpoint_pod(&self, _: Request<cri::CheckpointPodRequest>) -> Reply<cri::CheckpointPodResponse> {
+        unimplemented("CheckpointPod", "there is no checkpoint yet")
+    }
+
+    async fn restore_pod(&self, _: Request<cri::RestorePodRequest>) -> Reply<cri::RestorePodResponse> {
+        unimplemented("RestorePod", "there is no checkpoint yet")
+    }
+
+    async fn list_metric_descriptors(&self, _: Request<cri::ListMetricDescriptorsRequest>) -> Reply<cri::ListMetricDescriptorsResponse> {
+        unimplemented("ListMetricDescriptors", "use ListPodSandboxStats")
+    }
+
+    async fn list_pod_sandbox_metrics(&self, _: Request<cri::ListPodSandboxMetricsRequest>) -> Reply<cri::ListPodSandboxMetricsResponse> {
+        unimplemented("ListPodSandboxMetrics", "use ListPodSandboxStats")
+    }
+
+    async fn update_pod_sandbox_resources(&self, _: Request<cri::UpdatePodSandboxResourcesRequest>) -> Reply<cri::UpdatePodSandboxResourcesResponse> {
+        unimplemented("UpdatePodSandboxResources", "set the limits of the pod's cgroup parent")
+    }
+
+    type StreamPodSandboxesStream = Items<cri::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(&self, _: Request<cri::StreamPodSandboxesRequest>) -> Reply<Self::StreamPodSandboxesStream> {
+        unimplemented("StreamPodSandboxes", "use ListPodSandbox")
+    }
+
+    type StreamContainersStream = Items<cri::StreamContainersResponse>;
+
+    async fn stream_containers(&self, _: Request<cri::StreamContainersRequest>) -> Reply<Self::StreamContainersStream> {
+        unimplemented("StreamContainers", "use ListContainers")
+    }
+
+    type StreamContainerStatsStream = Items<cri::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(&self, _: Request<cri::StreamContainerStatsRequest>) -> Reply<Self::StreamContainerStatsStream> {
+        unimplemented("StreamContainerStats", "use ListContainerStats")
+    }
+
+    type StreamPodSandboxStatsStream = Items<cri::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(&self, _: Request<cri::StreamPodSandboxStatsRequest>) -> Reply<Self::StreamPodSandboxStatsStream> {
+        unimplemented("StreamPodSandboxStats", "use ListPodSandboxStats")
+    }
+
+    type StreamPodSandboxMetricsStream = Items<cri::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(&self, _: Request<cri::StreamPodSandboxMetricsRequest>) -> Reply<Self::StreamPodSandboxMetricsStream> {
+        unimplemented("StreamPodSandboxMetrics", "use ListPodSandboxStats")
+    }
+
+    type GetContainerEventsStream = Items<cri::ContainerEventResponse>;
+
+    async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Reply<Self::GetContainerEventsStream> {
+        unimplemented("GetContainerEvents", "use ListContainers and ListPodSandbox")
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for Images {
+    async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Reply<cri::ListImagesResponse> {
+        call!(request, "ListImages", |request| list_images::call(&self.context.store, request))
+    }
+
+    type StreamImagesStream = Items<cri::StreamImagesResponse>;
+
+    async fn stream_images(&self, _: Request<cri::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
+        unimplemented("StreamImages", "use ListImages")
+    }
+
+    async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Reply<cri::ImageStatusResponse> {
+        call!(request, "ImageStatus", |request| image_status::call(&self.context.store, request))
+    }
+
+    async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Reply<cri::PullImageResponse> {
+        call!(request, "PullImage", |request| pull_image::call(&self.context.store, request))
+    }
+
+    async fn remove_image(&self, request: Request<cri::RemoveImageRequest>) -> Reply<cri::RemoveImageResponse> {
+        call!(request, "RemoveImage", |request| remove_image::call(&self.context.store, request))
+    }
+
+    async fn image_fs_info(&self, request: Request<cri::ImageFsInfoRequest>) -> Reply<cri::ImageFsInfoResponse> {
+        call!(request, "ImageFsInfo", |request| image_fs_info::call(&self.context, request))
+    }
+}

@@ -1,0 +1,529 @@
+//! CRI's messages ↔ the domain's types: the one place where they meet.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use sampan_proto::cri;
+
+use crate::{
+    error::{Error, Result},
+    network::{PortMapping, Protocol},
+    pods::{
+        PodView,
+        config::{
+            ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode, PidMode, PodConfig, PodName, Propagation,
+            Resources, SeccompProfile, Security,
+        },
+        record::{ContainerPhase, ContainerRecord, PodPhase},
+    },
+};
+
+fn invalid<T>(text: impl Into<String>) -> Result<T> {
+    Err(Error::Invalid(text.into()))
+}
+
+/// A pod's configuration.
+pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String) -> Result<PodConfig> {
+    let Some(metadata) = config.metadata else { return invalid("the pod's config has no metadata") };
+    if metadata.name.is_empty() {
+        return invalid("the pod's metadata has no name");
+    }
+    let linux = config.linux.unwrap_or_default();
+    let security = linux.security_context.unwrap_or_default();
+    if security.run_as_group.is_some() && security.run_as_user.is_none() {
+        return invalid("the pod's run_as_group needs run_as_user");
+    }
+    let namespaces = security.namespace_options.unwrap_or_default();
+    if namespaces.userns_options.is_some_and(|user| user.mode() == cri::NamespaceMode::Pod) {
+        return Err(Error::Unimplemented("user namespaces are not supported yet".into()));
+    }
+    let sysctls = sysctls(linux.sysctls)?;
+    Ok(PodConfig {
+        name: PodName {
+            name: metadata.name,
+            uid: metadata.uid,
+            namespace: metadata.namespace,
+            attempt: metadata.attempt,
+        },
+        hostname: config.hostname,
+        log_directory: path(config.log_directory),
+        dns: config.dns_config.map(|dns| Dns {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        }),
+        ports: ports(config.port_mappings)?,
+        labels: config.labels.into_iter().collect(),
+        annotations: config.annotations.into_iter().collect(),
+        cgroup_parent: (!linux.cgroup_parent.is_empty()).then_some(linux.cgroup_parent),
+        sysctls,
+        network: match cri::NamespaceMode::try_from(namespaces.network) {
+            Ok(cri::NamespaceMode::Node) => NetworkMode::Host,
+            _ => NetworkMode::Pod,
+        },
+        pid: pid_mode(&namespaces.target_id, namespaces.pid),
+        host_ipc: namespaces.ipc == cri::NamespaceMode::Node as i32,
+        privileged: security.privileged,
+        runtime_handler: handler(runtime_handler)?,
+        auto_remove: false,
+        standalone: false,
+    })
+}
+
+fn handler(name: String) -> Result<String> {
+    match name.as_str() {
+        "" | super::RUNTIME_HANDLER => Ok(name),
+        _ => invalid(format!(
+            "there is no runtime handler {name:?}; the only one is {:?}, which is also the default",
+            super::RUNTIME_HANDLER
+        )),
+    }
+}
+
+/// Only parameters that a namespace of the pod has; others would change the host.
+fn sysctls(asked: std::collections::HashMap<String, String>) -> Result<BTreeMap<String, String>> {
+    const NAMESPACED: [&str; 4] = ["kernel.shm", "kernel.msg", "fs.mqueue.", "net."];
+    const EXACT: [&str; 1] = ["kernel.sem"];
+    for (name, value) in &asked {
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) && !name.contains("..");
+        let known = NAMESPACED.iter().any(|prefix| name.starts_with(prefix)) || EXACT.contains(&name.as_str());
+        if !plain || !known {
+            return invalid(format!("sysctl {name:?} is not one that belongs to a pod's namespaces"));
+        }
+        if value.contains('\n') || value.contains('\0') {
+            return invalid(format!("the value of sysctl {name:?} has a line end or a zero byte"));
+        }
+    }
+    Ok(asked.into_iter().collect())
+}
+
+fn ports(mappings: Vec<cri::PortMapping>) -> Result<Vec<PortMapping>> {
+    let port = |what: &str, number: i32| {
+        u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| Error::Invalid(format!("{what} {number} is not 1 to 65535")))
+    };
+    // A mapping without host port only documents the container's port.
+    mappings
+        .into_iter()
+        .filter(|mapping| mapping.host_port != 0)
+        .map(|mapping| {
+            let host_ip = match mapping.host_ip.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| Error::Invalid(format!("host_ip {text:?} is no address")))?),
+            };
+            Ok(PortMapping {
+                protocol: match mapping.protocol() {
+                    cri::Protocol::Tcp => Protocol::Tcp,
+                    cri::Protocol::Udp => Protocol::Udp,
+                    cri::Protocol::Sctp => Protocol::Sctp,
+                },
+                host_ip,
+                host_port: port("host_port", mapping.host_port)?,
+                container_port: port("container_port", mapping.container_port)?,
+            })
+        })
+        .collect()
+}
+
+fn pid_mode(target: &str, mode: i32) -> PidMode {
+    match cri::NamespaceMode::try_from(mode) {
+        Ok(cri::NamespaceMode::Pod) => PidMode::Pod,
+        Ok(cri::NamespaceMode::Node) => PidMode::Host,
+        Ok(cri::NamespaceMode::Target) => PidMode::Target(target.to_owned()),
+        _ => PidMode::Container,
+    }
+}
+
+/// A container's configuration.
+pub(super) fn container_config(config: cri::ContainerConfig) -> Result<ContainerConfig> {
+    let Some(metadata) = config.metadata.clone() else { return invalid("the container's config has no metadata") };
+    if metadata.name.is_empty() {
+        return invalid("the container's metadata has no name");
+    }
+    let Some(image) = config.image.clone().filter(|image| !image.image.is_empty()) else {
+        return invalid(format!("container {:?} names no image", metadata.name));
+    };
+    refuse_unsupported(&config)?;
+    let linux = config.linux.unwrap_or_default();
+    let stop_signal = match config.stop_signal {
+        0 => None,
+        number => Some(stop_signal(number)?),
+    };
+    let user_named = image.user_specified_image;
+    Ok(ContainerConfig {
+        name: metadata.name,
+        attempt: metadata.attempt,
+        image: if user_named.is_empty() { image.image.clone() } else { user_named },
+        image_ref: image.image,
+        command: config.command,
+        args: config.args,
+        working_dir: config.working_dir,
+        env: config.envs.into_iter().map(environment).collect::<Result<_>>()?,
+        mounts: config.mounts.into_iter().map(mount).collect::<Result<_>>()?,
+        devices: config
+            .devices
+            .into_iter()
+            .map(|device| DeviceConfig {
+                container_path: device.container_path.into(),
+                host_path: device.host_path.into(),
+                permissions: if device.permissions.is_empty() { "rwm".into() } else { device.permissions },
+            })
+            .collect(),
+        labels: config.labels.into_iter().collect(),
+        annotations: config.annotations.into_iter().collect(),
+        log_path: config.log_path,
+        resources: linux.resources.map(resources).transpose()?.unwrap_or_default(),
+        security: linux.security_context.map(security).transpose()?.unwrap_or_default(),
+        stop_signal,
+    })
+}
+
+/// What this version cannot do is said, and not left out in silence.
+fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<()> {
+    let unsupported = [
+        (config.tty, "a terminal (tty)"),
+        (config.stdin, "standard input (stdin)"),
+        (!config.cdi_devices.is_empty(), "CDI devices"),
+        (config.mounts.iter().any(|mount| mount.image.is_some()), "image volumes"),
+        (config.mounts.iter().any(|mount| !mount.uid_mappings.is_empty()), "id-mapped mounts"),
+    ];
+    match unsupported.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(Error::Unimplemented(format!("{what} of a container: not supported yet"))),
+        None => Ok(()),
+    }
+}
+
+fn environment(pair: cri::KeyValue) -> Result<(String, String)> {
+    if pair.key.is_empty() || pair.key.contains(['=', '\0']) {
+        return invalid(format!("the environment variable name {:?} cannot be", pair.key));
+    }
+    match String::from_utf8(pair.value.clone()) {
+        Ok(value) if !value.contains('\0') => Ok((pair.key, value)),
+        _ => invalid(format!("the value of environment variable {:?} is not text", pair.key)),
+    }
+}
+
+fn mount(mount: cri::Mount) -> Result<MountConfig> {
+    let propagation = match mount.propagation() {
+        cri::MountPropagation::PropagationPrivate => Propagation::Private,
+        cri::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
+        cri::MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
+    };
+    if mount.recursive_read_only && (!mount.readonly || propagation != Propagation::Private) {
+        return invalid(format!(
+            "mount {:?}: recursive_read_only needs readonly and private propagation",
+            mount.container_path
+        ));
+    }
+    Ok(MountConfig {
+        container_path: mount.container_path.into(),
+        host_path: mount.host_path.into(),
+        readonly: mount.readonly,
+        recursive_readonly: mount.recursive_read_only,
+        propagation,
+    })
+}
+
+fn resources(asked: cri::LinuxContainerResources) -> Result<Resources> {
+    let positive = |number: i64| (number != 0).then_some(number);
+    let unsigned = |what: &str, number: i64| match u64::try_from(number) {
+        Ok(0) => Ok(None),
+        Ok(number) => Ok(Some(number)),
+        Err(_) => invalid(format!("{what} {number} is negative")),
+    };
+    Ok(Resources {
+        cpu_period: unsigned("cpu_period", asked.cpu_period)?,
+        cpu_quota: positive(asked.cpu_quota),
+        cpu_shares: unsigned("cpu_shares", asked.cpu_shares)?,
+        memory_limit: positive(asked.memory_limit_in_bytes),
+        memory_swap_limit: positive(asked.memory_swap_limit_in_bytes),
+        oom_score_adj: asked.oom_score_adj,
+        cpuset_cpus: asked.cpuset_cpus,
+        cpuset_mems: asked.cpuset_mems,
+        pids_limit: None,
+        hugepages: asked.hugepage_limits.into_iter().map(|limit| (limit.page_size, limit.limit)).collect(),
+        unified: asked.unified.into_iter().collect(),
+    })
+}
+
+fn security(asked: cri::LinuxContainerSecurityContext) -> Result<Security> {
+    let namespaces = asked.namespace_options.clone();
+    let capabilities = asked.capabilities.unwrap_or_default();
+    let or_default = |paths: Vec<String>| (!paths.is_empty()).then_some(paths);
+    Ok(Security {
+        run_as_user: asked.run_as_user.map(|user| user.value),
+        run_as_group: asked.run_as_group.map(|group| group.value),
+        run_as_username: asked.run_as_username,
+        supplemental_groups: asked.supplemental_groups,
+        strict_groups: asked.supplemental_groups_policy == cri::SupplementalGroupsPolicy::Strict as i32,
+        privileged: asked.privileged,
+        readonly_rootfs: asked.readonly_rootfs,
+        no_new_privileges: asked.no_new_privs,
+        add_capabilities: capabilities.add_capabilities,
+        drop_capabilities: capabilities.drop_capabilities,
+        ambient_capabilities: capabilities.add_ambient_capabilities,
+        masked_paths: or_default(asked.masked_paths),
+        readonly_paths: or_default(asked.readonly_paths),
+        seccomp: seccomp(asked.seccomp, &asked.seccomp_profile_path)?,
+        pid: namespaces.map(|namespaces| pid_mode(&namespaces.target_id, namespaces.pid)),
+    })
+}
+
+/// The profile message wins over the older path; neither means the default filter.
+fn seccomp(profile: Option<cri::SecurityProfile>, path: &str) -> Result<SeccompProfile> {
+    use cri::security_profile::ProfileType;
+    match profile {
+        Some(profile) => match profile.profile_type() {
+            ProfileType::RuntimeDefault => Ok(SeccompProfile::Default),
+            ProfileType::Unconfined => Ok(SeccompProfile::Unconfined),
+            ProfileType::Localhost => Ok(SeccompProfile::Localhost(profile.localhost_ref.into())),
+        },
+        None => match path {
+            "" | "runtime/default" | "docker/default" => Ok(SeccompProfile::Default),
+            "unconfined" => Ok(SeccompProfile::Unconfined),
+            other => match other.strip_prefix("localhost/") {
+                Some(file) => Ok(SeccompProfile::Localhost(format!("/{}", file.trim_start_matches('/')).into())),
+                None => invalid(format!("seccomp_profile_path {other:?} is not understood")),
+            },
+        },
+    }
+}
+
+fn stop_signal(number: i32) -> Result<i32> {
+    let name = cri::Signal::try_from(number).ok().map(|signal| signal.as_str_name().to_owned());
+    let text = name.as_deref().and_then(|name| name.strip_prefix("SIGNAL_")).map(|name| {
+        name.replace("PLUS", "+").replace("MINUS", "-")
+    });
+    let signal = text.as_deref().and_then(crate::pods::signal::parse);
+    signal.ok_or_else(|| Error::Invalid(format!("there is no stop signal {number}")))
+}
+
+fn path(text: String) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+/// A pod as lists show it.
+pub(super) fn pod_summary(view: &PodView) -> cri::PodSandbox {
+    let config = &view.record.config;
+    cri::PodSandbox {
+        id: view.record.id.to_string(),
+        metadata: Some(pod_metadata(view)),
+        state: pod_state(view) as i32,
+        created_at: view.record.created_at,
+        labels: config.labels.clone().into_iter().collect(),
+        annotations: config.annotations.clone().into_iter().collect(),
+        runtime_handler: config.runtime_handler.clone(),
+    }
+}
+
+/// A pod's identity.
+pub(super) fn pod_metadata(view: &PodView) -> cri::PodSandboxMetadata {
+    let name = &view.record.config.name;
+    cri::PodSandboxMetadata {
+        name: name.name.clone(),
+        uid: name.uid.clone(),
+        namespace: name.namespace.clone(),
+        attempt: name.attempt,
+    }
+}
+
+/// Ready or not.
+pub(super) fn pod_state(view: &PodView) -> cri::PodSandboxState {
+    match view.record.phase {
+        PodPhase::Ready => cri::PodSandboxState::SandboxReady,
+        PodPhase::Creating | PodPhase::Stopped | PodPhase::Removing => cri::PodSandboxState::SandboxNotready,
+    }
+}
+
+/// A pod in full.
+pub(super) fn pod_status(view: &PodView) -> cri::PodSandboxStatus {
+    let config = &view.record.config;
+    let addresses = view.record.attachment.as_ref().map(|attachment| attachment.addresses.as_slice());
+    let mut addresses = addresses.unwrap_or_default().iter().map(|address| address.addr().to_string());
+    let network = cri::PodSandboxNetworkStatus {
+        ip: addresses.next().unwrap_or_default(),
+        additional_ips: addresses.map(|ip| cri::PodIp { ip }).collect(),
+    };
+    cri::PodSandboxStatus {
+        id: view.record.id.to_string(),
+        metadata: Some(pod_metadata(view)),
+        state: pod_state(view) as i32,
+        created_at: view.record.created_at,
+        network: Some(network),
+        linux: Some(cri::LinuxPodSandboxStatus {
+            namespaces: Some(cri::Namespace { options: Some(namespace_options(config)) }),
+        }),
+        labels: config.labels.clone().into_iter().collect(),
+        annotations: config.annotations.clone().into_iter().collect(),
+        runtime_handler: config.runtime_handler.clone(),
+    }
+}
+
+fn namespace_options(config: &PodConfig) -> cri::NamespaceOption {
+    let (pid, target_id) = match &config.pid {
+        PidMode::Pod => (cri::NamespaceMode::Pod, String::new()),
+        PidMode::Container => (cri::NamespaceMode::Container, String::new()),
+        PidMode::Host => (cri::NamespaceMode::Node, String::new()),
+        PidMode::Target(id) => (cri::NamespaceMode::Target, id.clone()),
+    };
+    let host = |host: bool| if host { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod };
+    cri::NamespaceOption {
+        network: host(config.network == NetworkMode::Host) as i32,
+        pid: pid as i32,
+        ipc: host(config.host_ipc) as i32,
+        target_id,
+        userns_options: None,
+    }
+}
+
+/// A container's state.
+pub(super) fn container_state(container: &ContainerRecord) -> cri::ContainerState {
+    match container.phase {
+        ContainerPhase::Creating | ContainerPhase::Created => cri::ContainerState::ContainerCreated,
+        ContainerPhase::Running => cri::ContainerState::ContainerRunning,
+        ContainerPhase::Exited => cri::ContainerState::ContainerExited,
+    }
+}
+
+/// A container's identity in its pod.
+pub(super) fn container_metadata(container: &ContainerRecord) -> cri::ContainerMetadata {
+    cri::ContainerMetadata { name: container.config.name.clone(), attempt: container.config.attempt }
+}
+
+fn image_spec(container: &ContainerRecord) -> cri::ImageSpec {
+    cri::ImageSpec {
+        image: container.config.image.clone(),
+        user_specified_image: container.config.image.clone(),
+        ..Default::default()
+    }
+}
+
+/// A container as lists show it.
+pub(super) fn container_summary(pod: &PodView, container: &ContainerRecord) -> cri::Container {
+    cri::Container {
+        id: container.id.to_string(),
+        pod_sandbox_id: pod.record.id.to_string(),
+        metadata: Some(container_metadata(container)),
+        image: Some(image_spec(container)),
+        image_ref: container.image_id.clone(),
+        state: container_state(container) as i32,
+        created_at: container.created_at,
+        labels: container.config.labels.clone().into_iter().collect(),
+        annotations: container.config.annotations.clone().into_iter().collect(),
+        image_id: container.image_id.clone(),
+    }
+}
+
+/// A container in full.
+pub(super) fn container_status(container: &ContainerRecord) -> cri::ContainerStatus {
+    let exit = container.exit.as_ref();
+    let config = &container.config;
+    cri::ContainerStatus {
+        id: container.id.to_string(),
+        metadata: Some(container_metadata(container)),
+        state: container_state(container) as i32,
+        created_at: container.created_at,
+        started_at: container.started_at,
+        finished_at: exit.map_or(0, |exit| exit.finished_at),
+        exit_code: exit.map_or(0, |exit| exit.code),
+        image: Some(image_spec(container)),
+        image_ref: container.image_id.clone(),
+        reason: exit.map_or_else(String::new, |exit| exit.reason.clone()),
+        message: exit.map_or_else(String::new, |exit| exit.message.clone()),
+        labels: config.labels.clone().into_iter().collect(),
+        annotations: config.annotations.clone().into_iter().collect(),
+        mounts: config.mounts.iter().map(mount_status).collect(),
+        log_path: container.log_path.as_ref().map_or_else(String::new, |path| path.display().to_string()),
+        resources: Some(cri::ContainerResources { linux: Some(resources_status(&config.resources)), windows: None }),
+        image_id: container.image_id.clone(),
+        user: Some(cri::ContainerUser {
+            linux: Some(cri::LinuxContainerUser {
+                uid: container.user.uid.into(),
+                gid: container.user.gid.into(),
+                supplemental_groups: container.user.groups.iter().map(|group| i64::from(*group)).collect(),
+            }),
+        }),
+        stop_signal: signal_status(container.stop_signal) as i32,
+    }
+}
+
+fn mount_status(mount: &MountConfig) -> cri::Mount {
+    let propagation = match mount.propagation {
+        Propagation::Private => cri::MountPropagation::PropagationPrivate,
+        Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
+        Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
+    };
+    cri::Mount {
+        container_path: mount.container_path.display().to_string(),
+        host_path: mount.host_path.display().to_string(),
+        readonly: mount.readonly,
+        recursive_read_only: mount.recursive_readonly,
+        propagation: propagation as i32,
+        ..Default::default()
+    }
+}
+
+fn resources_status(resources: &Resources) -> cri::LinuxContainerResources {
+    cri::LinuxContainerResources {
+        cpu_period: resources.cpu_period.map_or(0, u64::cast_signed),
+        cpu_quota: resources.cpu_quota.unwrap_or(0),
+        cpu_shares: resources.cpu_shares.map_or(0, u64::cast_signed),
+        memory_limit_in_bytes: resources.memory_limit.unwrap_or(0),
+        oom_score_adj: resources.oom_score_adj,
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
+        hugepage_limits: resources
+            .hugepages
+            .iter()
+            .map(|(page_size, limit)| cri::HugepageLimit { page_size: page_size.clone(), limit: *limit })
+            .collect(),
+        unified: resources.unified.clone().into_iter().collect(),
+        memory_swap_limit_in_bytes: resources.memory_swap_limit.unwrap_or(0),
+    }
+}
+
+fn signal_status(number: i32) -> cri::Signal {
+    let fits = |value: &i32| stop_signal(*value).is_ok_and(|signal| signal == number);
+    (1..=65).find(fits).and_then(|value| cri::Signal::try_from(value).ok()).unwrap_or(cri::Signal::RuntimeDefault)
+}
+
+/// True when `labels` has every pair of the selector.
+pub(super) fn selected(labels: &BTreeMap<String, String>, selector: &std::collections::HashMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stop_signal_of_cri_is_a_signal_and_comes_back() {
+        for number in 1..=65 {
+            let signal = stop_signal(number).unwrap_or_else(|error| panic!("{number}: {error}"));
+            assert_eq!(stop_signal(signal_status(signal) as i32).unwrap(), signal);
+        }
+        assert!(stop_signal(66).is_err());
+    }
+
+    #[test]
+    fn sysctls_that_reach_the_host_are_refused() {
+        let one = |name: &str, value: &str| sysctls([(name.to_owned(), value.to_owned())].into());
+        for (name, value) in [("net.ipv4.ip_forward", "1"), ("kernel.shmmax", "1"), ("kernel.sem", "1 2 3 4")] {
+            assert!(one(name, value).is_ok(), "{name}");
+        }
+        for (name, value) in [
+            ("kernel.core_pattern", "|/x"),
+            ("net.a+b", "1"),
+            ("net.ipv4.x", "1\n2"),
+            ("net/../kernel/core_pattern", "x"),
+        ] {
+            assert!(one(name, value).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_port_without_host_port_is_not_published() {
+        let mapping = |host_port| cri::PortMapping { container_port: 80, host_port, ..Default::default() };
+        assert_eq!(ports(vec![mapping(0)]).unwrap().len(), 0);
+        assert_eq!(ports(vec![mapping(8080)]).unwrap().len(), 1);
+        assert!(ports(vec![mapping(70000)]).is_err());
+    }
+}

@@ -1,0 +1,25 @@
+//! `CreateContainer`: all of a container but its start.
+
+use sampan_proto::cri;
+use tonic::Status;
+
+use super::convert;
+use crate::pods::Pods;
+
+pub(super) async fn call(
+    pods: &Pods,
+    request: cri::CreateContainerRequest,
+) -> Result<cri::CreateContainerResponse, Status> {
+    let config = request.config.ok_or_else(|| Status::invalid_argument("the request has no config"))?;
+    let pod = pods.find(&request.pod_sandbox_id)?;
+    let mut config = convert::container_config(config)?;
+    if config.security.privileged && !pod.record.config.privileged {
+        return Err(Status::invalid_argument("a privileged container needs a privileged pod"));
+    }
+    if let Some(crate::pods::config::PidMode::Target(id)) = &mut config.security.pid {
+        // The monitor knows whole ids only.
+        *id = pods.find_container(id)?.container.id.to_string();
+    }
+    let id = pods.create_container(&pod.record.id, config).await?;
+    Ok(cri::CreateContainerResponse { container_id: id.to_string() })
+}

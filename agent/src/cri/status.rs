@@ -1,0 +1,27 @@
+//! `Status`: is the node fit for pods, and what can its runtime do.
+
+use std::collections::HashMap;
+
+use sampan_proto::cri;
+use tonic::Status;
+
+use crate::pods::Pods;
+
+pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri::StatusResponse, Status> {
+    let condition = |kind: &str| cri::RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
+    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let handler = |name: &str| cri::RuntimeHandler { name: name.into(), features: Some(features) };
+    let mut info = HashMap::new();
+    if request.verbose {
+        let config = &pods.context().config;
+        info.insert("root".into(), config.root.display().to_string());
+        info.insert("state".into(), config.state.display().to_string());
+        info.insert("bridge".into(), config.network.bridge.clone());
+    }
+    Ok(cri::StatusResponse {
+        status: Some(cri::RuntimeStatus { conditions: vec![condition("RuntimeReady"), condition("NetworkReady")] }),
+        info,
+        runtime_handlers: vec![handler(""), handler(super::RUNTIME_HANDLER)],
+        features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+    })
+}

@@ -1,0 +1,488 @@
+//! The pod network that is built in: a bridge, a pair of interfaces for each pod,
+//! addresses, masquerading and published ports, over IPv4 and IPv6.
+//!
+//! ```text
+//!   pod a          pod b                host
+//!   eth0           eth0         nftables table BRIDGE
+//!    │              │            masquerade, port maps
+//!   spXXXXXXXXXXX  spXXXXXXXXXXX         │
+//!    └──────────────┴────── BRIDGE ──────┴── the host's own interfaces
+//!                        gateway address
+//! ```
+//!
+//! Everything goes over netlink, in this process; nothing is executed. An attach
+//! is undone as a whole when a part of it fails, and a detach may be repeated.
+//! Nothing is written to disk: what is in use is in memory, an `Attachment` is
+//! kept by the caller, and after a restart `restore` puts both together. Networks
+//! with different bridges and subnets do not touch each other.
+//!
+//! Calls wait for the kernel, so asynchronous callers make them on a thread that
+//! may block, of the same network namespace as `open`. For one pod, calls come
+//! one after the other.
+
+mod address;
+mod bridge;
+mod error;
+mod link;
+mod namespace;
+mod netfilter;
+mod netlink;
+mod port;
+mod ruleset;
+mod state;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tracing::{debug, info, warn};
+
+use address::{Pool, link_address};
+use bridge::Bridge;
+use error::about;
+use link::{Link, POD_INTERFACE, Pair};
+use netfilter::{ConnectionFilter, Family, forget_connections};
+use netlink::{Message, Socket};
+use port::Families;
+use ruleset::{Element, Ruleset, keys};
+use state::State;
+
+pub use error::{Error, Kind};
+pub use link::InterfaceStats;
+pub use port::{PortMapping, Protocol};
+
+/// How long an attach waits for the bridge to pass packets of the new port.
+const CARRIER_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a network is made of.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name of the bridge, and of its nftables table.
+    pub bridge: String,
+    /// Where pods get their addresses from: at most one subnet of each family.
+    pub subnets: Vec<IpNet>,
+    /// Size of the largest packet; by default that of the interface with the
+    /// default route.
+    pub mtu: Option<u32>,
+}
+
+/// A pod that is to be attached.
+#[derive(Debug)]
+pub struct AttachRequest<'a> {
+    /// The pod.
+    pub pod_id: &'a str,
+    /// Its network namespace.
+    pub netns: &'a OwnedFd,
+    /// The ports to publish.
+    pub ports: &'a [PortMapping],
+}
+
+/// How a pod is attached: all that is needed to detach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The host's end of the pod's pair of interfaces.
+    pub host_interface: String,
+    /// The pod's addresses, IPv4 first.
+    pub addresses: Vec<IpNet>,
+    /// The link-layer address of the pod's end.
+    pub mac: String,
+    /// The published ports.
+    pub ports: Vec<PortMapping>,
+}
+
+/// A bridge with the pods on it.
+pub struct Network {
+    config: Config,
+    bridge: Bridge,
+    ruleset: Ruleset,
+    gateways: Vec<IpAddr>,
+    state: Mutex<State>,
+    /// Idle sockets for requests about interfaces. There are several because
+    /// the removal of an interface waits long for the kernel, without a lock.
+    route: Mutex<Vec<Socket>>,
+    netfilter: Mutex<Socket>,
+}
+
+/// A lock is held over no code that leaves things half done when it panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Network {
+    /// Brings the network up in the calling thread's namespace. One that exists
+    /// is adopted, with its pods and ports: call `restore` next.
+    pub fn open(config: Config) -> Result<Network, Error> {
+        bridge::check_name(&config.bridge)?;
+        let pools = bridge::pools(&config)?;
+        let what = || about(format!("network {}", config.bridge));
+        let mut route = Socket::route().map_err(what())?;
+        let mut netfilter = Socket::netfilter().map_err(what())?;
+        let bridge = bridge::open(&mut route, &config, &pools)?;
+        let subnets: Vec<_> = pools.iter().map(Pool::subnet).collect();
+        let ruleset = Ruleset::new(&config.bridge, &subnets);
+        match netfilter.transact(&ruleset.install()).map_err(what()) {
+            Err(failure) if bridge.created => {
+                return Err(bridge::undo(&mut route, &config.bridge, failure));
+            }
+            result => result?,
+        };
+        info!(bridge = %config.bridge, ?subnets, mtu = bridge.mtu, "pod network is up");
+        Ok(Network {
+            gateways: pools.iter().map(|pool| pool.gateway().addr()).collect(),
+            bridge,
+            ruleset,
+            state: Mutex::new(State::new(pools)),
+            route: Mutex::new(vec![route]),
+            netfilter: Mutex::new(netfilter),
+            config,
+        })
+    }
+
+    /// Gives a pod its interface, addresses, routes and published ports; on
+    /// failure nothing of it stays.
+    pub fn attach(&self, request: &AttachRequest<'_>) -> Result<Attachment, Error> {
+        let families = self.families();
+        let ports = port::published(request.ports, families)?;
+        let attachment = self.reserve(request.pod_id, ports)?;
+        let connected = port::check_unbound(&attachment.ports, families)
+            .and_then(|()| self.connect(request, &attachment));
+        match connected {
+            Ok(()) => {
+                debug!(pod.id = %request.pod_id, interface = %attachment.host_interface, "pod attached");
+                Ok(attachment)
+            }
+            Err(failure) => match self.detach(request.pod_id, &attachment) {
+                Ok(()) => Err(failure),
+                Err(undo) => Err(Error::Undo { failure: failure.into(), undo: undo.into() }),
+            },
+        }
+    }
+
+    /// Takes away what `attach` gave; what is gone already is no error. What
+    /// could not be taken away stays reserved, and the call may be repeated.
+    pub fn detach(&self, pod_id: &str, attachment: &Attachment) -> Result<(), Error> {
+        let mut errors = Vec::new();
+        // After a restart without `restore` nobody holds the ports; those that
+        // another pod holds by now are not touched.
+        let ports = lock(&self.state).own_or_free(pod_id, &attachment.ports);
+        errors.extend(self.withdraw(&ports, &attachment.addresses).err());
+        if is_pod_interface(&attachment.host_interface) {
+            errors.extend(self.delete_interface(&attachment.host_interface).err());
+        }
+        if errors.is_empty() {
+            lock(&self.state).release(pod_id);
+        }
+        Error::several(errors)
+    }
+
+    /// After a restart of the agent: the addresses and ports of these pods are
+    /// in use; interfaces on our bridge and ports of any other pod are removed.
+    pub fn restore(&self, pods: &[(String, Attachment)]) -> Result<(), Error> {
+        let elements: Vec<_> = {
+            let mut state = lock(&self.state);
+            for (pod_id, attachment) in pods {
+                state.adopt(pod_id, attachment);
+            }
+            state.attachments().flat_map(elements).collect()
+        };
+        let ours: HashSet<&str> =
+            pods.iter().map(|(_, attachment)| attachment.host_interface.as_str()).collect();
+        let mut errors = Vec::new();
+        let replaced = lock(&self.netfilter).transact(&self.ruleset.replace(&elements));
+        if let Err(source) = replaced {
+            errors.push(about(format!("ports of network {}", self.config.bridge))(source));
+        }
+        match self.pod_interfaces() {
+            Ok(interfaces) => {
+                let strangers = interfaces.iter().filter(|name| !ours.contains(name.as_str()));
+                for interface in strangers {
+                    info!(%interface, "removing interface of a pod that is gone");
+                    errors.extend(self.delete_interface(interface).err());
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        Error::several(errors)
+    }
+
+    /// For a pod without a network: only its loopback interface is set up.
+    pub fn loopback(&self, netns: &OwnedFd) -> Result<(), Error> {
+        namespace::enter(netns.as_fd(), || Socket::route()?.transact(&[link::set_up("lo")]))?
+            .map_err(about("loopback interface of the pod"))?;
+        Ok(())
+    }
+
+    /// Traffic of the interfaces in a namespace.
+    pub fn interfaces(netns: &OwnedFd) -> Result<Vec<InterfaceStats>, Error> {
+        let links = namespace::enter(netns.as_fd(), || link::list(&mut Socket::route()?))?
+            .map_err(about("interfaces of the pod"))?;
+        Ok(links.into_iter().map(|link| link.stats).collect())
+    }
+
+    /// Traffic of every pod on the bridge, by its host interface and as the pod
+    /// sees it, in one request: for many pods far cheaper than `interfaces`.
+    pub fn traffic(&self) -> Result<HashMap<String, InterfaceStats>, Error> {
+        let links = self.ports_of_bridge()?;
+        Ok(links.into_iter().map(|link| (link.name, link.stats.seen_from_peer(POD_INTERFACE))).collect())
+    }
+
+    /// Removes the bridge, the interfaces of pods on it and the nftables table.
+    pub fn destroy(&self) -> Result<(), Error> {
+        let mut errors = Vec::new();
+        match self.pod_interfaces() {
+            Ok(interfaces) => {
+                let deleted = interfaces.iter().map(|name| self.delete_interface(name));
+                errors.extend(deleted.filter_map(Result::err));
+            }
+            Err(error) => errors.push(error),
+        }
+        errors.extend(self.delete_interface(&self.config.bridge).err());
+        match lock(&self.netfilter).transact(&self.ruleset.remove()) {
+            Err(source) if source.errno() != Some(Errno::NOENT) => {
+                errors.push(about(format!("network {}", self.config.bridge))(source));
+            }
+            _ => {}
+        }
+        Error::several(errors)
+    }
+
+    /// Which families pods have addresses of.
+    fn families(&self) -> Families {
+        Families {
+            v4: self.gateways.iter().any(IpAddr::is_ipv4),
+            v6: self.gateways.iter().any(IpAddr::is_ipv6),
+        }
+    }
+
+    fn reserve(&self, pod_id: &str, ports: Vec<PortMapping>) -> Result<Attachment, Error> {
+        let (host_interface, _) = names(&self.config.bridge, pod_id);
+        lock(&self.state).reserve(pod_id, host_interface, ports)
+    }
+
+    /// The kernel's part of an attach.
+    fn connect(&self, request: &AttachRequest<'_>, attachment: &Attachment) -> Result<(), Error> {
+        let mut inside = self.prepare_namespace(request)?;
+        self.create_pair(request, attachment)?;
+        self.configure_pod(&mut inside, request.pod_id, attachment)?;
+        self.publish(request.pod_id, attachment)?;
+        let waited_for = [attachment.host_interface.as_str(), &self.config.bridge];
+        let operational = self
+            .with_route(|socket| link::wait_operational(socket, &waited_for, CARRIER_LIMIT))
+            .map_err(about(format!("interface of pod {}", request.pod_id)))?;
+        if !operational {
+            warn!(pod.id = %request.pod_id, "bridge port of the pod is slow to come up");
+        }
+        Ok(())
+    }
+
+    /// Opens a socket in the pod's namespace, and sets what its interfaces start
+    /// out with: no addresses or routes by advertisement (any pod could send
+    /// one), no wait for addresses to prove unique.
+    fn prepare_namespace(&self, request: &AttachRequest<'_>) -> Result<Socket, Error> {
+        let ipv6 = self.families().v6;
+        namespace::enter(request.netns.as_fd(), || {
+            if sysctl::has_ipv6() {
+                sysctl::set("ipv6/conf/default/accept_ra", "0")?;
+                sysctl::set("ipv6/conf/default/accept_dad", "0")?;
+            }
+            if ipv6 {
+                sysctl::set("ipv6/conf/default/disable_ipv6", "0")?;
+            }
+            Socket::route().map_err(about(format!("pod {}", request.pod_id)))
+        })?
+    }
+
+    fn create_pair(&self, request: &AttachRequest<'_>, attachment: &Attachment) -> Result<(), Error> {
+        let (host_name, host_address) = names(&self.config.bridge, request.pod_id);
+        let messages = link::create_pair(&Pair {
+            host_name: &host_name,
+            host_address,
+            bridge: self.bridge.index,
+            pod: request.netns.as_fd(),
+            pod_address: link_address(&attachment.addresses),
+            mtu: self.bridge.mtu,
+            ipv6: sysctl::has_ipv6(),
+        });
+        self.with_route(|socket| match socket.transact(&messages) {
+            // The name is this pod's alone, so this is what an attach that was
+            // cut off left behind; or the namespace has such an interface.
+            Err(error) if error.errno() == Some(Errno::EXIST) => {
+                link::delete(socket, &host_name)?;
+                socket.transact(&messages)
+            }
+            result => result,
+        })
+        .map_err(about(format!("interface {host_name} of pod {}", request.pod_id)))?;
+        Ok(())
+    }
+
+    fn configure_pod(&self, inside: &mut Socket, pod_id: &str, attachment: &Attachment) -> Result<(), Error> {
+        let what = || about(format!("interface {POD_INTERFACE} of pod {pod_id}"));
+        let index = link::find(inside, POD_INTERFACE).map_err(what())?.map_or(0, |link| link.index);
+        let mut messages = vec![link::set_up("lo"), link::set_up(POD_INTERFACE)];
+        let add = |net: &IpNet| link::add_address(index, *net);
+        messages.extend(attachment.addresses.iter().map(add));
+        let route = |gateway: &IpAddr| link::add_default_route(index, *gateway);
+        messages.extend(self.gateways.iter().map(route));
+        inside.transact(&messages).map_err(what())?;
+        Ok(())
+    }
+
+    fn publish(&self, pod_id: &str, attachment: &Attachment) -> Result<(), Error> {
+        if attachment.ports.is_empty() {
+            return Ok(());
+        }
+        let request = self.ruleset.publish(&elements(attachment));
+        lock(&self.netfilter).transact(&request).map_err(about(format!("ports of pod {pod_id}")))?;
+        // A client that keeps sending from one port is one connection, which
+        // goes on as it began: to the host, when it began before the pod.
+        let stale = attachment.ports.iter().filter(|port| port.protocol != Protocol::Tcp).flat_map(|port| {
+            let filter = ConnectionFilter::ToPort { protocol: port.protocol.number(), port: port.host_port };
+            [Family::V4, Family::V6].map(|family| forget_connections(family, &filter))
+        });
+        self.forget(stale.collect());
+        Ok(())
+    }
+
+    fn withdraw(&self, ports: &[PortMapping], addresses: &[IpNet]) -> Result<(), Error> {
+        let elements: Vec<_> = ports.iter().flat_map(|port| Element::of(port, addresses)).collect();
+        if elements.is_empty() {
+            return Ok(());
+        }
+        let result = self.withdraw_elements(elements);
+        self.forget(stale_answers(ports, addresses));
+        result.map_err(about(format!("ports of network {}", self.config.bridge)))
+    }
+
+    fn withdraw_elements(&self, mut elements: Vec<Element>) -> Result<(), netlink::Error> {
+        let mut netfilter = lock(&self.netfilter);
+        match netfilter.transact(&self.ruleset.withdraw(&elements)) {
+            Err(error) if error.errno() == Some(Errno::NOENT) => {}
+            result => return result.map(drop),
+        }
+        // Some or all are gone already, and so nothing was withdrawn.
+        let published = self.published(&mut netfilter)?;
+        elements.retain(|element| published.contains(&element.place()));
+        if elements.is_empty() {
+            return Ok(());
+        }
+        netfilter.transact(&self.ruleset.withdraw(&elements)).map(drop)
+    }
+
+    /// Where there are elements in our maps now; nowhere, if the table is gone.
+    fn published(&self, netfilter: &mut Socket) -> Result<HashSet<(&'static str, Vec<u8>)>, netlink::Error> {
+        let mut places = HashSet::new();
+        for (map, request) in self.ruleset.list() {
+            match netfilter.dump(&request) {
+                Ok(replies) => places.extend(keys(&replies).into_iter().map(|key| (map, key))),
+                Err(error) if error.errno() == Some(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(places)
+    }
+
+    /// Has the kernel forget tracked connections. Without it some datagrams go
+    /// astray until the connection ages, so failing is not worth a failure.
+    fn forget(&self, messages: Vec<Message>) {
+        for message in messages {
+            let result = lock(&self.netfilter).transact(&[message]);
+            match result {
+                Err(error) if error.errno() != Some(Errno::NOENT) => {
+                    debug!(%error, "tracked connections stay");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn delete_interface(&self, interface: &str) -> Result<(), Error> {
+        self.with_route(|socket| link::delete(socket, interface))
+            .map_err(about(format!("interface {interface}")))
+    }
+
+    /// Does `work` with a socket that nobody else uses meanwhile.
+    fn with_route<T>(
+        &self,
+        work: impl FnOnce(&mut Socket) -> Result<T, netlink::Error>,
+    ) -> Result<T, netlink::Error> {
+        const IDLE: usize = 8;
+        let idle = lock(&self.route).pop();
+        let mut socket = match idle {
+            Some(socket) => socket,
+            None => Socket::route()?,
+        };
+        let result = work(&mut socket);
+        let mut idle = lock(&self.route);
+        if idle.len() < IDLE {
+            idle.push(socket);
+        }
+        result
+    }
+
+    fn ports_of_bridge(&self) -> Result<Vec<Link>, Error> {
+        let mut links = self
+            .with_route(|socket| link::list_ports(socket, self.bridge.index))
+            .map_err(about(format!("bridge {}", self.config.bridge)))?;
+        links.retain(|link| link.kind == "veth" && is_pod_interface(&link.name));
+        Ok(links)
+    }
+
+    /// The host's ends of pods on our bridge.
+    fn pod_interfaces(&self) -> Result<Vec<String>, Error> {
+        let links = self.with_route(link::list).map_err(about(format!("bridge {}", self.config.bridge)))?;
+        Ok(links
+            .into_iter()
+            .filter(|link| link.master == Some(self.bridge.index) && link.kind == "veth")
+            .map(|link| link.name)
+            .filter(|name| is_pod_interface(name))
+            .collect())
+    }
+}
+
+/// The elements of the port maps that publish a pod's ports.
+fn elements(attachment: &Attachment) -> Vec<Element> {
+    attachment.ports.iter().flat_map(|port| Element::of(port, &attachment.addresses)).collect()
+}
+
+/// Requests to forget the connections that a pod answers on published ports
+/// without connections of their own.
+fn stale_answers(ports: &[PortMapping], addresses: &[IpNet]) -> Vec<Message> {
+    let protocols: HashSet<_> =
+        ports.iter().map(|port| port.protocol).filter(|protocol| *protocol != Protocol::Tcp).collect();
+    let mut messages = Vec::new();
+    for protocol in protocols.into_iter().map(Protocol::number) {
+        for net in addresses {
+            let (family, octets) = match net.addr() {
+                IpAddr::V4(address) => (Family::V4, address.octets().to_vec()),
+                IpAddr::V6(address) => (Family::V6, address.octets().to_vec()),
+            };
+            let filter = ConnectionFilter::AnsweredBy { address: &octets, protocol };
+            messages.push(forget_connections(family, &filter));
+        }
+    }
+    messages
+}
+
+/// Name and link-layer address of the host's end for a pod: always the same for
+/// the same pod on the same bridge.
+fn names(bridge: &str, pod_id: &str) -> (String, [u8; 6]) {
+    let hash = Sha256::new().chain_update(bridge).chain_update([0]).chain_update(pod_id).finalize();
+    let name = format!("sp{}", &hex::encode(&hash[..6])[..11]);
+    let address = [0x72, 0x71, hash[6], hash[7], hash[8], hash[9]];
+    (name, address)
+}
+
+fn is_pod_interface(name: &str) -> bool {
+    name.strip_prefix("sp")
+        .is_some_and(|rest| rest.len() == 11 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+}

@@ -1,0 +1,419 @@
+//! The network with real namespaces, bridges, rules and traffic. Needs root.
+
+mod ports;
+mod world;
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::netlink::Socket;
+use super::*;
+use world::*;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// Elements in the port maps of a network, as the kernel lists them.
+fn element_count(network: &Network) -> usize {
+    network.published(&mut Socket::netfilter().unwrap()).unwrap().len()
+}
+
+fn attach<'a>(
+    network: &Network,
+    pod_id: &'a str,
+    netns: &'a OwnedFd,
+    ports: &'a [PortMapping],
+) -> Result<Attachment, Error> {
+    network.attach(&AttachRequest { pod_id, netns, ports })
+}
+
+#[test]
+fn pods_host_and_gateway_reach_each_other() {
+    on_a_host(|_| {
+        let network = network();
+        let a = Pod::attach(&network, "a", &[]);
+        let b = Pod::attach(&network, "b", &[]);
+        let _server = Server::start(Some(&a.netns), 80);
+        let _host = Server::start(None, 7070);
+        let gateways = network.gateways.clone();
+        for (a, b_address, gateway) in [(a.v4(), b.v4(), gateways[0]), (a.v6(), b.v6(), gateways[1])] {
+            assert_eq!(ask(Some(&b.netns), a, 80).unwrap(), b_address);
+            assert_eq!(ask_udp(Some(&b.netns), a, 80).unwrap(), b_address);
+            assert_eq!(ask(None, a, 80).unwrap(), gateway);
+            assert_eq!(ask(Some(&b.netns), gateway, 7070).unwrap(), b_address);
+            let localhost = if a.is_ipv4() { "127.0.0.1" } else { "::1" };
+            assert!(ask(Some(&b.netns), ip(localhost), 7070).is_err());
+        }
+    });
+}
+
+#[test]
+fn interface_of_a_pod_is_ready_at_once() {
+    on_a_host(|_| {
+        let network = network();
+        let pod = Pod::attach(&network, "a", &[]);
+        let _server = Server::start(Some(&pod.netns), 80);
+        let start = Instant::now();
+        ask(None, pod.v4(), 80).unwrap();
+        ask(None, pod.v6(), 80).unwrap();
+        // A packet that was lost would be sent again after a second.
+        assert!(start.elapsed() < Duration::from_millis(900));
+        let stats = Network::interfaces(&pod.netns).unwrap();
+        let eth0 = stats.iter().find(|stats| stats.name == "eth0").unwrap();
+        assert!(eth0.rx_bytes > 0 && eth0.tx_packets > 0, "{eth0:?}");
+        assert_eq!(stats.len(), 2, "{stats:?}");
+        let traffic = network.traffic().unwrap();
+        assert_eq!(traffic[&pod.attachment.host_interface], *eth0);
+        assert_eq!(traffic.len(), 1);
+    });
+}
+
+#[test]
+fn pods_reach_the_outside_under_the_address_of_the_host() {
+    on_a_host(|world| {
+        let network = network();
+        let pod = Pod::attach(&network, "a", &[]);
+        let _server = Server::start(Some(&world.outside), 80);
+        for (outside, host) in [(OUTSIDE4, HOST4), (OUTSIDE6, HOST6)] {
+            assert_eq!(ask(Some(&pod.netns), ip(outside), 80).unwrap(), ip(host));
+            assert_eq!(ask_udp(Some(&pod.netns), ip(outside), 80).unwrap(), ip(host));
+        }
+    });
+}
+
+#[test]
+fn detach_leaves_nothing_and_may_be_repeated() {
+    on_a_host(|_| {
+        let network = network();
+        let links_before = links().len();
+        let ports = [publish(Protocol::Tcp, 8080, 80)];
+        let pod = Pod::attach(&network, "a", &ports);
+        assert_eq!(links().len(), links_before + 1);
+        assert_eq!(element_count(&network), 2);
+        let stranger = Attachment { host_interface: "sp00000000000".into(), ..pod.attachment.clone() };
+        network.detach("never-attached", &stranger).unwrap();
+        assert_eq!(element_count(&network), 2, "ports of another pod");
+
+        network.detach(&pod.id, &pod.attachment).unwrap();
+        assert_eq!(links().len(), links_before);
+        assert_eq!(element_count(&network), 0);
+        network.detach(&pod.id, &pod.attachment).unwrap();
+
+        let again = attach(&network, "a", &pod.netns, &ports).unwrap();
+        assert_ne!(again.addresses, pod.attachment.addresses, "no quick reuse");
+        network.detach("a", &again).unwrap();
+        // A namespace that went away takes the interface with it.
+        let gone = Pod::attach(&network, "gone", &ports);
+        let Pod { attachment, .. } = gone;
+        network.detach("gone", &attachment).unwrap();
+    });
+}
+
+#[test]
+fn attach_that_fails_in_the_namespace_is_undone() {
+    on_a_host(|world| {
+        let network = network();
+        let netns = new_namespace();
+        // The namespace has an eth0 already.
+        let mut socket = Socket::route().unwrap();
+        create_pair(&mut socket, "taken", &netns, "eth0");
+        let before = links().len();
+        let ports = [publish(Protocol::Tcp, 8080, 80)];
+        let error = attach(&network, "a", &netns, &ports).unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal, "{error}");
+        assert_eq!(links().len(), before);
+        assert_eq!(element_count(&network), 0);
+
+        // No namespace at all.
+        let file = std::fs::File::open("/dev/null").unwrap().into();
+        let error = attach(&network, "a", &file, &ports).unwrap_err();
+        assert!(matches!(error, Error::Namespace(_)), "{error}");
+
+        // A rule set that is gone: the failure comes after the interface.
+        socket = Socket::netfilter().unwrap();
+        socket.transact(&network.ruleset.remove()).unwrap();
+        let error = attach(&network, "a", &world.outside, &ports).unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal);
+        assert_eq!(links().len(), before, "{error}");
+        socket.transact(&network.ruleset.install()).unwrap();
+        attach(&network, "a", &new_namespace(), &ports).unwrap();
+    });
+}
+
+#[test]
+fn interface_left_by_an_attach_that_was_cut_off_is_replaced() {
+    on_a_host(|_| {
+        let network = network();
+        let (name, _) = names(&network.config.bridge, "a");
+        let stale = new_namespace();
+        create_pair(&mut Socket::route().unwrap(), &name, &stale, "eth0");
+        let pod = Pod::attach(&network, "a", &[]);
+        assert_eq!(pod.attachment.host_interface, name);
+        assert_eq!(Network::interfaces(&stale).unwrap().len(), 1, "lo alone");
+        let error = attach(&network, "a", &pod.netns, &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::AlreadyExists);
+    });
+}
+
+#[test]
+fn restart_keeps_the_pods_it_is_told_of_and_drops_strangers() {
+    on_a_host(|_| {
+        let network = network();
+        let config = network.config.clone();
+        let kept = Pod::attach(&network, "kept", &[publish(Protocol::Tcp, 8080, 80)]);
+        let lost = Pod::attach(&network, "lost", &[publish(Protocol::Tcp, 8081, 80)]);
+        // Something of the administrator's on the same bridge.
+        let _server = Server::start(Some(&kept.netns), 80);
+        drop(network);
+
+        let network = Network::open(config).unwrap();
+        ask(None, ip("127.0.0.1"), 8080).unwrap();
+        network.restore(&[(kept.id.clone(), kept.attachment.clone())]).unwrap();
+        ask(None, ip("127.0.0.1"), 8080).unwrap();
+        ask(None, ip(HOST6), 8080).unwrap();
+        assert_eq!(element_count(&network), 2);
+        let names: Vec<_> = links().into_iter().map(|link| link.name).collect();
+        assert!(names.contains(&kept.attachment.host_interface));
+        assert!(!names.contains(&lost.attachment.host_interface));
+
+        let clash = attach(&network, "new", &lost.netns, &[publish(Protocol::Tcp, 8080, 80)]);
+        assert_eq!(clash.unwrap_err().kind(), Kind::AlreadyExists);
+        let new = attach(&network, "new", &lost.netns, &[publish(Protocol::Tcp, 8081, 80)]).unwrap();
+        assert_ne!(new.addresses, kept.attachment.addresses);
+        network.detach(&kept.id, &kept.attachment).unwrap();
+        assert_eq!(element_count(&network), 2);
+    });
+}
+
+#[test]
+fn detach_after_a_restart_without_restore_removes_what_the_pod_had() {
+    on_a_host(|_| {
+        let network = network();
+        let config = network.config.clone();
+        let pod = Pod::attach(&network, "a", &[publish(Protocol::Tcp, 8080, 80)]);
+        drop(network);
+        let network = Network::open(config).unwrap();
+        assert_eq!(element_count(&network), 2);
+        network.detach(&pod.id, &pod.attachment).unwrap();
+        assert_eq!(element_count(&network), 0);
+    });
+}
+
+#[test]
+fn networks_side_by_side_do_not_disturb_each_other() {
+    on_a_host(|world| {
+        let one = Network::open(config("one", &["10.202.0.0/24", "fd72::/64"])).unwrap();
+        let two = Network::open(config("two", &["10.202.1.0/24", "fd72:0:0:1::/64"])).unwrap();
+        let a = Pod::attach(&one, "pod", &[publish(Protocol::Tcp, 8080, 80)]);
+        let b = Pod::attach(&two, "pod", &[publish(Protocol::Tcp, 8081, 80)]);
+        let _servers = [Server::start(Some(&a.netns), 80), Server::start(Some(&b.netns), 80)];
+        for port in [8080, 8081] {
+            for to in [HOST4, HOST6] {
+                ask(Some(&world.outside), ip(to), port).unwrap();
+                ask(Some(&a.netns), ip(to), port).unwrap();
+                ask(Some(&b.netns), ip(to), port).unwrap();
+            }
+            ask(None, ip("127.0.0.1"), port).unwrap();
+        }
+        one.restore(&[]).unwrap();
+        one.destroy().unwrap();
+        one.destroy().unwrap();
+        ask(None, ip("127.0.0.1"), 8081).unwrap();
+        assert!(!is_reachable(None, ip("127.0.0.1"), 8080));
+        two.destroy().unwrap();
+        let names: Vec<_> = links().into_iter().map(|link| link.name).collect();
+        assert_eq!(names.iter().filter(|name| *name != "lo").count(), 1);
+    });
+}
+
+#[test]
+fn subnet_or_name_that_the_host_uses_is_refused() {
+    on_a_host(|_| {
+        let refused = |bridge: &str, subnets: &[&str]| {
+            let before = links().len();
+            let error = Network::open(config(bridge, subnets)).err().unwrap();
+            assert_eq!(links().len(), before);
+            error
+        };
+        let _network = Network::open(config("first", &["10.202.0.0/24", "fd72::/64"])).unwrap();
+        let error = refused("second", &["10.202.0.0/16"]);
+        assert_eq!(error.kind(), Kind::FailedPrecondition);
+        assert_eq!(error.to_string(), "subnet 10.202.0.0/16 overlaps 10.202.0.1/24 of interface first");
+        refused("second", &["fd72::/48"]);
+        refused("second", &["198.51.100.0/25"]);
+        let error = refused("uplink", &["10.203.0.0/24"]);
+        assert!(matches!(error, Error::NotABridge { .. }), "{error}");
+        let error = refused("no/slash", &["10.203.0.0/24"]);
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        let mut small = config("second", &["fd73::/64"]);
+        small.mtu = Some(1000);
+        assert!(Network::open(small).is_err());
+    });
+}
+
+#[test]
+fn bridge_whose_rules_are_refused_is_removed() {
+    on_a_host(|_| {
+        // A table of that name, with a chain of another kind where ours would be.
+        let foreign = Ruleset::new("foreign", &[]);
+        Socket::netfilter().unwrap().transact(&foreign.install_filter_chain("output")).unwrap();
+        let before = links().len();
+        let error = Network::open(config("foreign", &["10.202.0.0/24"])).err().unwrap();
+        assert_eq!(error.kind(), Kind::Internal, "{error}");
+        assert_eq!(links().len(), before);
+    });
+}
+
+#[test]
+fn opening_again_adopts_the_bridge() {
+    on_a_host(|_| {
+        let config = config("again", &["10.202.0.0/24", "fd72::/64"]);
+        let first = Network::open(config.clone()).unwrap();
+        let second = Network::open(config.clone()).unwrap();
+        assert_eq!(first.bridge.index, second.bridge.index);
+        let pod = Pod::attach(&second, "a", &[]);
+        let _server = Server::start(Some(&pod.netns), 80);
+        ask(None, pod.v6(), 80).unwrap();
+        drop(first);
+        let mut smaller = config.clone();
+        smaller.mtu = Some(1300);
+        let third = Network::open(smaller).unwrap();
+        let bridge = links().into_iter().find(|link| link.name == "again");
+        assert_eq!(bridge.unwrap().mtu, 1300);
+        third.destroy().unwrap();
+        Network::open(config).unwrap();
+    });
+}
+
+#[test]
+fn pods_of_one_family_and_a_chosen_mtu() {
+    on_a_host(|world| {
+        for (bridge, subnet, host) in [("only4", "10.202.0.0/24", HOST4), ("only6", "fd72::/64", HOST6)] {
+            let mut config = config(bridge, &[subnet]);
+            config.mtu = Some(1400);
+            let network = Network::open(config).unwrap();
+            let pod = Pod::attach(&network, "a", &[publish(Protocol::Tcp, 8080, 80)]);
+            assert_eq!(pod.attachment.addresses.len(), 1);
+            let _server = Server::start(Some(&pod.netns), 80);
+            ask(Some(&world.outside), ip(host), 8080).unwrap();
+            assert_eq!(element_count(&network), 1);
+            let inside = within(Some(&pod.netns), links);
+            let eth0 = inside.iter().find(|link| link.name == "eth0").unwrap();
+            assert_eq!(eth0.mtu, 1400);
+            network.detach(&pod.id, &pod.attachment).unwrap();
+        }
+    });
+}
+
+#[test]
+fn exhausted_subnet_is_an_error_until_a_pod_goes() {
+    on_a_host(|_| {
+        let network = Network::open(config("tiny", &["10.202.0.0/29", "fd72::/64"])).unwrap();
+        let pods: Vec<_> =
+            (0..5).map(|number| Pod::attach(&network, &format!("pod-{number}"), &[])).collect();
+        let netns = new_namespace();
+        let error = attach(&network, "late", &netns, &[]).unwrap_err();
+        assert_eq!(error.kind(), Kind::ResourceExhausted);
+        assert_eq!(error.to_string(), "every address of 10.202.0.0/29 is in use");
+        network.detach(&pods[2].id, &pods[2].attachment).unwrap();
+        let late = attach(&network, "late", &netns, &[]).unwrap();
+        assert_eq!(late.addresses[0], pods[2].attachment.addresses[0]);
+    });
+}
+
+#[test]
+fn many_pods_come_and_go_at_once() {
+    const PODS: u16 = 64;
+    on_a_host(|_| {
+        let network = network();
+        let links_before = links().len();
+        let pods: Vec<Pod> = std::thread::scope(|scope| {
+            let attaching: Vec<_> = (0..PODS)
+                .map(|number| {
+                    let network = &network;
+                    scope.spawn(move || {
+                        let ports = [publish(Protocol::Tcp, 9000 + number, 80)];
+                        Pod::attach(network, &format!("pod-{number}"), &ports)
+                    })
+                })
+                .collect();
+            attaching.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let addresses: HashSet<_> = pods.iter().flat_map(|pod| [pod.v4(), pod.v6()]).collect();
+        assert_eq!(addresses.len(), usize::from(PODS) * 2);
+        assert_eq!(element_count(&network), usize::from(PODS) * 2);
+        let _server = Server::start(Some(&pods[7].netns), 80);
+        let ours: u16 = pods[7].attachment.ports[0].host_port;
+        ask(None, ip("127.0.0.1"), ours).unwrap();
+        std::thread::scope(|scope| {
+            for pod in &pods {
+                scope.spawn(|| network.detach(&pod.id, &pod.attachment).unwrap());
+            }
+        });
+        assert_eq!(links().len(), links_before);
+        assert_eq!(element_count(&network), 0);
+    });
+}
+
+#[test]
+fn pods_cannot_make_the_host_accept_router_advertisements() {
+    on_a_host(|_| {
+        sysctl::set("ipv6/conf/default/accept_ra", "1").unwrap();
+        sysctl::set("ipv6/conf/uplink/accept_ra", "1").unwrap();
+        let _network = Network::open(config("only4", &["10.202.0.0/24"])).unwrap();
+        let value = |name: &str| sysctl::get(&format!("ipv6/conf/{name}")).unwrap();
+        assert_eq!(value("only4/accept_ra"), "0");
+        assert_eq!(value("uplink/accept_ra"), "1");
+        assert_eq!(value("all/forwarding"), "0");
+        let network = Network::open(config("both", &["10.203.0.0/24", "fd72::/64"])).unwrap();
+        assert_eq!(value("both/accept_ra"), "0");
+        // The host goes on listening where it did, though it forwards now.
+        assert_eq!(value("uplink/accept_ra"), "2");
+        assert_eq!(value("all/forwarding"), "1");
+        let pod = Pod::attach(&network, "a", &[]);
+        let inside = within(Some(&pod.netns), || value("eth0/accept_ra"));
+        assert_eq!(inside, "0");
+    });
+}
+
+#[test]
+fn pod_without_a_network_has_its_loopback() {
+    on_a_host(|_| {
+        let network = network();
+        let netns = new_namespace();
+        network.loopback(&netns).unwrap();
+        let _server = Server::start(Some(&netns), 80);
+        ask(Some(&netns), ip("127.0.0.1"), 80).unwrap();
+        ask(Some(&netns), ip("::1"), 80).unwrap();
+        assert_eq!(Network::interfaces(&netns).unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn interface_goes_with_the_namespace() {
+    on_a_host(|_| {
+        let network = network();
+        let pod = Pod::attach(&network, "a", &[]);
+        let before = links().len();
+        drop(pod.netns);
+        assert!(eventually(Duration::from_secs(10), || links().len() < before));
+        network.detach("a", &pod.attachment).unwrap();
+        let missing = link::find(&mut Socket::route().unwrap(), &pod.attachment.host_interface);
+        assert!(missing.unwrap().is_none());
+    });
+}
+
+#[test]
+fn refusal_of_the_kernel_is_told_with_its_cause() {
+    on_a_host(|_| {
+        let mut socket = Socket::route().unwrap();
+        let error =
+            socket.transact(&[link::add_address(4321, "10.202.0.1/24".parse().unwrap())]).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NODEV));
+        assert!(error.to_string().starts_with("add address"), "{error}");
+    });
+}

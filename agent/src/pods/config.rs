@@ -1,0 +1,248 @@
+//! What a pod and a container are asked to be: the domain's own words for CRI's configurations.
+//!
+//! These are kept in the records on disk, so a field may be added with a default but never change its meaning.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::network::PortMapping;
+
+/// A pod's identity for its caller: unique among the pods of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PodName {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.attempt`.
+    pub attempt: u32,
+}
+
+/// A pod as asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodConfig {
+    /// Its identity.
+    pub name: PodName,
+    /// Empty: none of its own; the pod's short id then.
+    pub hostname: String,
+    /// Where container logs go, relative paths of containers being beneath it.
+    pub log_directory: Option<PathBuf>,
+    /// Name resolution; `None`: as the host.
+    pub dns: Option<Dns>,
+    /// Published ports.
+    pub ports: Vec<PortMapping>,
+    /// Labels, verbatim.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, verbatim.
+    pub annotations: BTreeMap<String, String>,
+    /// The cgroup that the pod's containers are made in; `None`: one of the agent's own for this pod.
+    pub cgroup_parent: Option<String>,
+    /// Namespaced kernel parameters.
+    pub sysctls: BTreeMap<String, String>,
+    /// Network namespace.
+    pub network: NetworkMode,
+    /// Process namespace of the pod's containers, unless they say otherwise.
+    pub pid: PidMode,
+    /// IPC namespace.
+    pub host_ipc: bool,
+    /// Whether its containers may be privileged.
+    pub privileged: bool,
+    /// The runtime handler asked for; empty: the default.
+    pub runtime_handler: String,
+    /// Goes away with its one container, as `sampan run --rm` wants.
+    pub auto_remove: bool,
+    /// Made by `sampan run`: pod and container are one thing to their user.
+    pub standalone: bool,
+}
+
+/// Name resolution of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Dns {
+    /// Addresses of name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Resolver options.
+    pub options: Vec<String>,
+}
+
+/// Which network a pod lives in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// A namespace of its own with an address on the bridge.
+    Pod,
+    /// The host's.
+    Host,
+    /// A namespace of its own with loopback only.
+    None,
+}
+
+/// Which processes a container sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PidMode {
+    /// Its own.
+    Container,
+    /// Those of all containers of its pod.
+    Pod,
+    /// The host's.
+    Host,
+    /// Those of another container of the pod, named by id.
+    Target(String),
+}
+
+/// A container as asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    /// `metadata.name`: unique in its pod together with the attempt.
+    pub name: String,
+    /// `metadata.attempt`.
+    pub attempt: u32,
+    /// The image as the user named it.
+    pub image: String,
+    /// The image as the request named it: an id or a reference.
+    pub image_ref: String,
+    /// Replaces the image's entrypoint when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command when not empty.
+    pub args: Vec<String>,
+    /// Empty: the image's.
+    pub working_dir: String,
+    /// Over the image's own.
+    pub env: Vec<(String, String)>,
+    /// Host paths.
+    pub mounts: Vec<MountConfig>,
+    /// Host devices.
+    pub devices: Vec<DeviceConfig>,
+    /// Labels, verbatim.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, verbatim.
+    pub annotations: BTreeMap<String, String>,
+    /// Relative to the pod's log directory; empty: no log.
+    pub log_path: String,
+    /// Limits.
+    pub resources: Resources,
+    /// Who it runs as and what it may do.
+    pub security: Security,
+    /// Overrides the image's stop signal.
+    pub stop_signal: Option<i32>,
+}
+
+/// A host path in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountConfig {
+    /// Where the container sees it.
+    pub container_path: PathBuf,
+    /// What it is on the host.
+    pub host_path: PathBuf,
+    /// May not be written.
+    pub readonly: bool,
+    /// Mounts beneath it may not be written either.
+    pub recursive_readonly: bool,
+    /// Which mount events cross.
+    pub propagation: Propagation,
+}
+
+/// Which mount events cross between host and container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Propagation {
+    /// None.
+    Private,
+    /// The host's appear in the container (`rslave`).
+    HostToContainer,
+    /// Both ways (`rshared`); for privileged containers.
+    Bidirectional,
+}
+
+/// A host device in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceConfig {
+    /// Where the container sees it.
+    pub container_path: PathBuf,
+    /// What it is on the host.
+    pub host_path: PathBuf,
+    /// Some of `r`, `w` and `m`.
+    pub permissions: String,
+}
+
+/// Limits of a container; `None`: no limit, or the kernel's default.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// Microseconds.
+    pub cpu_period: Option<u64>,
+    /// Microseconds a period.
+    pub cpu_quota: Option<i64>,
+    /// Relative weight, 1024 being one core's worth.
+    pub cpu_shares: Option<u64>,
+    /// Bytes.
+    pub memory_limit: Option<i64>,
+    /// Bytes of memory and swap together; -1: unlimited.
+    pub memory_swap_limit: Option<i64>,
+    /// -1000 to 1000.
+    pub oom_score_adj: i64,
+    /// Such as `0-3,7`.
+    pub cpuset_cpus: String,
+    /// Such as `0`.
+    pub cpuset_mems: String,
+    /// Most processes and threads.
+    pub pids_limit: Option<i64>,
+    /// Page size (`2MB`) and bytes.
+    pub hugepages: Vec<(String, u64)>,
+    /// cgroup v2 files and values.
+    pub unified: BTreeMap<String, String>,
+}
+
+/// Who a container runs as and what it may do.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Security {
+    /// Numeric user.
+    pub run_as_user: Option<i64>,
+    /// Numeric group; only together with a user.
+    pub run_as_group: Option<i64>,
+    /// `USER` or `USER:GROUP` by name or number; used when no number is given.
+    pub run_as_username: String,
+    /// More groups.
+    pub supplemental_groups: Vec<i64>,
+    /// Leaves out the groups that the image's `/etc/group` has for the user.
+    pub strict_groups: bool,
+    /// All capabilities, all devices, nothing masked, no seccomp.
+    pub privileged: bool,
+    /// The root file system may not be written.
+    pub readonly_rootfs: bool,
+    /// `exec` never gains privileges.
+    pub no_new_privileges: bool,
+    /// Added to the default set; `ALL` is understood.
+    pub add_capabilities: Vec<String>,
+    /// Taken from it; `ALL` is understood.
+    pub drop_capabilities: Vec<String>,
+    /// Added, and kept across exec for users other than root.
+    pub ambient_capabilities: Vec<String>,
+    /// Hidden paths; `None`: the default ones.
+    pub masked_paths: Option<Vec<String>>,
+    /// Paths that may not be written; `None`: the default ones.
+    pub readonly_paths: Option<Vec<String>>,
+    /// The system call filter.
+    pub seccomp: SeccompProfile,
+    /// Process namespace; `None`: the pod's choice.
+    pub pid: Option<PidMode>,
+}
+
+/// A system call filter.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SeccompProfile {
+    /// The agent's allow-list.
+    #[default]
+    Default,
+    /// None.
+    Unconfined,
+    /// A profile in JSON on the host.
+    Localhost(PathBuf),
+}

@@ -1,0 +1,166 @@
+//! Running a command in a container and collecting what it prints.
+//!
+//! The monitor starts it; its output comes straight to the agent through pipes, at most 16 MiB of each
+//! stream. Nothing here goes through the pod's task: probes must not wait for one another.
+
+use std::{
+    fs::File,
+    io::{self, Seek, Write},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use oci_spec::runtime::{Process, Spec};
+use rustix::{
+    fs::MemfdFlags,
+    pipe::PipeFlags,
+};
+use sampan_runtime::shim::protocol::{Request, Response};
+use tokio::{io::AsyncReadExt, net::unix::pipe, time::timeout};
+
+use super::{
+    id::{ContainerId, PodId},
+    monitor::Connection,
+    record::{ContainerPhase, ContainerRecord},
+};
+use crate::{
+    context::Context,
+    error::{Error, Result, at},
+};
+
+/// What kubelet expects as the most of one stream; the rest is read and thrown away.
+const OUTPUT_LIMIT: usize = 16 << 20;
+
+/// What an execution gave.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// At most 16 MiB.
+    pub stdout: Vec<u8>,
+    /// At most 16 MiB.
+    pub stderr: Vec<u8>,
+    /// The command's own, or 128 and the signal.
+    pub exit_code: i32,
+}
+
+/// Runs `argv` in a running container.
+///
+/// # Errors
+/// `FailedPrecondition` when the container does not run; `DeadlineExceeded` when the command takes longer
+/// than `limit`, all its processes being killed then.
+pub(crate) async fn run(
+    context: &Arc<Context>,
+    pod: &PodId,
+    container: &ContainerRecord,
+    argv: Vec<String>,
+    limit: Option<Duration>,
+) -> Result<Output> {
+    if container.phase != ContainerPhase::Running {
+        return Err(Error::Precondition(format!("container {} is not running", container.id.short())));
+    }
+    if argv.is_empty() {
+        return Err(Error::Invalid("the command to execute is empty".into()));
+    }
+    let folder = context.pod_state(pod);
+    let process = process(&folder.join(container.id.as_str()).join("config.json"), argv)?;
+    let connection = Connection::open(pod, &folder).await?;
+    let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(at("make", "a pipe"));
+    let (stdout, stdout_end) = pipe()?;
+    let (stderr, stderr_end) = pipe()?;
+    let null = File::open("/dev/null").map_err(at("open", "/dev/null"))?;
+    let request = Request::Exec { id: container.id.to_string(), exec: ContainerId::random().short().to_owned() };
+    let descriptors = [process.as_fd(), null.as_fd(), stdout_end.as_fd(), stderr_end.as_fd()];
+    match connection.request_with(&request, &descriptors).await? {
+        Response::ExecStarted { .. } => {}
+        other => return Err(Error::Internal(format!("the monitor answered {other:?} to an execution"))),
+    }
+    drop((stdout_end, stderr_end));
+    let collect = collect(&connection, stdout, stderr);
+    match limit {
+        None => collect.await,
+        // Closing the connection makes the monitor kill every process of the execution.
+        Some(limit) => timeout(limit, collect)
+            .await
+            .map_err(|_| Error::Deadline { what: format!("the command in container {}", container.id.short()), limit })?,
+    }
+}
+
+/// The container's own process with another command line, in a file that has no name.
+fn process(config: &Path, argv: Vec<String>) -> Result<OwnedFd> {
+    let text = std::fs::read(config).map_err(at("read", config))?;
+    let spec: Spec = serde_json::from_slice(&text).map_err(io::Error::other).map_err(at("read", config))?;
+    let missing = || Error::Internal(format!("{} has no process", config.display()));
+    let mut process: Process = spec.process().clone().ok_or_else(missing)?;
+    process.set_args(Some(argv));
+    let memory = rustix::fs::memfd_create("process.json", MemfdFlags::CLOEXEC);
+    let mut file = File::from(memory.map_err(io::Error::from).map_err(at("create", "process.json"))?);
+    serde_json::to_writer(&mut file, &process).map_err(io::Error::other).map_err(at("write", "process.json"))?;
+    file.flush().and_then(|()| file.rewind()).map_err(at("write", "process.json"))?;
+    Ok(file.into())
+}
+
+/// Reads both streams until the command has ended. What its background children may still hold open is not
+/// waited for: all that the command itself wrote is in the pipes by then.
+async fn collect(connection: &Connection, stdout: OwnedFd, stderr: OwnedFd) -> Result<Output> {
+    let mut stdout = Stream::new(stdout)?;
+    let mut stderr = Stream::new(stderr)?;
+    let exit_code = loop {
+        tokio::select! {
+            biased;
+            () = stdout.read(), if stdout.open => {}
+            () = stderr.read(), if stderr.open => {}
+            answer = connection.receive() => match answer? {
+                Some(Response::ExecExited { exit_code }) => break exit_code,
+                Some(Response::Error { message, .. }) => return Err(Error::Internal(message)),
+                Some(other) => return Err(Error::Internal(format!("the monitor sent {other:?} during an execution"))),
+                None => return Err(Error::Internal("the monitor ended during an execution".into())),
+            }
+        }
+    };
+    stdout.drain();
+    stderr.drain();
+    Ok(Output { stdout: stdout.kept, stderr: stderr.kept, exit_code })
+}
+
+struct Stream {
+    pipe: pipe::Receiver,
+    kept: Vec<u8>,
+    buffer: Box<[u8]>,
+    open: bool,
+}
+
+impl Stream {
+    fn new(end: OwnedFd) -> Result<Stream> {
+        let pipe = rustix::io::ioctl_fionbio(&end, true).map_err(io::Error::from);
+        let pipe = pipe.and_then(|()| pipe::Receiver::from_owned_fd(end)).map_err(at("read", "a pipe"))?;
+        Ok(Stream { pipe, kept: Vec::new(), buffer: vec![0; 64 << 10].into(), open: true })
+    }
+
+    async fn read(&mut self) {
+        match self.pipe.read(&mut self.buffer).await {
+            Ok(0) | Err(_) => self.open = false,
+            Ok(length) => self.keep(length),
+        }
+    }
+
+    /// Takes what is there without waiting for more, and no more than a pipe can hold: a background child
+    /// may go on writing for ever.
+    fn drain(&mut self) {
+        const ROUNDS: usize = 16;
+        for _ in 0..ROUNDS {
+            if !self.open {
+                return;
+            }
+            match self.pipe.try_read(&mut self.buffer) {
+                Ok(0) | Err(_) => self.open = false,
+                Ok(length) => self.keep(length),
+            }
+        }
+    }
+
+    fn keep(&mut self, length: usize) {
+        let room = OUTPUT_LIMIT - self.kept.len();
+        self.kept.extend_from_slice(&self.buffer[..length.min(room)]);
+    }
+}

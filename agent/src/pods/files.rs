@@ -1,0 +1,133 @@
+//! The files of a pod that its containers find in `/etc`, and its `/dev/shm`.
+//!
+//! They live in the pod's state folder and go with it.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::config::{Dns, NetworkMode, PodConfig};
+use crate::{
+    error::{Error, Result, at},
+    network::Attachment,
+};
+
+const HOSTS: &str = "hosts";
+const HOSTNAME: &str = "hostname";
+const RESOLV_CONF: &str = "resolv.conf";
+const SHM: &str = "shm";
+
+/// Writes the files of a pod and mounts its shared memory.
+pub(crate) fn create(
+    folder: &Path,
+    config: &PodConfig,
+    hostname: &str,
+    attachment: Option<&Attachment>,
+) -> Result<()> {
+    let hosts = match config.network {
+        NetworkMode::Host => fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        NetworkMode::Pod | NetworkMode::None => hosts(hostname, attachment),
+    };
+    let resolv_conf = match &config.dns {
+        Some(dns) if *dns != Dns::default() => resolv_conf(dns),
+        _ => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    };
+    for (name, text) in [(HOSTS, hosts), (HOSTNAME, format!("{hostname}\n")), (RESOLV_CONF, resolv_conf)] {
+        let path = folder.join(name);
+        fs::write(&path, text).map_err(at("write", &path))?;
+        readable(&path, 0o644)?;
+    }
+    if !config.host_ipc {
+        mount_shm(&folder.join(SHM))?;
+    }
+    Ok(())
+}
+
+/// Takes the shared memory away; the files go with their folder. Missing is fine.
+pub(crate) fn remove(folder: &Path) -> Result<(), sampan_runtime::mount::Error> {
+    sampan_runtime::mount::unmount(&folder.join(SHM))
+}
+
+/// Where each file appears in a container.
+pub(crate) fn mounts(folder: &Path, config: &PodConfig) -> Vec<(&'static str, PathBuf)> {
+    let shm = if config.host_ipc { PathBuf::from("/dev/shm") } else { folder.join(SHM) };
+    vec![
+        ("/etc/hosts", folder.join(HOSTS)),
+        ("/etc/hostname", folder.join(HOSTNAME)),
+        ("/etc/resolv.conf", folder.join(RESOLV_CONF)),
+        ("/dev/shm", shm),
+    ]
+}
+
+fn mount_shm(path: &Path) -> Result<()> {
+    let mount = oci_spec::runtime::MountBuilder::default()
+        .destination("/dev/shm")
+        .typ("tmpfs")
+        .source("shm")
+        .options(["nosuid", "nodev", "noexec", "mode=1777", "size=65536k"].map(str::to_owned).to_vec())
+        .build()
+        .map_err(|error| Error::Internal(format!("describe /dev/shm: {error}")))?;
+    fs::create_dir(path).map_err(at("create", path))?;
+    sampan_runtime::mount::mount_all(&[mount], path)
+        .map_err(|source| Error::Mount { container: format!("shared memory at {}", path.display()), source })
+}
+
+fn readable(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(at("set the mode of", path))
+}
+
+fn hosts(hostname: &str, attachment: Option<&Attachment>) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    for address in attachment.map(|attachment| attachment.addresses.as_slice()).unwrap_or_default() {
+        let _ = writeln!(text, "{}\t{hostname}", address.addr());
+    }
+    text
+}
+
+fn resolv_conf(dns: &Dns) -> String {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        let _ = writeln!(text, "search {}", dns.searches.join(" "));
+    }
+    for server in &dns.servers {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    if !dns.options.is_empty() {
+        let _ = writeln!(text, "options {}", dns.options.join(" "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_has_what_the_request_says() {
+        let dns = Dns {
+            servers: vec!["10.0.0.1".into(), "fd00::1".into()],
+            searches: vec!["a.b".into(), "c".into()],
+            options: vec!["ndots:5".into()],
+        };
+        let expected = "search a.b c\nnameserver 10.0.0.1\nnameserver fd00::1\noptions ndots:5\n";
+        assert_eq!(resolv_conf(&dns), expected);
+    }
+
+    #[test]
+    fn hosts_names_the_pod_on_each_address() {
+        let attachment = Attachment {
+            host_interface: "x".into(),
+            addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
+            mac: String::new(),
+            ports: vec![],
+        };
+        let text = hosts("web", Some(&attachment));
+        assert!(text.contains("10.0.0.2\tweb\n") && text.contains("fd00::2\tweb\n"));
+    }
+}

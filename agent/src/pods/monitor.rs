@@ -1,0 +1,293 @@
+//! The agent's side of a pod's monitor (`sampan-runtime shim`): starting one, and speaking to it.
+//!
+//! A connection is a SOCK_SEQPACKET socket that carries one message a datagram. Requests on one connection
+//! are answered in order, so the pod's task keeps two: one for requests, one that receives events.
+//! Executions have a connection of their own each.
+
+use std::{
+    fs::File,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::{Mode, OFlags},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    net::{
+        AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+        SocketFlags, SocketType,
+    },
+};
+use sampan_runtime::shim::protocol::{ContainerState, ErrorKind, MAX_MESSAGE, Request, Response, VERSION};
+use tokio::{io::Interest, net::UnixStream, process::Command, time::timeout};
+
+use super::id::PodId;
+use crate::error::{Error, Kind, Result, at};
+
+/// Longest wait for any answer of a monitor. Making a container mounts file systems, which can be slow.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Longest wait for a killed monitor to be gone.
+const KILLED_SECONDS: i64 = 10;
+
+/// The name of the socket in a pod's state folder.
+const SOCKET: &str = "shim.sock";
+
+/// One connection to a monitor.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pod: PodId,
+    /// Tokio has no type for SEQPACKET sockets; this one is used for readiness alone.
+    socket: UnixStream,
+    /// The monitor's process.
+    pub(crate) pid: i32,
+}
+
+/// How a monitor is started.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    pub(crate) runtime: &'a Path,
+    pub(crate) pod: &'a PodId,
+    /// The pod's state folder.
+    pub(crate) folder: &'a Path,
+    pub(crate) cgroup: &'a str,
+    pub(crate) hostname: Option<&'a str>,
+    pub(crate) host_network: bool,
+    pub(crate) host_ipc: bool,
+    pub(crate) shared_pid: bool,
+    pub(crate) sysctls: Vec<(String, String)>,
+}
+
+/// Starts a monitor and gives a connection to it, once it has made the pod's namespaces.
+pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
+    let gone = |source| Error::MonitorGone { pod: launch.pod.to_string(), source };
+    let listener = listen(launch.folder).map_err(gone)?;
+    let mut command = Command::new(launch.runtime);
+    command.arg("shim").arg("--pod").arg(launch.pod.as_str()).arg("--cgroup").arg(launch.cgroup);
+    if let Some(hostname) = launch.hostname {
+        command.arg("--hostname").arg(hostname);
+    }
+    for (wanted, flag) in [
+        (launch.host_network, "--host-network"),
+        (launch.host_ipc, "--host-ipc"),
+        (launch.shared_pid, "--shared-pid"),
+    ] {
+        if wanted {
+            command.arg(flag);
+        }
+    }
+    for (key, value) in &launch.sysctls {
+        command.arg("--sysctl").arg(format!("{key}={value}"));
+    }
+    let log = File::options().append(true).create(true).open(launch.folder.join("shim.log")).map_err(gone)?;
+    command
+        .current_dir(launch.folder)
+        .env_clear()
+        .stdin(Stdio::from(listener))
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(log))
+        .kill_on_drop(false);
+    let mut child = command.spawn().map_err(|source| {
+        gone(io::Error::new(source.kind(), format!("start {}: {source}", launch.runtime.display())))
+    })?;
+    let connection = Connection::open(launch.pod, launch.folder).await;
+    match connection {
+        Ok(connection) => {
+            // The monitor is our child until the agent ends: reap it whenever it goes.
+            tokio::spawn(async move { child.wait().await });
+            Ok(connection)
+        }
+        Err(error) => {
+            let _ = child.kill().await;
+            let log = std::fs::read_to_string(launch.folder.join("shim.log")).unwrap_or_default();
+            let last = log.lines().last().unwrap_or("the monitor said nothing").to_owned();
+            Err(gone(io::Error::other(format!("{}: {last}", error.chain()))))
+        }
+    }
+}
+
+impl Connection {
+    /// Connects to the monitor of a pod and agrees on the protocol's version.
+    pub(crate) async fn open(pod: &PodId, folder: &Path) -> Result<Connection> {
+        let socket = connect(folder)
+            .map_err(|source| Error::MonitorGone { pod: pod.to_string(), source })?;
+        let mut connection = Connection { pod: pod.clone(), socket, pid: 0 };
+        match connection.request(&Request::Hello { version: VERSION }).await? {
+            Response::Hello { pid, .. } => connection.pid = pid,
+            other => return Err(connection.unexpected(&other)),
+        }
+        Ok(connection)
+    }
+
+    /// Sends a request and waits for its answer; a refusal becomes an error.
+    pub(crate) async fn request(&self, request: &Request) -> Result<Response> {
+        self.request_with(request, &[]).await
+    }
+
+    /// The same with descriptors passed along.
+    pub(crate) async fn request_with(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Response> {
+        self.send(request, fds).await?;
+        let answer = timeout(ANSWER, self.receive());
+        let answer = answer.await.map_err(|_| Error::Deadline {
+            what: format!("the monitor of pod {}", self.pod.short()),
+            limit: ANSWER,
+        })??;
+        match answer {
+            Some(Response::Error { kind, message }) => Err(Error::Monitor { kind: refusal(kind), message }),
+            Some(response) => Ok(response),
+            None => Err(self.gone(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
+    /// A request that is answered by nothing but its being done.
+    pub(crate) async fn command(&self, request: &Request) -> Result<()> {
+        match self.request(request).await? {
+            Response::Done => Ok(()),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Every container that the monitor knows.
+    pub(crate) async fn state(&self) -> Result<Vec<ContainerState>> {
+        let mut all = Vec::new();
+        let mut answer = self.request(&Request::State).await?;
+        loop {
+            let Response::State { containers, more } = answer else { return Err(self.unexpected(&answer)) };
+            all.extend(containers);
+            if !more {
+                return Ok(all);
+            }
+            answer = match timeout(ANSWER, self.receive()).await {
+                Ok(next) => next?.ok_or_else(|| self.gone(io::ErrorKind::UnexpectedEof.into()))?,
+                Err(_) => return Err(self.gone(io::ErrorKind::TimedOut.into())),
+            };
+        }
+    }
+
+    /// The next message, whenever it comes; `None` when the monitor has closed the connection.
+    pub(crate) async fn receive(&self) -> Result<Option<Response>> {
+        let mut buffer = [0; MAX_MESSAGE];
+        let read = self.socket.async_io(Interest::READABLE, || {
+            let (length, _) = rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
+            Ok(length)
+        });
+        let length = match read.await {
+            Ok(0) => return Ok(None),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(self.gone(error)),
+        };
+        let response = serde_json::from_slice(&buffer[..length]).map_err(|error| self.gone(error.into()))?;
+        Ok(Some(response))
+    }
+
+    async fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let message = serde_json::to_vec(request).map_err(|error| self.gone(error.into()))?;
+        if message.len() > MAX_MESSAGE {
+            return Err(Error::Invalid(format!(
+                "a request to the monitor of pod {} has {} bytes; at most {MAX_MESSAGE} fit",
+                self.pod.short(),
+                message.len()
+            )));
+        }
+        let write = self.socket.async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if !fds.is_empty() {
+                ancillary.push(SendAncillaryMessage::ScmRights(fds));
+            }
+            let message = [IoSlice::new(&message)];
+            Ok(rustix::net::sendmsg(&self.socket, &message, &mut ancillary, SendFlags::NOSIGNAL)?)
+        });
+        write.await.map(|_| ()).map_err(|error| self.gone(error))
+    }
+
+    fn gone(&self, source: io::Error) -> Error {
+        Error::MonitorGone { pod: self.pod.to_string(), source }
+    }
+
+    fn unexpected(&self, response: &Response) -> Error {
+        self.gone(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer {response:?}")))
+    }
+}
+
+/// Binds the socket that the monitor will be given. The folder's descriptor stands in for its path,
+/// which may be longer than the 108 bytes that an address has room for.
+fn listen(folder: &Path) -> io::Result<OwnedFd> {
+    let socket = seqpacket()?;
+    let (_directory, address) = address(folder)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, 128)?;
+    Ok(socket)
+}
+
+fn connect(folder: &Path) -> io::Result<UnixStream> {
+    let socket = seqpacket()?;
+    let (_directory, address) = address(folder)?;
+    rustix::net::connect(&socket, &address)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    UnixStream::from_std(socket.into())
+}
+
+fn seqpacket() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+fn address(folder: &Path) -> io::Result<(OwnedFd, SocketAddrUnix)> {
+    let directory =
+        rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let path: PathBuf = format!("/proc/self/fd/{}/{SOCKET}", directory.as_fd().as_raw_fd()).into();
+    Ok((directory, SocketAddrUnix::new(path)?))
+}
+
+fn refusal(kind: ErrorKind) -> Kind {
+    match kind {
+        ErrorKind::NotFound => Kind::NotFound,
+        ErrorKind::AlreadyExists => Kind::AlreadyExists,
+        ErrorKind::FailedPrecondition => Kind::FailedPrecondition,
+        ErrorKind::InvalidArgument => Kind::InvalidArgument,
+        ErrorKind::Internal => Kind::Internal,
+    }
+}
+
+/// Kills a pod's monitor if that process is still it: the number may belong to a stranger by now.
+pub(crate) fn kill(pid: i32, pod: &PodId) -> Result<()> {
+    kill_process(pid, pod).map_err(|source| Error::MonitorGone { pod: pod.to_string(), source })
+}
+
+/// Kills the monitor of a pod of which no record tells the process.
+pub(crate) fn end_stranger(pod: &PodId) -> Result<()> {
+    let processes = std::fs::read_dir("/proc").map_err(at("read", "/proc"))?.flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| is_monitor(*pid, pod)).try_for_each(|pid| kill(pid, pod))
+}
+
+fn is_monitor(pid: i32, pod: &PodId) -> bool {
+    let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = command_line.split(|byte| *byte == 0);
+    words.nth(1) == Some(b"shim") && words.any(|word| word == pod.as_str().as_bytes())
+}
+
+fn kill_process(pid: i32, pod: &PodId) -> io::Result<()> {
+    let Some(number) = Pid::from_raw(pid) else { return Ok(()) };
+    let process = match pidfd_open(number, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        other => other?,
+    };
+    if !is_monitor(pid, pod) {
+        return Ok(());
+    }
+    match pidfd_send_signal(&process, Signal::KILL) {
+        Err(rustix::io::Errno::SRCH) | Ok(()) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // The descriptor becomes readable when the process has ended.
+    let mut waiting = [PollFd::new(&process, PollFlags::IN)];
+    rustix::event::poll(&mut waiting, Some(&Timespec { tv_sec: KILLED_SECONDS, tv_nsec: 0 }))?;
+    Ok(())
+}

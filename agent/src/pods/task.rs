@@ -1,0 +1,394 @@
+//! The task that owns one pod: every change of a pod and its containers happens here, one after the other.
+//!
+//! ```text
+//!            create                stop                 remove
+//!  (none) ──────────▶ Creating ─▶ Ready ───▶ Stopped ───────────▶ Removing ─▶ (gone)
+//!                        └─ failed ──────────────────────────────────┘
+//!
+//!  container:  Creating ─▶ Created ─▶ Running ─▶ Exited ─▶ (gone)
+//! ```
+//!
+//! Requests come by a channel and what is known goes out by a watch, so lists never wait for work in flight,
+//! and a caller that goes away stops nothing. The record on disk is written before a step whose remains
+//! would have to be found after a crash.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use sampan_runtime::shim::protocol::{Event, Request, Response};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout_at},
+};
+use tracing::{Instrument, debug, info, warn};
+
+use super::{
+    PodView,
+    config::{ContainerConfig, NetworkMode, PidMode},
+    files,
+    id::ContainerId,
+    monitor::{self, Connection, Launch},
+    record::{ContainerPhase, ContainerRecord, ExitRecord, PodPhase, PodRecord},
+};
+use crate::{
+    context::{Context, blocking, private_folder},
+    error::{Error, Result, at},
+};
+
+mod container;
+mod resume;
+mod teardown;
+
+/// Longest wait for processes to be gone after SIGKILL.
+const KILLED: Duration = Duration::from_secs(10);
+/// What followers of a container that removes itself get to read its end.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// What a pod can be asked. Each answer may find nobody left to hear it.
+#[derive(Debug)]
+pub(crate) enum Command {
+    CreateContainer {
+        config: Box<ContainerConfig>,
+        image: Arc<sampan_imagestore::Image>,
+        answer: oneshot::Sender<Result<ContainerId>>,
+    },
+    StartContainer {
+        id: ContainerId,
+        answer: oneshot::Sender<Result<()>>,
+    },
+    /// A signal for the first process, or for all of the container.
+    Signal {
+        id: ContainerId,
+        signal: i32,
+        all: bool,
+        answer: oneshot::Sender<Result<()>>,
+    },
+    /// Kills it first when it runs.
+    RemoveContainer {
+        id: ContainerId,
+        answer: oneshot::Sender<Result<()>>,
+    },
+    Stop {
+        answer: oneshot::Sender<Result<()>>,
+    },
+    /// Stops first what runs. The task ends with it.
+    Remove {
+        answer: oneshot::Sender<Result<()>>,
+    },
+}
+
+/// The owner of one pod.
+#[derive(Debug)]
+pub(crate) struct Task {
+    context: Arc<Context>,
+    record: PodRecord,
+    containers: BTreeMap<ContainerId, ContainerRecord>,
+    /// Carries requests to the monitor; `None` when there is no monitor.
+    control: Option<Connection>,
+    /// Brings its events.
+    events: Option<Connection>,
+    view: watch::Sender<Arc<PodView>>,
+    inbox: mpsc::Receiver<Command>,
+    /// When a pod that removes itself is to go.
+    farewell: Option<Instant>,
+    /// The monitor has ended unasked.
+    orphaned: bool,
+}
+
+/// What a pod's task is started with.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) context: Arc<Context>,
+    pub(crate) record: PodRecord,
+    pub(crate) containers: BTreeMap<ContainerId, ContainerRecord>,
+    pub(crate) view: watch::Sender<Arc<PodView>>,
+    pub(crate) inbox: mpsc::Receiver<Command>,
+}
+
+impl Start {
+    fn task(self) -> Task {
+        let Start { context, record, containers, view, inbox } = self;
+        Task { context, record, containers, control: None, events: None, view, inbox, farewell: None, orphaned: false }
+    }
+
+    /// Makes the pod, tells `made` how that went, and serves it until it is removed.
+    pub(crate) async fn create(self, made: oneshot::Sender<Result<()>>) {
+        let mut task = self.task();
+        let span = tracing::info_span!("pod", sandbox.id = %task.record.id);
+        async {
+            match task.create().await {
+                Ok(()) => {
+                    info!(name = %task.record.config.name.name, "pod created");
+                    let _ = made.send(Ok(()));
+                    task.serve().await;
+                }
+                Err(error) => {
+                    warn!(error = %error.chain(), "pod could not be created");
+                    if let Err(left) = task.remove().await {
+                        warn!(error = %left.chain(), "remains of the pod are left; the next start takes them away");
+                    }
+                    let _ = made.send(Err(error));
+                }
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// Takes up a pod that an earlier agent left, and serves it.
+    pub(crate) async fn resume(self, resumed: oneshot::Sender<()>) {
+        let mut task = self.task();
+        let span = tracing::info_span!("pod", sandbox.id = %task.record.id);
+        async {
+            let remains = task.resume().await;
+            let _ = resumed.send(());
+            if remains {
+                task.serve().await;
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+}
+
+impl Task {
+    async fn serve(&mut self) {
+        loop {
+            if std::mem::take(&mut self.orphaned) {
+                self.lost("MonitorLost", "the pod's monitor ended").await;
+            }
+            let farewell = self.farewell;
+            tokio::select! {
+                command = self.inbox.recv() => match command {
+                    Some(command) => if self.handle(command).await { return },
+                    // The agent ends; monitor and containers live on.
+                    None => return,
+                },
+                event = next_event(self.events.as_ref()) => self.observe(event).await,
+                () = said_goodbye(&self.view, farewell) => {
+                    match self.remove().await {
+                        Ok(()) => return,
+                        Err(error) => warn!(error = %error.chain(), "pod could not remove itself"),
+                    }
+                    self.farewell = None;
+                }
+            }
+        }
+    }
+
+    /// Does what is asked; true when the pod is gone.
+    async fn handle(&mut self, command: Command) -> bool {
+        match command {
+            Command::CreateContainer { config, image, answer } => {
+                let result = self.create_container(*config, image).await;
+                if let Err(Ok(id)) = answer.send(result) {
+                    // Nobody learned the id: a repeated request gets a container of its own.
+                    debug!(container.id = %id, "creation was given up by its caller");
+                    let _ = self.remove_container(&id).await;
+                }
+            }
+            Command::StartContainer { id, answer } => {
+                let _ = answer.send(self.start_container(&id).await);
+            }
+            Command::Signal { id, signal, all, answer } => {
+                let _ = answer.send(self.signal(&id, signal, all).await);
+            }
+            Command::RemoveContainer { id, answer } => {
+                let _ = answer.send(self.remove_container(&id).await);
+            }
+            Command::Stop { answer } => {
+                let _ = answer.send(self.stop().await);
+            }
+            Command::Remove { answer } => {
+                let result = self.remove().await;
+                let gone = result.is_ok();
+                let _ = answer.send(result);
+                return gone;
+            }
+        }
+        false
+    }
+
+    /// Takes note of what the monitor tells.
+    async fn observe(&mut self, event: Result<Option<Response>>) {
+        match event {
+            Ok(Some(Response::Event(Event::Exited { id, exit }))) => self.exited(&id, exit).await,
+            Ok(Some(other)) => debug!(?other, "unexpected message from the monitor"),
+            Ok(None) => self.disconnected("the connection was closed"),
+            Err(error) => self.disconnected(&error.chain()),
+        }
+    }
+
+    /// Without its monitor the pod is at its end; [`Task::serve`] sees to that.
+    fn disconnected(&mut self, why: &str) {
+        warn!(error = why, "the pod's monitor is gone");
+        self.control = None;
+        self.events = None;
+        self.orphaned = true;
+    }
+
+    async fn create(&mut self) -> Result<()> {
+        self.context.records.create(&self.record)?;
+        self.publish();
+        let folder = self.context.pod_state(&self.record.id);
+        private_folder(&folder)?;
+        let config = self.record.config.clone();
+        let hostname = self.hostname();
+        let launch = Launch {
+            runtime: &self.context.runtime,
+            pod: &self.record.id,
+            folder: &folder,
+            cgroup: &format!("{}/monitors", self.context.config.cgroup.root),
+            hostname: (config.network != NetworkMode::Host).then_some(hostname.as_str()),
+            host_network: config.network == NetworkMode::Host,
+            host_ipc: config.host_ipc,
+            shared_pid: config.pid == PidMode::Pod,
+            sysctls: config.sysctls.clone().into_iter().collect(),
+        };
+        let control = monitor::launch(&launch).await?;
+        let events = Connection::open(&self.record.id, &folder).await?;
+        events.command(&Request::Subscribe).await?;
+        self.record.monitor_pid = Some(control.pid);
+        self.control = Some(control);
+        self.events = Some(events);
+        self.connect_network().await?;
+        let attachment = self.record.attachment.clone();
+        blocking(move || files::create(&folder, &config, &hostname, attachment.as_ref())).await?;
+        self.record.phase = PodPhase::Ready;
+        self.save_pod()
+    }
+
+    async fn connect_network(&mut self) -> Result<()> {
+        let Some(pid) = self.record.monitor_pid else { return Ok(()) };
+        let mode = self.record.config.network;
+        if mode == NetworkMode::Host {
+            return Ok(());
+        }
+        let (context, pod) = (self.context.clone(), self.record.id.clone());
+        let ports = self.record.config.ports.clone();
+        let attachment = blocking(move || {
+            let path = format!("/proc/{pid}/ns/net");
+            let netns = std::fs::File::open(&path).map_err(at("open", path))?.into();
+            if mode == NetworkMode::None {
+                context.network.loopback(&netns)?;
+                return Ok(None);
+            }
+            let request =
+                crate::network::AttachRequest { pod_id: pod.as_str(), netns: &netns, ports: &ports };
+            Ok::<_, Error>(Some(context.network.attach(&request)?))
+        });
+        self.record.attachment = attachment.await?;
+        // From here on a crash finds the addresses in the record.
+        self.context.records.write_pod(&self.record)
+    }
+
+    /// The name that the pod's containers have.
+    fn hostname(&self) -> String {
+        match (&*self.record.config.hostname, self.record.config.network) {
+            ("", NetworkMode::Host) => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            ("", _) => self.record.id.short().to_owned(),
+            (name, _) => name.to_owned(),
+        }
+    }
+
+    /// Ends every container and takes down all but record and logs. Stopping twice succeeds.
+    async fn stop(&mut self) -> Result<()> {
+        if self.record.phase == PodPhase::Stopped && self.control.is_none() {
+            return Ok(());
+        }
+        self.take_down("the pod was stopped").await?;
+        self.record.phase = PodPhase::Stopped;
+        self.save_pod()?;
+        info!("pod stopped");
+        Ok(())
+    }
+
+    /// Takes down everything and forgets the pod.
+    async fn remove(&mut self) -> Result<()> {
+        self.record.phase = PodPhase::Removing;
+        // A full disk must not keep a pod from going.
+        let _ = self.context.records.write_pod(&self.record);
+        self.take_down("the pod was removed").await?;
+        let (context, pod) = (self.context.clone(), self.record.id.clone());
+        let containers: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        blocking(move || {
+            for id in &containers {
+                context.store.snapshots().remove(id.as_str())?;
+            }
+            context.records.remove_pod(&pod)
+        })
+        .await?;
+        self.view.send_modify(|view| Arc::make_mut(view).gone = true);
+        info!("pod removed");
+        Ok(())
+    }
+
+    fn save_pod(&mut self) -> Result<()> {
+        self.publish();
+        self.context.records.write_pod(&self.record)
+    }
+
+    fn save_container(&mut self, record: ContainerRecord) -> Result<()> {
+        let result = self.context.records.write_container(&self.record.id, &record);
+        self.containers.insert(record.id.clone(), record);
+        self.publish();
+        result
+    }
+
+    /// Shows the world what is known now.
+    fn publish(&self) {
+        let containers =
+            self.containers.iter().map(|(id, record)| (id.clone(), Arc::new(record.clone()))).collect();
+        self.view.send_replace(Arc::new(PodView { record: self.record.clone(), containers, gone: false }));
+    }
+
+    fn control(&self) -> Result<&Connection> {
+        self.control.as_ref().ok_or_else(|| {
+            Error::Precondition(format!("pod {} is not ready: it was stopped", self.record.id.short()))
+        })
+    }
+
+    /// Lets events in until the container has ended.
+    async fn await_exit(&mut self, id: &ContainerId, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        let alive = |task: &Task| {
+            task.containers.get(id).is_some_and(|container| container.phase == ContainerPhase::Running)
+        };
+        while alive(self) && self.events.is_some() {
+            let event = timeout_at(deadline, next_event(self.events.as_ref())).await.map_err(|_| {
+                Error::Deadline { what: format!("killing container {}", id.short()), limit }
+            })?;
+            self.observe(event).await;
+        }
+        Ok(())
+    }
+}
+
+/// How a container that nobody saw ending is recorded.
+fn unknown_exit(message: &str) -> ExitRecord {
+    ExitRecord {
+        code: 255,
+        reason: "Unknown".into(),
+        message: message.into(),
+        finished_at: crate::context::now(),
+    }
+}
+
+/// Never comes when there is no connection.
+async fn next_event(events: Option<&Connection>) -> Result<Option<Response>> {
+    match events {
+        Some(events) => events.receive().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Comes when followers have read the end of a pod that removes itself, or have had time to.
+async fn said_goodbye(view: &watch::Sender<Arc<PodView>>, deadline: Option<Instant>) {
+    /// What a client gets to come back after `Run` and ask for logs and the exit code.
+    const COME_BACK: Duration = Duration::from_secs(1);
+    let Some(deadline) = deadline else { return std::future::pending().await };
+    tokio::time::sleep(COME_BACK).await;
+    // One receiver is the pod's own entry in the index.
+    while view.receiver_count() > 1 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,468 @@
+//! A pod's containers: made, started, signalled, ended, removed. All of it on the pod's own task.
+
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::fs::{Mode, OFlags};
+use sampan_imagestore::Image;
+use sampan_runtime::{
+    cgroup::Cgroup,
+    shim::protocol::{self, Exit},
+    user::{self, User},
+};
+
+use super::*;
+use crate::{
+    context::now,
+    pods::{
+        PodId,
+        config::{DeviceConfig, PidMode, SeccompProfile, Security},
+        record::UserIds,
+        spec::{self, HostDevice},
+    },
+};
+
+/// Longest wait for a cgroup to become empty once its processes are killed.
+const EMPTY: Duration = Duration::from_secs(10);
+
+/// `SIGTERM`, when neither request nor image names another.
+const DEFAULT_STOP_SIGNAL: i32 = 15;
+
+impl Task {
+    pub(super) async fn create_container(
+        &mut self,
+        config: ContainerConfig,
+        image: Arc<Image>,
+    ) -> Result<ContainerId> {
+        self.control()?;
+        self.check_name(&config)?;
+        let id = ContainerId::random();
+        let record = ContainerRecord {
+            image_id: image.id.to_string(),
+            phase: ContainerPhase::Creating,
+            created_at: now(),
+            started_at: 0,
+            exit: None,
+            pid: None,
+            cgroup: self.cgroup(&id),
+            log_path: log_path(self.log_directory().as_deref(), &config.log_path)?,
+            argv: spec::argv(&config, image.config.config().as_ref())?,
+            user: UserIds::default(),
+            stop_signal: stop_signal(&config, &image),
+            id: id.clone(),
+            config,
+        };
+        let pod = self.record.id.clone();
+        self.context.records.write_container(&pod, &record)?;
+        match self.make(record.clone(), image).await {
+            Ok(record) => {
+                info!(container.id = %id, name = %record.config.name, image.ref = %record.config.image, "container created");
+                self.save_container(record)?;
+                Ok(id)
+            }
+            Err(error) => {
+                if let Err(left) = self.discard(&record).await {
+                    warn!(container.id = %id, error = %left.chain(), "remains of the container are left");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Lays out root file system and bundle, and has the monitor make the container.
+    async fn make(&self, record: ContainerRecord, image: Arc<Image>) -> Result<ContainerRecord> {
+        let bundle = self.bundle(&record.id);
+        let hostname = self.hostname();
+        let (context, pod) = (self.context.clone(), self.record.clone());
+        let mut record = blocking(move || lay_out(&context, &pod, record, &image, &hostname)).await?;
+        let pid = match spec::pid_mode(&self.record.config, &record.config) {
+            PidMode::Container => protocol::PidMode::Private,
+            PidMode::Pod => protocol::PidMode::Pod,
+            PidMode::Host => protocol::PidMode::Host,
+            PidMode::Target(id) => protocol::PidMode::Target(id),
+        };
+        let request = Request::Create {
+            id: record.id.to_string(),
+            bundle,
+            cgroup: record.cgroup.clone(),
+            log: record.log_path.clone(),
+            pid,
+        };
+        match self.control()?.request(&request).await? {
+            Response::Created { pid } => record.pid = Some(pid),
+            other => return Err(Error::Internal(format!("the monitor answered {other:?} to a creation"))),
+        }
+        record.phase = ContainerPhase::Created;
+        Ok(record)
+    }
+
+    pub(super) async fn start_container(&mut self, id: &ContainerId) -> Result<()> {
+        let container = self.container(id)?;
+        if container.phase != ContainerPhase::Created {
+            return Err(Error::Precondition(format!(
+                "container {} cannot be started: it is {}",
+                id.short(),
+                phase_word(container.phase)
+            )));
+        }
+        let mut record = container.clone();
+        match self.control()?.request(&Request::Start { id: id.to_string() }).await {
+            Ok(Response::Started { started_at }) => {
+                record.phase = ContainerPhase::Running;
+                record.started_at = started_at;
+                info!(container.id = %id, pid = record.pid, "container started");
+                self.save_container(record)
+            }
+            Ok(other) => Err(Error::Internal(format!("the monitor answered {other:?} to a start"))),
+            Err(error) => {
+                // It is an ended container from now on; the monitor's own notice of that comes too late.
+                let recorded = self.recorded_exit(&record);
+                let exit = recorded.unwrap_or_else(|| unknown_exit("the container could not be started"));
+                let exit = ExitRecord { reason: "StartError".into(), message: error.chain(), ..exit };
+                record.started_at = exit.finished_at;
+                self.ended(record, exit).await;
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn signal(&mut self, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
+        if self.container(id)?.phase == ContainerPhase::Exited {
+            return Ok(());
+        }
+        let result = self.control()?.command(&Request::Kill { id: id.to_string(), signal, all }).await;
+        match result {
+            // It ended in between.
+            Err(Error::Monitor { kind, .. }) if kind == crate::error::Kind::FailedPrecondition => Ok(()),
+            other => other,
+        }
+    }
+
+    pub(super) async fn remove_container(&mut self, id: &ContainerId) -> Result<()> {
+        // What is gone is removed.
+        let Some(container) = self.containers.get(id) else { return Ok(()) };
+        if container.phase == ContainerPhase::Running {
+            const SIGKILL: i32 = 9;
+            self.signal(id, SIGKILL, true).await?;
+            self.await_exit(id, KILLED).await?;
+        }
+        let Some(record) = self.containers.get(id).cloned() else { return Ok(()) };
+        self.discard(&record).await?;
+        self.containers.remove(id);
+        self.publish();
+        info!(container.id = %id, "container removed");
+        Ok(())
+    }
+
+    /// Takes note of a container's end.
+    pub(super) async fn exited(&mut self, id: &str, exit: Exit) {
+        let record = self.containers.values().find(|container| container.id.as_str() == id);
+        match record.cloned() {
+            Some(mut record) if record.phase != ContainerPhase::Exited => {
+                if exit.started_at != 0 {
+                    record.started_at = exit.started_at;
+                }
+                self.ended(record, exit_record(&exit)).await;
+            }
+            _ => debug!(container.id = %id, "end of a container that is not ours to record"),
+        }
+    }
+
+    /// Records an end, shows it, and gives back what only a living container needs.
+    pub(super) async fn ended(&mut self, mut record: ContainerRecord, exit: ExitRecord) {
+        info!(container.id = %record.id, exit.code = exit.code, reason = %exit.reason, "container ended");
+        record.phase = ContainerPhase::Exited;
+        record.exit = Some(exit);
+        record.pid = None;
+        if let Err(error) = self.save_container(record.clone()) {
+            warn!(container.id = %record.id, error = %error.chain(), "the container's end could not be recorded on disk");
+        }
+        if self.record.config.auto_remove && self.farewell.is_none() {
+            self.farewell = Some(Instant::now() + FAREWELL);
+        }
+        if let Err(error) = self.release(&record).await {
+            warn!(container.id = %record.id, error = %error.chain(), "the ended container's mounts or cgroup are left until it is removed");
+        }
+    }
+
+    /// Gives back cgroup and mount of a container that has no process any more. Doing so twice is fine.
+    pub(super) async fn release(&self, record: &ContainerRecord) -> Result<()> {
+        let (context, id, cgroup) = (self.context.clone(), record.id.clone(), record.cgroup.clone());
+        blocking(move || {
+            let emptied = empty_cgroup(&cgroup);
+            let unmounted = match context.store.snapshots().directories(id.as_str()) {
+                Ok(directories) => sampan_runtime::mount::unmount(&directories.merged)
+                    .map_err(|source| Error::Mount { container: id.to_string(), source }),
+                Err(error) if error.kind() == sampan_imagestore::Kind::NotFound => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            emptied.and(unmounted)
+        })
+        .await
+    }
+
+    /// Takes away everything of a container but what the pod's own map says of it.
+    async fn discard(&self, record: &ContainerRecord) -> Result<()> {
+        if let Some(control) = &self.control {
+            match control.command(&Request::Forget { id: record.id.to_string() }).await {
+                Err(Error::Monitor { kind, .. }) if kind == crate::error::Kind::NotFound => {}
+                other => other?,
+            }
+        }
+        self.release(record).await?;
+        let (context, pod, record) = (self.context.clone(), self.record.id.clone(), record.clone());
+        let bundle = self.bundle(&record.id);
+        blocking(move || {
+            match fs::remove_dir_all(&bundle) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(at("remove", bundle)(error));
+                }
+                _ => {}
+            }
+            context.store.snapshots().remove(record.id.as_str())?;
+            if let Some(log) = record.log_path.as_ref().filter(|log| log.starts_with(context.records.directory(&pod))) {
+                // Logs in the orchestrator's folders are the orchestrator's; these are ours.
+                let _ = fs::remove_file(log);
+            }
+            context.records.remove_container(&pod, &record.id)
+        })
+        .await
+    }
+
+    fn container(&self, id: &ContainerId) -> Result<&ContainerRecord> {
+        self.containers
+            .get(id)
+            .ok_or_else(|| Error::NotFound { object: "container", id: id.to_string() })
+    }
+
+    fn check_name(&self, config: &ContainerConfig) -> Result<()> {
+        let same = |other: &&ContainerRecord| {
+            other.config.name == config.name && other.config.attempt == config.attempt
+        };
+        match self.containers.values().find(same) {
+            Some(holder) => Err(Error::NameInUse {
+                object: "container",
+                name: format!("{} (attempt {})", config.name, config.attempt),
+                holder: holder.id.to_string(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Where the pod's containers log to; what people run by hand logs beside its record.
+    fn log_directory(&self) -> Option<PathBuf> {
+        match &self.record.config.log_directory {
+            None if self.record.config.standalone => Some(self.context.records.directory(&self.record.id).join("logs")),
+            directory => directory.clone(),
+        }
+    }
+
+    pub(super) fn bundle(&self, id: &ContainerId) -> PathBuf {
+        self.context.pod_state(&self.record.id).join(id.as_str())
+    }
+
+    fn cgroup(&self, id: &ContainerId) -> String {
+        match &self.record.config.cgroup_parent {
+            Some(parent) => format!("{}/{id}", parent.trim_end_matches('/')),
+            None => format!("{}/{id}", pod_cgroup(&self.context, &self.record.id)),
+        }
+    }
+}
+
+/// The cgroup of a pod that names no parent.
+pub(super) fn pod_cgroup(context: &Context, pod: &PodId) -> String {
+    format!("{}/{pod}", context.config.cgroup.root)
+}
+
+/// Kills what is left in a cgroup and removes it. Missing is fine.
+pub(super) fn empty_cgroup(path: &str) -> Result<()> {
+    let failed = |source| Error::Cgroup { path: path.to_owned(), source };
+    let cgroup = Cgroup::new(path).map_err(failed)?;
+    cgroup.kill().map_err(failed)?;
+    cgroup.remove(EMPTY).map_err(failed)
+}
+
+/// The durable form of a monitor's exit record.
+pub(super) fn exit_record(exit: &Exit) -> ExitRecord {
+    let reason = match (exit.oom_killed, exit.code) {
+        (true, _) => "OOMKilled",
+        (false, 0) => "Completed",
+        (false, _) => "Error",
+    };
+    ExitRecord { code: exit.code, reason: reason.into(), message: String::new(), finished_at: exit.finished_at }
+}
+
+fn phase_word(phase: ContainerPhase) -> &'static str {
+    match phase {
+        ContainerPhase::Creating => "being created",
+        ContainerPhase::Created => "created",
+        ContainerPhase::Running => "running",
+        ContainerPhase::Exited => "exited",
+    }
+}
+
+/// Where a container logs to: beneath the pod's log directory and nowhere else.
+fn log_path(directory: Option<&Path>, relative: &str) -> Result<Option<PathBuf>> {
+    let Some(directory) = directory.filter(|_| !relative.is_empty()) else { return Ok(None) };
+    let plain = Path::new(relative).components().all(|part| matches!(part, Component::Normal(_)));
+    if !plain {
+        return Err(Error::Invalid(format!("log_path {relative:?} is not a plain path below the pod's log directory")));
+    }
+    Ok(Some(directory.join(relative)))
+}
+
+fn stop_signal(config: &ContainerConfig, image: &Image) -> i32 {
+    let of_image = || image.config.config().as_ref()?.stop_signal().as_deref().and_then(crate::pods::signal::parse);
+    config.stop_signal.or_else(of_image).unwrap_or(DEFAULT_STOP_SIGNAL)
+}
+
+/// Prepares the writable layer, mounts the root, resolves the user against it, and writes the bundle.
+fn lay_out(
+    context: &Context,
+    pod: &PodRecord,
+    mut record: ContainerRecord,
+    image: &Image,
+    hostname: &str,
+) -> Result<ContainerRecord> {
+    let key = record.id.as_str();
+    let snapshots = context.store.snapshots();
+    let mounts = snapshots.prepare(key, Some(image.chain_id()))?;
+    let rootfs = snapshots.directories(key)?.merged;
+    sampan_runtime::mount::mount_all(&mounts, &rootfs)
+        .map_err(|source| Error::Mount { container: key.to_owned(), source })?;
+    for mount in &mut record.config.mounts {
+        // The source as it is now, links followed: what is checked is what will be mounted.
+        mount.host_path = mount.host_path.canonicalize().map_err(|error| {
+            Error::Invalid(format!(
+                "mount source {} for {}: {error}",
+                mount.host_path.display(),
+                mount.container_path.display()
+            ))
+        })?;
+    }
+    let image_config = image.config.config().as_ref();
+    let user = resolve_user(&rootfs, &record.config.security, image_config.and_then(|c| c.user().as_deref()))?;
+    record.user = UserIds { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() };
+    let folder = context.pod_state(&pod.id);
+    let devices = record.config.devices.iter().map(host_device).collect::<Result<Vec<_>>>()?;
+    let spec = spec::build(&spec::Input {
+        pod: &pod.config,
+        container: &record.config,
+        image: image_config,
+        user: &record.user,
+        home: user.home.as_deref(),
+        hostname,
+        rootfs: &rootfs,
+        cgroup: &record.cgroup,
+        pod_files: &files::mounts(&folder, &pod.config),
+        devices: &devices,
+    })?;
+    write_bundle(context, &folder.join(key), spec, &record.config.security)?;
+    if let Some(directory) = record.log_path.as_deref().and_then(Path::parent) {
+        fs::create_dir_all(directory).map_err(at("create", directory))?;
+    }
+    Ok(record)
+}
+
+fn write_bundle(
+    context: &Context,
+    bundle: &Path,
+    mut spec: oci_spec::runtime::Spec,
+    security: &Security,
+) -> Result<()> {
+    fs::create_dir(bundle).map_err(at("create", bundle))?;
+    match &security.seccomp {
+        _ if security.privileged => {}
+        SeccompProfile::Unconfined => {}
+        SeccompProfile::Default => {
+            let filter = context.seccomp_filter(&spec::capabilities(security)?)?;
+            let path = bundle.join("seccomp.bpf");
+            fs::write(&path, filter.as_slice()).map_err(at("write", &path))?;
+        }
+        SeccompProfile::Localhost(path) => {
+            let text = fs::read(path).map_err(at("read the seccomp profile", path))?;
+            let profile = serde_json::from_slice(&text)
+                .map_err(|error| Error::Invalid(format!("seccomp profile {}: {error}", path.display())))?;
+            if let Some(linux) = spec.linux_mut() {
+                linux.set_seccomp(Some(profile));
+            }
+        }
+    }
+    let path = bundle.join("config.json");
+    let json = serde_json::to_vec(&spec).map_err(std::io::Error::other).map_err(at("encode", &path))?;
+    fs::write(&path, json).map_err(at("write", &path))
+}
+
+/// Who the container runs as: numbers and names of the request before those of the image.
+fn resolve_user(rootfs: &Path, security: &Security, image_user: Option<&str>) -> Result<User> {
+    let root: OwnedFd = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(std::io::Error::from)
+        .map_err(at("open", rootfs))?;
+    let text = match (security.run_as_user, security.run_as_username.as_str()) {
+        (Some(uid), _) => match security.run_as_group {
+            Some(gid) => format!("{uid}:{gid}"),
+            None => uid.to_string(),
+        },
+        (None, "") if security.run_as_group.is_some() => {
+            return Err(Error::Invalid("run_as_group needs run_as_user or run_as_username".into()));
+        }
+        (None, "") => image_user.unwrap_or_default().to_owned(),
+        (None, name) => match security.run_as_group {
+            Some(gid) => format!("{name}:{gid}"),
+            None => name.to_owned(),
+        },
+    };
+    let mut user = user::resolve(root.as_fd(), &text)?;
+    if security.strict_groups {
+        user.additional_gids.clear();
+    }
+    for group in &security.supplemental_groups {
+        let gid = u32::try_from(*group).ok().filter(|gid| *gid <= i32::MAX as u32);
+        let gid = gid.ok_or_else(|| Error::Invalid(format!("supplemental group {group} is out of range")))?;
+        if !user.additional_gids.contains(&gid) {
+            user.additional_gids.push(gid);
+        }
+    }
+    Ok(user)
+}
+
+fn host_device(device: &DeviceConfig) -> Result<HostDevice> {
+    let metadata = fs::metadata(&device.host_path).map_err(at("look at device", &device.host_path))?;
+    let kind = metadata.file_type();
+    if !kind.is_block_device() && !kind.is_char_device() {
+        return Err(Error::Invalid(format!("{} is not a device", device.host_path.display())));
+    }
+    let number = metadata.rdev();
+    Ok(HostDevice {
+        path: device.container_path.clone(),
+        block: kind.is_block_device(),
+        major: i64::from(rustix::fs::major(number)),
+        minor: i64::from(rustix::fs::minor(number)),
+        mode: metadata.mode() & 0o777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        permissions: device.permissions.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_paths_stay_in_the_pods_directory() {
+        let directory = Some(Path::new("/var/log/pods/x"));
+        assert_eq!(log_path(directory, "c/0.log").unwrap(), Some("/var/log/pods/x/c/0.log".into()));
+        assert_eq!(log_path(directory, "").unwrap(), None);
+        for bad in ["../x", "/etc/passwd", "a/../../b", "."] {
+            assert!(log_path(directory, bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Taking up pods that an earlier agent left: the record says what should be, the monitor what is.
+
+use std::fs;
+
+use sampan_runtime::shim::protocol::{ContainerState, Exit, Status};
+
+use super::container::exit_record;
+use super::*;
+
+impl Task {
+    /// Brings record and reality together; false when nothing of the pod is left to serve.
+    pub(super) async fn resume(&mut self) -> bool {
+        self.publish();
+        match self.record.phase {
+            PodPhase::Creating | PodPhase::Removing => {
+                info!(phase = ?self.record.phase, "pod was left half-way; taking it down");
+                match self.remove().await {
+                    Ok(()) => return false,
+                    Err(error) => warn!(error = %error.chain(), "remains of the pod are left"),
+                }
+            }
+            PodPhase::Ready if self.record.boot_id != self.context.boot_id => {
+                self.lost("MachineRestarted", "the machine was restarted").await;
+            }
+            PodPhase::Ready => match self.reconnect().await {
+                Ok(()) => info!(containers = self.containers.len(), "pod taken up again"),
+                Err(error) => {
+                    warn!(error = %error.chain(), "the pod's monitor is gone");
+                    self.lost("MonitorLost", "the pod's monitor ended while the agent was away").await;
+                }
+            },
+            PodPhase::Stopped => {
+                if let Err(error) = self.take_down("the pod was stopped").await {
+                    warn!(error = %error.chain(), "remains of the stopped pod are left");
+                }
+            }
+        }
+        self.publish();
+        true
+    }
+
+    async fn reconnect(&mut self) -> Result<()> {
+        let folder = self.context.pod_state(&self.record.id);
+        let control = Connection::open(&self.record.id, &folder).await?;
+        let events = Connection::open(&self.record.id, &folder).await?;
+        // Subscribed before the state is read: an end is seen in the one or the other.
+        events.command(&Request::Subscribe).await?;
+        let states = control.state().await?;
+        self.record.monitor_pid = Some(control.pid);
+        self.control = Some(control);
+        self.events = Some(events);
+        for record in self.containers.values().cloned().collect::<Vec<_>>() {
+            let state = states.iter().find(|state| state.id == record.id.as_str());
+            self.reconcile(record, state).await;
+        }
+        Ok(())
+    }
+
+    /// One container: what the record says against what the monitor says.
+    async fn reconcile(&mut self, mut record: ContainerRecord, state: Option<&ContainerState>) {
+        if record.phase == ContainerPhase::Exited {
+            let _ = self.release(&record).await;
+            return;
+        }
+        let half_made = record.phase == ContainerPhase::Creating;
+        match state {
+            _ if half_made => {
+                info!(container.id = %record.id, "container was left half-made; removing it");
+                if let Err(error) = self.remove_container(&record.id).await {
+                    warn!(container.id = %record.id, error = %error.chain(), "remains of the container are left");
+                }
+            }
+            Some(ContainerState { status: Status::Exited, exit: Some(exit), .. }) => {
+                record.started_at = exit.started_at;
+                self.ended(record, exit_record(exit)).await;
+            }
+            Some(state) => {
+                record.pid = Some(state.pid);
+                record.started_at = state.started_at;
+                record.phase = match state.status {
+                    Status::Created => ContainerPhase::Created,
+                    Status::Running | Status::Exited => ContainerPhase::Running,
+                };
+                let _ = self.save_container(record);
+            }
+            None => {
+                let exit = self.recorded_exit(&record);
+                self.ended(record, exit.unwrap_or_else(|| unknown_exit("its monitor does not know it"))).await;
+            }
+        }
+    }
+
+    /// Without a monitor there is no pod: records what is known of its containers' ends and takes it down.
+    pub(super) async fn lost(&mut self, reason: &str, message: &str) {
+        self.control = None;
+        self.events = None;
+        for record in self.containers.values().cloned().collect::<Vec<_>>() {
+            if record.phase == ContainerPhase::Exited {
+                continue;
+            }
+            let exit = self.recorded_exit(&record);
+            let exit = exit.unwrap_or_else(|| ExitRecord { reason: reason.into(), ..unknown_exit(message) });
+            self.ended(record, exit).await;
+        }
+        if let Err(error) = self.take_down(message).await {
+            warn!(error = %error.chain(), "remains of the pod are left");
+        }
+        self.record.phase = PodPhase::Stopped;
+        if let Err(error) = self.save_pod() {
+            warn!(error = %error.chain(), "the pod's end could not be recorded on disk");
+        }
+    }
+
+    /// The exit record that a monitor wrote before it told anyone.
+    pub(super) fn recorded_exit(&self, record: &ContainerRecord) -> Option<ExitRecord> {
+        let text = fs::read(self.bundle(&record.id).join("exit.json")).ok()?;
+        let exit: Exit = serde_json::from_slice(&text).ok()?;
+        Some(exit_record(&exit))
+    }
+}

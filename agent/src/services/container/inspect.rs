@@ -1,0 +1,198 @@
+//! `Inspect`: all that is known of a container, in the shape that docker taught people.
+
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt};
+
+use sampan_runtime::cgroup::Cgroup;
+use serde_json::{Value, json};
+
+use crate::{
+    context::Context,
+    error::Result,
+    pods::{
+        Found,
+        config::{NetworkMode, Propagation},
+        record::{ContainerPhase, ContainerRecord, PodRecord},
+    },
+};
+
+const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
+
+pub(super) fn inspect(context: &Context, found: &Found) -> Result<Value> {
+    let (pod, container) = (&found.pod.record, &*found.container);
+    let config = &container.config;
+    let layers = context.store.snapshots().directories(container.id.as_str());
+    let graph_driver = layers.map_or(Value::Null, |layers| {
+        let lower: Vec<String> = layers.lower.iter().map(|path| path.display().to_string()).collect();
+        json!({
+            "Name": "overlay2",
+            "Data": {
+                "LowerDir": lower.join(":"),
+                "UpperDir": layers.upper,
+                "WorkDir": layers.work,
+                "MergedDir": layers.merged,
+            },
+        })
+    });
+    let environment: Vec<String> = config.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    Ok(json!({
+        "Id": container.id,
+        "Name": config.name,
+        "Created": time(container.created_at),
+        "Path": container.argv.first(),
+        "Args": container.argv.get(1..).unwrap_or_default(),
+        "State": state(container),
+        "Image": container.image_id,
+        "LogPath": container.log_path,
+        "PodSandboxId": pod.id,
+        "Config": {
+            "Image": config.image,
+            "Hostname": pod.config.hostname,
+            "User": config.security.run_as_username,
+            "Env": environment,
+            "Cmd": config.args,
+            "Entrypoint": config.command,
+            "WorkingDir": config.working_dir,
+            "Labels": config.labels,
+            "StopSignal": container.stop_signal,
+        },
+        "User": { "Uid": container.user.uid, "Gid": container.user.gid, "AdditionalGids": container.user.groups },
+        "HostConfig": host_config(pod, container),
+        "GraphDriver": graph_driver,
+        "Mounts": mounts(container),
+        "NetworkSettings": network(pod),
+        "Namespaces": namespaces(container),
+        "Cgroups": cgroups(container),
+    }))
+}
+
+fn time(nanoseconds: i64) -> String {
+    let moment = jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default();
+    format!("{moment:.9}")
+}
+
+fn state(container: &ContainerRecord) -> Value {
+    const NEVER: &str = "0001-01-01T00:00:00Z";
+    let exit = container.exit.as_ref();
+    let status = match container.phase {
+        ContainerPhase::Creating | ContainerPhase::Created => "created",
+        ContainerPhase::Running => "running",
+        ContainerPhase::Exited => "exited",
+    };
+    let code = exit.map_or(0, |exit| exit.code);
+    json!({
+        "Status": status,
+        "Running": container.phase == ContainerPhase::Running,
+        "Paused": false,
+        "OOMKilled": exit.is_some_and(|exit| exit.reason == "OOMKilled"),
+        "Pid": container.pid.unwrap_or(0),
+        "ExitCode": code,
+        "exit_code": code,
+        "Reason": exit.map_or("", |exit| &exit.reason),
+        "Error": exit.map_or("", |exit| &exit.message),
+        "StartedAt": if container.started_at == 0 { NEVER.into() } else { time(container.started_at) },
+        "FinishedAt": exit.map_or(NEVER.into(), |exit| time(exit.finished_at)),
+    })
+}
+
+fn host_config(pod: &PodRecord, container: &ContainerRecord) -> Value {
+    let resources = &container.config.resources;
+    let nano_cpus = match (resources.cpu_quota, resources.cpu_period) {
+        (Some(quota), Some(period)) if quota > 0 && period > 0 => quota.saturating_mul(1_000_000_000) / period.cast_signed(),
+        _ => 0,
+    };
+    let binds: Vec<String> = container
+        .config
+        .mounts
+        .iter()
+        .map(|mount| {
+            let access = if mount.readonly { ":ro" } else { "" };
+            format!("{}:{}{access}", mount.host_path.display(), mount.container_path.display())
+        })
+        .collect();
+    json!({
+        "NetworkMode": network_mode(pod.config.network),
+        "AutoRemove": pod.config.auto_remove,
+        "Binds": binds,
+        "PortBindings": ports(pod),
+        "Privileged": container.config.security.privileged,
+        "ReadonlyRootfs": container.config.security.readonly_rootfs,
+        "Memory": resources.memory_limit.unwrap_or(0),
+        "NanoCpus": nano_cpus,
+        "CpuPeriod": resources.cpu_period.unwrap_or(0),
+        "CpuQuota": resources.cpu_quota.unwrap_or(0),
+        "CpuShares": resources.cpu_shares.unwrap_or(0),
+        "PidsLimit": resources.pids_limit,
+    })
+}
+
+fn network_mode(mode: NetworkMode) -> &'static str {
+    match mode {
+        NetworkMode::Pod => "bridge",
+        NetworkMode::Host => "host",
+        NetworkMode::None => "none",
+    }
+}
+
+fn mounts(container: &ContainerRecord) -> Vec<Value> {
+    let mount = |mount: &crate::pods::config::MountConfig| {
+        let propagation = match mount.propagation {
+            Propagation::Private => "rprivate",
+            Propagation::HostToContainer => "rslave",
+            Propagation::Bidirectional => "rshared",
+        };
+        json!({
+            "Type": "bind",
+            "Source": mount.host_path,
+            "Destination": mount.container_path,
+            "RW": !mount.readonly,
+            "Propagation": propagation,
+        })
+    };
+    container.config.mounts.iter().map(mount).collect()
+}
+
+/// `80/tcp` → where it is published.
+fn ports(pod: &PodRecord) -> BTreeMap<String, Vec<Value>> {
+    let mut ports: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for port in &pod.config.ports {
+        let host_ip = port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string());
+        let published = json!({ "HostIp": host_ip, "HostPort": port.host_port.to_string() });
+        ports.entry(format!("{}/{}", port.container_port, port.protocol)).or_default().push(published);
+    }
+    ports
+}
+
+fn network(pod: &PodRecord) -> Value {
+    let Some(attachment) = &pod.attachment else {
+        return json!({ "IPAddress": "", "GlobalIPv6Address": "", "Ports": ports(pod) });
+    };
+    let first = |v4: bool| attachment.addresses.iter().find(|address| address.addr().is_ipv4() == v4);
+    let text = |v4| first(v4).map_or_else(String::new, |address| address.addr().to_string());
+    json!({
+        "IPAddress": text(true),
+        "IPPrefixLen": first(true).map_or(0, |address| address.prefix_len()),
+        "GlobalIPv6Address": text(false),
+        "GlobalIPv6PrefixLen": first(false).map_or(0, |address| address.prefix_len()),
+        "MacAddress": attachment.mac,
+        "HostInterface": attachment.host_interface,
+        "SandboxKey": pod.monitor_pid.map(|pid| format!("/proc/{pid}/ns/net")),
+        "Ports": ports(pod),
+    })
+}
+
+/// Each namespace of the container next to the host's: equal inodes mean that it is shared.
+fn namespaces(container: &ContainerRecord) -> Value {
+    let Some(pid) = container.pid else { return json!({}) };
+    let inode = |path: &str| fs::metadata(path).map(|metadata| metadata.ino()).ok();
+    let namespace = |name: &&str| {
+        let path = format!("/proc/{pid}/ns/{name}");
+        let own = inode(&path)?;
+        Some(((*name).to_owned(), json!({ "inode": own, "host_inode": inode(&format!("/proc/self/ns/{name}")), "path": path })))
+    };
+    NAMESPACES.iter().filter_map(namespace).collect::<serde_json::Map<_, _>>().into()
+}
+
+fn cgroups(container: &ContainerRecord) -> Value {
+    let paths = Cgroup::new(&container.cgroup).map(|cgroup| cgroup.paths()).unwrap_or_default();
+    json!(paths)
+}

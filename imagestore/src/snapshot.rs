@@ -1,0 +1,426 @@
+//! Overlay snapshots: a stack of read-only layers and one writable directory.
+//!
+//! ```text
+//! stage() ─ unpack ─▶ commit(chain) ─▶ sync() ─▶ prepare(key, chain) ─▶ mounts ─▶ remove(key)
+//!   │ drop                 │ kept until remove_committed(chain)
+//!   ▼                      ▼
+//! nothing            committed/HEX/{fs,record.json}       active/KEY/{fs,work,merged,record.json}
+//! ```
+//!
+//! A committed layer never changes; only an active snapshot is writable. A layer counts after a restart only
+//! if it has a record, and it gets one only after its files are known to be on disk: so `sync` comes after
+//! `commit`, and before anything that names the chain is made durable. An active snapshot is not synced: it
+//! need not survive a power cut. This module returns mounts and performs none of them.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::CString,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+};
+
+use oci_spec::runtime::Mount;
+use rustix::{
+    fs::{self, Mode, OFlags, RenameFlags, ResolveFlags},
+    io::Errno,
+};
+
+use crate::{
+    ChainId,
+    layer::{OPAQUE, Unpacked, remove_tree},
+};
+
+mod error;
+mod inherit;
+mod overlay;
+mod record;
+mod recover;
+mod stage;
+mod usage;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::Error;
+pub use stage::Stage;
+
+use stage::{make_directory, open_directory};
+
+/// How many layers overlayfs stacks (OVL_MAX_STACK).
+const LAYERS: usize = 500;
+
+/// Disk space and inodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files, directories and others.
+    pub inodes: u64,
+}
+
+/// Where the parts of an active snapshot lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    /// The read-only layers, the topmost first.
+    pub lower: Vec<PathBuf>,
+    /// The writable layer.
+    pub upper: PathBuf,
+    /// What overlayfs needs for itself.
+    pub work: PathBuf,
+    /// Where the snapshot is to be mounted.
+    pub merged: PathBuf,
+}
+
+/// All layers and snapshots below one directory. One process at a time may have them open.
+#[derive(Debug)]
+pub struct Snapshots {
+    folders: Arc<Folders>,
+    state: Mutex<State>,
+}
+
+/// The directories that everything happens in.
+#[derive(Debug)]
+struct Folders {
+    path: PathBuf,
+    committed: OwnedFd,
+    active: OwnedFd,
+    staging: OwnedFd,
+    removing: OwnedFd,
+    /// The next name in `staging` and `removing`.
+    next: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    committed: HashMap<ChainId, Committed>,
+    active: HashMap<String, Active>,
+}
+
+#[derive(Debug)]
+struct Committed {
+    record: record::Layer,
+    /// Its directory, as long as it has no durable record.
+    unsynced: Option<Arc<OwnedFd>>,
+}
+
+#[derive(Debug)]
+struct Active {
+    parent: Option<ChainId>,
+    /// False while it is being made.
+    ready: bool,
+}
+
+impl Snapshots {
+    /// Opens what is below `root`, and deletes what no record names: leftovers of a crash.
+    pub fn open(root: &Path) -> Result<Snapshots, Error> {
+        let folders = Folders::open(root)?;
+        let state = recover::recover(&folders)?;
+        Ok(Snapshots { folders: Arc::new(folders), state: Mutex::new(state) })
+    }
+
+    /// Whether the layers of the chain are unpacked.
+    pub fn contains(&self, chain: &ChainId) -> bool {
+        self.state().committed.contains_key(chain)
+    }
+
+    /// A temporary directory for one layer.
+    pub fn stage(&self) -> Result<Stage, Error> {
+        Stage::new(self.folders.clone())
+    }
+
+    /// Makes what was unpacked in `stage` the layer that completes `chain`, on top of `parent`.
+    /// Where the chain is there already, that one stays. It is durable after the next [`Snapshots::sync`].
+    pub fn commit(
+        &self,
+        stage: Stage,
+        chain: &ChainId,
+        parent: Option<&ChainId>,
+        unpacked: &Unpacked,
+    ) -> Result<(), Error> {
+        let path = self.folders.layer(chain);
+        let lower = {
+            let state = self.state();
+            if state.committed.contains_key(chain) {
+                return Ok(());
+            }
+            state.visible(parent)?
+        };
+        inherit::describe_implied(&self.folders, &stage, &lower, &unpacked.implied)?;
+        let opaque = fs::fgetxattr(stage.root(), OPAQUE, &mut [0_u8; 1][..]).is_ok();
+        let record = record::Layer {
+            chain: chain.clone(),
+            parent: parent.cloned(),
+            bytes: unpacked.bytes,
+            inodes: unpacked.inodes,
+            opaque,
+        };
+        let mut state = self.state();
+        if state.committed.contains_key(chain) {
+            return Ok(());
+        }
+        state.stack(parent)?;
+        let directory = stage
+            .place(self.folders.committed.as_fd(), chain.digest().hex())
+            .map_err(Error::io("renameat2", &path))?;
+        state.committed.insert(chain.clone(), Committed { record, unsynced: Some(Arc::new(directory)) });
+        Ok(())
+    }
+
+    /// Makes all that is committed durable: first the files, then the records that vouch for them.
+    pub fn sync(&self) -> Result<(), Error> {
+        let unsynced: Vec<(record::Layer, Arc<OwnedFd>)> = {
+            let state = self.state();
+            let unsynced = |layer: &Committed| Some((layer.record.clone(), layer.unsynced.clone()?));
+            state.committed.values().filter_map(unsynced).collect()
+        };
+        let sync = || fs::syncfs(&self.folders.committed).map_err(Error::io("syncfs", &self.folders.path));
+        sync()?;
+        if unsynced.is_empty() {
+            return Ok(());
+        }
+        for (layer, directory) in &unsynced {
+            record::write(directory.as_fd(), layer)
+                .map_err(Error::io("write record of", self.folders.layer(&layer.chain)))?;
+        }
+        sync()?;
+        let mut state = self.state();
+        for (layer, directory) in unsynced {
+            if let Some(committed) = state.committed.get_mut(&layer.chain) {
+                // It may have been removed and committed anew meanwhile.
+                committed.unsynced.take_if(|current| Arc::ptr_eq(current, &directory));
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the topmost layer of the chain; missing is no error.
+    pub fn remove_committed(&self, chain: &ChainId) -> Result<(), Error> {
+        let name = {
+            let mut state = self.state();
+            if !state.committed.contains_key(chain) {
+                return Ok(());
+            }
+            let above = state.committed.values().any(|layer| layer.record.parent.as_ref() == Some(chain));
+            let active = state.active.values().any(|active| active.parent.as_ref() == Some(chain));
+            if above || active {
+                return Err(Error::LayerInUse { chain: chain.clone() });
+            }
+            let name = self.folders.retire(self.folders.committed.as_fd(), chain.digest().hex())?;
+            state.committed.remove(chain);
+            name
+        };
+        name.map_or(Ok(()), |name| self.folders.delete(&name))
+    }
+
+    /// The chains that are there.
+    pub fn committed(&self) -> Vec<ChainId> {
+        self.state().committed.keys().cloned().collect()
+    }
+
+    /// The chains that active snapshots stand on, with all below them.
+    pub fn in_use(&self) -> HashSet<ChainId> {
+        let state = self.state();
+        let mut chains = HashSet::new();
+        for active in state.active.values() {
+            let mut next = active.parent.as_ref();
+            while let Some(chain) = next.filter(|chain| chains.insert((*chain).clone())) {
+                next = state.committed.get(chain).and_then(|layer| layer.record.parent.as_ref());
+            }
+        }
+        chains
+    }
+
+    /// What the topmost layer of the chain takes.
+    pub fn layer_usage(&self, chain: &ChainId) -> Option<Usage> {
+        let state = self.state();
+        let record = &state.committed.get(chain)?.record;
+        Some(Usage { bytes: record.bytes, inodes: record.inodes })
+    }
+
+    /// Makes a writable snapshot on top of `parent`.
+    pub fn prepare(&self, key: &str, parent: Option<&ChainId>) -> Result<Vec<Mount>, Error> {
+        check_key(key)?;
+        let lower = {
+            let mut state = self.state();
+            if state.active.contains_key(key) {
+                return Err(Error::Exists { key: key.to_owned() });
+            }
+            let lower = state.visible(parent)?;
+            if lower.len() > LAYERS {
+                return Err(Error::TooManyLayers { layers: lower.len() });
+            }
+            // From now on the layers are in use.
+            state.active.insert(key.to_owned(), Active { parent: parent.cloned(), ready: false });
+            lower
+        };
+        let made = self.make_active(key, parent, &lower);
+        let mut state = self.state();
+        match made {
+            Ok(()) => {
+                if let Some(active) = state.active.get_mut(key) {
+                    active.ready = true;
+                }
+                Ok(overlay::mounts(&self.folders.directories(key, &lower)))
+            }
+            Err(error) => {
+                state.active.remove(key);
+                Err(error)
+            }
+        }
+    }
+
+    /// The mounts of an active snapshot, as `prepare` gave them.
+    pub fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
+        Ok(overlay::mounts(&self.directories(key)?))
+    }
+
+    /// Where the parts of an active snapshot lie.
+    pub fn directories(&self, key: &str) -> Result<Directories, Error> {
+        let state = self.state();
+        let active = state.ready(key)?;
+        Ok(self.folders.directories(key, &state.visible(active.parent.as_ref())?))
+    }
+
+    /// Deletes an active snapshot with all that was written; missing is no error.
+    pub fn remove(&self, key: &str) -> Result<(), Error> {
+        let name = {
+            let mut state = self.state();
+            if !state.active.contains_key(key) {
+                return Ok(());
+            }
+            state.ready(key)?;
+            self.check_unmounted(key)?;
+            let name = self.folders.retire(self.folders.active.as_fd(), key)?;
+            state.active.remove(key);
+            name
+        };
+        name.map_or(Ok(()), |name| self.folders.delete(&name))
+    }
+
+    /// What was written into an active snapshot: disk blocks, hard links counted once.
+    pub fn usage(&self, key: &str) -> Result<Usage, Error> {
+        self.state().ready(key)?;
+        let path = self.folders.path.join("active").join(key).join("fs");
+        let upper = open_directory(self.folders.active.as_fd(), key)
+            .and_then(|snapshot| open_directory(snapshot.as_fd(), "fs"))
+            .map_err(Error::io("openat", &path))?;
+        usage::count(upper.as_fd()).map_err(Error::io("count", &path))
+    }
+
+    /// The keys of all active snapshots.
+    pub fn keys(&self) -> Vec<String> {
+        self.state().active.iter().filter(|(_, active)| active.ready).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn make_active(&self, key: &str, parent: Option<&ChainId>, lower: &[ChainId]) -> Result<(), Error> {
+        let path = self.folders.path.join("active").join(key);
+        let stage = Stage::new(self.folders.clone())?;
+        if let Some(top) = lower.first() {
+            // Merged, the root shows the metadata of the topmost directory: that is the writable one.
+            inherit::copy_root(&self.folders, top, stage.root())?;
+        }
+        for name in ["work", "merged"] {
+            make_directory(stage.directory(), name, 0o700).map_err(Error::io("mkdirat", path.join(name)))?;
+        }
+        let record = record::Active { key: key.to_owned(), parent: parent.cloned() };
+        record::write(stage.directory(), &record).map_err(Error::io("write record of", &path))?;
+        stage.place(self.folders.active.as_fd(), key).map_err(Error::io("renameat2", &path))?;
+        Ok(())
+    }
+
+    /// Refuses while something is mounted here: deleting beneath a mount is deleting something else.
+    fn check_unmounted(&self, key: &str) -> Result<(), Error> {
+        for part in ["merged", "fs"] {
+            let (flags, within) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_XDEV);
+            match fs::openat2(&self.folders.active, format!("{key}/{part}"), flags, Mode::empty(), within) {
+                Err(Errno::XDEV) => return Err(Error::Mounted { key: key.to_owned() }),
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(errno) => {
+                    return Err(Error::io("openat2", self.folders.path.join("active").join(key))(errno));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that could panic leaves the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The chain and all below it, from the top.
+    fn stack(&self, top: Option<&ChainId>) -> Result<Vec<ChainId>, Error> {
+        let mut stack = Vec::new();
+        let mut next = top;
+        while let Some(chain) = next {
+            let Some(layer) = self.committed.get(chain) else {
+                return Err(Error::NoLayer { chain: chain.clone() });
+            };
+            stack.push(chain.clone());
+            next = layer.record.parent.as_ref();
+        }
+        Ok(stack)
+    }
+
+    /// Those layers of the stack that can be seen: none below one whose root is opaque.
+    fn visible(&self, top: Option<&ChainId>) -> Result<Vec<ChainId>, Error> {
+        let mut stack = self.stack(top)?;
+        if let Some(last) = stack.iter().position(|chain| self.committed[chain].record.opaque) {
+            stack.truncate(last + 1);
+        }
+        Ok(stack)
+    }
+
+    fn ready(&self, key: &str) -> Result<&Active, Error> {
+        let active = self.active.get(key).filter(|active| active.ready);
+        active.ok_or_else(|| Error::NotFound { key: key.to_owned() })
+    }
+}
+
+impl Folders {
+    fn layer(&self, chain: &ChainId) -> PathBuf {
+        self.path.join("committed").join(chain.digest().hex())
+    }
+
+    fn directories(&self, key: &str, lower: &[ChainId]) -> Directories {
+        let active = self.path.join("active").join(key);
+        Directories {
+            lower: lower.iter().map(|chain| self.layer(chain).join("fs")).collect(),
+            upper: active.join("fs"),
+            work: active.join("work"),
+            merged: active.join("merged"),
+        }
+    }
+
+    /// Moves `name` out of the way of everyone; its new name, or none if it was not there.
+    fn retire(&self, parent: std::os::fd::BorrowedFd<'_>, name: &str) -> Result<Option<String>, Error> {
+        let moved =
+            self.fresh(self.removing.as_fd(), "removing", |removing, fresh| {
+                match fs::renameat_with(parent, name, removing, fresh, RenameFlags::NOREPLACE) {
+                    Ok(()) => Ok(true),
+                    Err(Errno::NOENT) => Ok(false),
+                    Err(errno) => Err(errno),
+                }
+            })?;
+        Ok(moved.1.then_some(moved.0))
+    }
+
+    /// Deletes what was retired. What fails here is tried again when the snapshots are opened.
+    fn delete(&self, name: &str) -> Result<(), Error> {
+        let path = self.path.join("removing").join(name);
+        let name = CString::new(name).map_err(Error::io("delete", &path))?;
+        remove_tree(self.removing.as_fd(), &name, &mut |_, _| {}).map_err(Error::io("delete", &path))
+    }
+}
+
+/// Keys become file names.
+fn check_key(key: &str) -> Result<(), Error> {
+    let fit = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let valid = (1..=128).contains(&key.len())
+        && key.bytes().all(fit)
+        && key.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
+    if valid { Ok(()) } else { Err(Error::InvalidKey { key: key.chars().take(160).collect() }) }
+}
