@@ -152,7 +152,9 @@ impl Stream {
             if !self.open {
                 return;
             }
-            match self.pipe.try_read(&mut self.buffer) {
+            // Past tokio: its own `try_read` asks the kernel only once the poller has told it of something to
+            // read, and the poller may not have run since the command wrote.
+            match rustix::io::read(&self.pipe, &mut self.buffer[..]) {
                 Ok(0) | Err(_) => self.open = false,
                 Ok(length) => self.keep(length),
             }
