@@ -28,8 +28,10 @@ use crate::{
     stats::Collector,
 };
 
-/// Longest message either way: what kubelet's client allows.
+/// Largest request, and what kubelet's client takes as an answer by default.
 const MESSAGE_LIMIT: usize = 16 << 20;
+/// Largest answer: an execution's two streams of 16 MiB, and what is around them.
+const ANSWER_LIMIT: usize = 33 << 20;
 /// Idle connections are asked whether they still live.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -87,7 +89,7 @@ async fn router(pods: Pods, collector: Collector) -> anyhow::Result<Router> {
     let context: Arc<_> = pods.context().clone();
     macro_rules! limited {
         ($server:ident, $service:expr) => {
-            $server::new($service).max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT)
+            $server::new($service).max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(ANSWER_LIMIT)
         };
     }
     let runtime = limited!(RuntimeServiceServer, cri::Runtime { pods: pods.clone(), collector: collector.clone() });
