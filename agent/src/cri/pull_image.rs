@@ -4,7 +4,7 @@ use sampan_imagestore::{Auth, Progress, Reference, Store};
 use sampan_proto::cri;
 use tonic::Status;
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 pub(super) async fn call(store: &Store, request: cri::PullImageRequest) -> Result<cri::PullImageResponse, Status> {
     let name = request.image.unwrap_or_default().image;
@@ -12,8 +12,16 @@ pub(super) async fn call(store: &Store, request: cri::PullImageRequest) -> Resul
         Status::invalid_argument(format!("image {name:?}: {}", crate::error::chain(&error)))
     })?;
     let auth = request.auth.map(credentials).transpose()?.flatten();
-    let image = store.pull(&reference, auth, Progress::none()).await.map_err(Error::from)?;
+    let image = store.pull(&reference, auth, Progress::none()).await.map_err(|error| refused(error.into()))?;
     Ok(cri::PullImageResponse { image_ref: image.id.to_string() })
+}
+
+/// Kubelet knows a registry that is down by this word and tells its user so.
+fn refused(error: Error) -> Status {
+    match error.kind() {
+        Kind::Unavailable => Status::unavailable(format!("RegistryUnavailable: {}", error.chain())),
+        _ => error.into(),
+    }
 }
 
 /// The request's credentials: `auth` is `user:password` in base64, as docker's configuration has it.
