@@ -23,7 +23,7 @@ use tracing::{Instrument, debug, info, warn};
 
 use super::{
     PodView,
-    config::{ContainerConfig, NetworkMode, PidMode},
+    config::{ContainerConfig, NetworkMode, PidMode, PodConfig},
     files,
     id::ContainerId,
     monitor::{self, Connection, Launch},
@@ -242,7 +242,7 @@ impl Task {
             host_network: config.network == NetworkMode::Host,
             host_ipc: config.host_ipc,
             shared_pid: config.pid == PidMode::Pod,
-            sysctls: config.sysctls.clone().into_iter().collect(),
+            sysctls: sysctls(&config),
         };
         let control = monitor::launch(&launch).await?;
         let events = Connection::open(&self.record.id, &folder).await?;
@@ -391,4 +391,13 @@ async fn said_goodbye(view: &watch::Sender<Arc<PodView>>, deadline: Option<Insta
     while view.receiver_count() > 1 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+/// The pod's own sysctls, over what every pod has: echo requests without CAP_NET_RAW, which no container has by default.
+fn sysctls(config: &PodConfig) -> Vec<(String, String)> {
+    let mut all = BTreeMap::new();
+    if config.network != NetworkMode::Host {
+        all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+    }
+    all.extend(config.sysctls.clone());
+    all.into_iter().collect()
 }
