@@ -25,7 +25,7 @@ pub struct Options {
     pub insecure: Vec<String>,
     /// Where to find `sampand` and its runtime, when not where tests find them.
     pub binaries: Option<PathBuf>,
-    /// What is logged; `debug` when absent.
+    /// What is logged; what a developer follows when absent.
     pub log_level: Option<String>,
 }
 
@@ -63,13 +63,11 @@ impl Agent {
         let root = options.root.unwrap_or_else(|| base.path().join("r"));
         let state = base.path().join("s");
         let cgroup = format!("/sampan-test-{id:04x}{a:02x}{b:02x}");
-        let subnets = [
-            format!("10.{}.{b}.0/24", 100 + a % 150),
-            format!("fd{a:02x}:{b:02x}{id:04x}::/64", id = id >> 8),
-        ];
+        let low = id & 0xff;
+        let subnets = [format!("10.{}.{b}.0/24", 100 + a % 150), format!("fd{a:02x}:{b:02x}{low:02x}::/64")];
         let mut insecure = options.insecure;
         insecure.push(fixture().address().to_owned());
-        let level = options.log_level.as_deref().unwrap_or("debug");
+        let level = options.log_level.as_deref().unwrap_or("info,sampan_agent=debug,sampan_imagestore=debug");
         let config = format!(
             "[log]\nlevel = {level:?}\n[network]\nbridge = {bridge:?}\nsubnets = {subnets:?}\n\
              [registry]\ninsecure = {insecure:?}\n[cgroup]\nroot = {cgroup:?}\n"
@@ -186,7 +184,12 @@ impl Agent {
             Some(directory) => directory.join("sampand"),
             None => binary("sampand"),
         };
-        let child = Command::new(&path)
+        let mut command = Command::new(&path);
+        // What the tests are told by the environment is none of the agent's configuration.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SAMPAN_")) {
+            command.env_remove(name);
+        }
+        let child = command
             .arg("--config")
             .arg(self.base().join("config.toml"))
             .arg("--root")
@@ -231,7 +234,7 @@ impl Drop for Agent {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            let last = &lines[lines.len().saturating_sub(60)..];
+            let last = &lines[lines.len().saturating_sub(25)..];
             #[allow(clippy::print_stderr)] // beside the panic's own message, for the person who reads it
             {
                 eprintln!("---- the agent's last lines:\n{}\n----", last.join("\n"));

@@ -47,8 +47,11 @@ impl Disk {
     pub fn fill_but(&self, left: u64) -> PathBuf {
         let ballast = self.path().join("ballast");
         let file = std::fs::File::create(&ballast).expect("create the ballast");
-        let length = self.free().saturating_sub(left);
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length).expect("fill the disk");
+        let mut length = self.free().saturating_sub(left);
+        // What describes the file takes space too.
+        while rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length).is_err() {
+            length = length.checked_sub(64 << 10).expect("a disk with room");
+        }
         ballast
     }
 }

@@ -90,7 +90,8 @@ fn cgroups(scope: &Scope, things: &mut BTreeSet<String>) {
     for hierarchy in hierarchies() {
         let top = hierarchy.join(scope.cgroup.trim_start_matches('/'));
         walk(&top, &mut |path, metadata| {
-            if metadata.is_dir() {
+            // The parent of all monitors is made once, as the root is.
+            if metadata.is_dir() && path != top.join("monitors") {
                 things.insert(format!("cgroup: {}", path.display()));
             }
             metadata.is_dir()

