@@ -157,8 +157,9 @@ impl Server {
         let now = Instant::now();
         if self.first_client_until.is_some_and(|until| now >= until) {
             // Containers are made by clients only, so there are none.
-            self.pod_init_gone();
-            return Some(Ok(()));
+            say("no client ever came");
+            self.first_client_until = None;
+            let _ = self.shut_down(None);
         }
         let shutdown = self.shutdown.as_ref()?;
         let (client, late) = (shutdown.client, now >= shutdown.until);
@@ -170,25 +171,28 @@ impl Server {
             }
             self.remove_cgroups();
         }
-        let (response, result) = match left + self.removals.len() {
+        if left == 0 {
+            self.end_pod_init();
+        }
+        let (response, result) = match left + self.removals.len() + usize::from(self.pod_init.is_some()) {
             0 => (Response::Done, Ok(())),
             _ if !late => return None,
             count => {
-                let message = format!("{count} containers, execs or cgroups can't be ended");
+                let message = format!("{count} processes or cgroups can't be ended");
                 let response = Response::Error { kind: ErrorKind::Internal, message: message.clone() };
                 (response, Err(Error::Unclean(message)))
             }
         };
-        self.pod_init_gone();
         if let Some(client) = client {
             self.reply(client, response);
         }
         Some(result)
     }
 
-    fn pod_init_gone(&mut self) {
-        if let Some(init) = self.pod_init.take() {
-            // It has been reaped if it is gone already.
+    /// Kills it, with whoever is left in its namespace. It is gone when it has been reaped.
+    fn end_pod_init(&self) {
+        if let Some(init) = &self.pod_init {
+            // One that is gone already is what we want.
             let _ = sys::signal::pidfd_send_signal(&init.pidfd, libc::SIGKILL);
         }
     }

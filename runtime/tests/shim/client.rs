@@ -16,36 +16,36 @@ use sampan_runtime::shim::protocol::{
 };
 
 /// Nothing that a test does takes longer.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-pub struct Client(OwnedFd);
+pub(crate) struct Client(OwnedFd);
 
 impl Client {
     /// A connection that has said hello.
-    pub fn connect(socket: &Path) -> Client {
+    pub(crate) fn connect(socket: &Path) -> Client {
         let client = Client::connect_silently(socket);
         let answer = client.ask(&Request::Hello { version: VERSION });
         assert!(matches!(answer, Response::Hello { version: VERSION, .. }), "{answer:?}");
         client
     }
 
-    pub fn connect_silently(path: &Path) -> Client {
+    pub(crate) fn connect_silently(path: &Path) -> Client {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
         Client(socket)
     }
 
-    pub fn send(&self, request: &Request) {
+    pub(crate) fn send(&self, request: &Request) {
         self.send_with(request, &[]);
     }
 
-    pub fn send_with(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) {
+    pub(crate) fn send_with(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) {
         let bytes = serde_json::to_vec(request).unwrap();
         self.send_bytes(&bytes, descriptors);
     }
 
-    pub fn send_bytes(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    pub(crate) fn send_bytes(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
@@ -56,12 +56,12 @@ impl Client {
     }
 
     /// The next message; None at the end of the connection.
-    pub fn receive(&self) -> Option<Response> {
+    pub(crate) fn receive(&self) -> Option<Response> {
         self.receive_within(DEADLINE).expect("no message within the deadline")
     }
 
     /// The next message if it comes in time.
-    pub fn receive_within(&self, deadline: Duration) -> Option<Option<Response>> {
+    pub(crate) fn receive_within(&self, deadline: Duration) -> Option<Option<Response>> {
         let timeout = Timespec { tv_sec: deadline.as_secs() as i64, tv_nsec: deadline.subsec_nanos().into() };
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
         if poll(&mut fds, Some(&timeout)).unwrap() == 0 {
@@ -78,24 +78,24 @@ impl Client {
         Some((count > 0).then(|| serde_json::from_slice(&bytes[..count]).unwrap()))
     }
 
-    pub fn ask(&self, request: &Request) -> Response {
+    pub(crate) fn ask(&self, request: &Request) -> Response {
         self.send(request);
         self.receive().expect("the shim closed the connection")
     }
 
-    pub fn done(&self, request: &Request) {
+    pub(crate) fn done(&self, request: &Request) {
         assert_eq!(self.ask(request), Response::Done, "{request:?}");
     }
 
     /// The error that a request must lead to.
-    pub fn refused(&self, request: &Request) -> (ErrorKind, String) {
+    pub(crate) fn refused(&self, request: &Request) -> (ErrorKind, String) {
         match self.ask(request) {
             Response::Error { kind, message } => (kind, message),
             other => panic!("{request:?} was answered with {other:?}"),
         }
     }
 
-    pub fn state(&self) -> Vec<ContainerState> {
+    pub(crate) fn state(&self) -> Vec<ContainerState> {
         self.send(&Request::State);
         let mut all = Vec::new();
         loop {
@@ -112,7 +112,7 @@ impl Client {
     }
 
     /// Waits on a subscribed connection for the end of a container.
-    pub fn exit_of(&self, container: &str) -> Exit {
+    pub(crate) fn exit_of(&self, container: &str) -> Exit {
         loop {
             match self.receive() {
                 Some(Response::Event(Event::Exited { id, exit })) if id == container => return exit,

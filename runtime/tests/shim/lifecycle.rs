@@ -212,7 +212,7 @@ fn limits_are_in_force() {
     pod.run(
         &client,
         "a",
-        &["/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; sleep 1000"],
+        &["/bin/sh", "-c", "for i in 1 2 3 4; do sleep 1000 & done; sleep 1000"],
         Variation { resources, ..Default::default() },
     );
     let cgroup = pod.cgroup_of("a");

@@ -67,7 +67,7 @@ fn a_client_that_does_not_read_disturbs_nobody() {
         match rustix::net::send(&stuck, &request, flags) {
             Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
             Err(errno) => {
-                assert_eq!(errno, rustix::io::Errno::PIPE);
+                assert!(matches!(errno, rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET), "{errno}");
                 break;
             }
         }

@@ -34,27 +34,27 @@ static ROOTFS: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     root
 });
 
-pub struct Pod {
-    pub directory: tempfile::TempDir,
-    pub shim: Child,
+pub(crate) struct Pod {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) shim: Child,
     cgroup: String,
 }
 
 /// How a test's container differs from the usual one.
 #[derive(Default)]
-pub struct Variation {
-    pub pid: PidMode,
-    pub resources: Value,
-    pub log: Option<PathBuf>,
-    pub no_log: bool,
+pub(crate) struct Variation {
+    pub(crate) pid: PidMode,
+    pub(crate) resources: Value,
+    pub(crate) log: Option<PathBuf>,
+    pub(crate) no_log: bool,
 }
 
 impl Pod {
-    pub fn new() -> Pod {
+    pub(crate) fn new() -> Pod {
         Pod::with(&[])
     }
 
-    pub fn with(options: &[&str]) -> Pod {
+    pub(crate) fn with(options: &[&str]) -> Pod {
         static LAST: AtomicU32 = AtomicU32::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/sampan-shim-test-{}-{number}", std::process::id());
@@ -68,31 +68,31 @@ impl Pod {
         Pod { directory, shim, cgroup }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub fn connect(&self) -> Client {
+    pub(crate) fn connect(&self) -> Client {
         Client::connect(&self.path("shim.sock"))
     }
 
     /// A connection that gets events.
-    pub fn subscribe(&self) -> Client {
+    pub(crate) fn subscribe(&self) -> Client {
         let client = self.connect();
         client.done(&Request::Subscribe);
         client
     }
 
-    pub fn shim_pid(&self) -> i32 {
+    pub(crate) fn shim_pid(&self) -> i32 {
         self.shim.id() as i32
     }
 
-    pub fn cgroup_of(&self, container: &str) -> Cgroup {
+    pub(crate) fn cgroup_of(&self, container: &str) -> Cgroup {
         Cgroup::new(&format!("{}/{container}", self.cgroup)).unwrap()
     }
 
     /// Writes a bundle and returns the request that makes its container.
-    pub fn bundle(&self, id: &str, command: &[&str], variation: Variation) -> Request {
+    pub(crate) fn bundle(&self, id: &str, command: &[&str], variation: Variation) -> Request {
         let bundle = self.path(id);
         fs::create_dir_all(&bundle).unwrap();
         let spec = specification(command, &variation);
@@ -107,35 +107,35 @@ impl Pod {
         }
     }
 
-    pub fn create(&self, client: &Client, id: &str, command: &[&str], variation: Variation) -> i32 {
+    pub(crate) fn create(&self, client: &Client, id: &str, command: &[&str], variation: Variation) -> i32 {
         match client.ask(&self.bundle(id, command, variation)) {
             Response::Created { pid } => pid,
             other => panic!("create {id}: {other:?}; {}", self.log()),
         }
     }
 
-    pub fn start(&self, client: &Client, id: &str) -> i64 {
+    pub(crate) fn start(&self, client: &Client, id: &str) -> i64 {
         match client.ask(&Request::Start { id: id.to_owned() }) {
             Response::Started { started_at } => started_at,
             other => panic!("start {id}: {other:?}; {}", self.log()),
         }
     }
 
-    pub fn run(&self, client: &Client, id: &str, command: &[&str], variation: Variation) -> i32 {
+    pub(crate) fn run(&self, client: &Client, id: &str, command: &[&str], variation: Variation) -> i32 {
         let pid = self.create(client, id, command, variation);
         self.start(client, id);
         pid
     }
 
     /// Runs a shell script to its end.
-    pub fn run_script(&self, id: &str, script: &str, variation: Variation) -> Exit {
+    pub(crate) fn run_script(&self, id: &str, script: &str, variation: Variation) -> Exit {
         let events = self.subscribe();
         self.run(&self.connect(), id, &["/bin/sh", "-c", script], variation);
         events.exit_of(id)
     }
 
     /// Starts a process in a container. Descriptor 0 is `/dev/null`, 1 and 2 the same pipe, whose other end is returned.
-    pub fn exec(&self, id: &str, command: &[&str]) -> (Client, OwnedFd) {
+    pub(crate) fn exec(&self, id: &str, command: &[&str]) -> (Client, OwnedFd) {
         let client = self.connect();
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let process = memory_file(&process(command));
@@ -146,17 +146,17 @@ impl Pod {
     }
 
     /// A log's lines without their times, which are checked.
-    pub fn lines(&self, id: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, id: &str) -> Vec<String> {
         log_lines(&self.path(id).join("log"))
     }
 
     /// What the shim has to say.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.path("shim.log")).unwrap()
     }
 
     /// Waits for the shim's own end.
-    pub fn wait(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         let mut status = None;
         eventually("the shim ends", || {
             status = self.shim.try_wait().unwrap();
@@ -181,14 +181,14 @@ impl Drop for Pod {
 }
 
 /// A listening socket as the agent makes it.
-pub fn listener(path: &Path) -> OwnedFd {
+pub(crate) fn listener(path: &Path) -> OwnedFd {
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
     listen(&socket, 16).unwrap();
     socket
 }
 
-pub fn log_lines(path: &Path) -> Vec<String> {
+pub(crate) fn log_lines(path: &Path) -> Vec<String> {
     let text = String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
     assert!(text.is_empty() || text.ends_with('\n'), "half a line at the end of the log");
     let line = |line: &str| {
@@ -199,13 +199,13 @@ pub fn log_lines(path: &Path) -> Vec<String> {
     text.lines().map(line).collect()
 }
 
-pub fn memory_file(value: &Value) -> OwnedFd {
+pub(crate) fn memory_file(value: &Value) -> OwnedFd {
     let file = rustix::fs::memfd_create("process", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::io::pwrite(&file, &serde_json::to_vec(value).unwrap(), 0).unwrap();
     file
 }
 
-pub fn process(command: &[&str]) -> Value {
+pub(crate) fn process(command: &[&str]) -> Value {
     json!({ "cwd": "/", "args": command, "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } })
 }
 
@@ -233,7 +233,7 @@ fn specification(command: &[&str], variation: &Variation) -> Value {
 }
 
 /// Waits for a condition, which is a level and not an edge.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let since = Instant::now();
     while !condition() {
         assert!(since.elapsed() < DEADLINE, "not in time: {what}");
