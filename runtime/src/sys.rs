@@ -11,6 +11,7 @@ use std::io;
 use rustix::io::Errno;
 
 pub(crate) mod credential;
+pub(crate) mod descriptor;
 pub(crate) mod file;
 pub(crate) mod mount;
 pub(crate) mod process;
