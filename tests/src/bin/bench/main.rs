@@ -1,0 +1,85 @@
+//! Sampan beside Debian's containerd and runc: the same client, images, registry and machine, in one run.
+//!
+//! Figures of two systems from one run can be compared; those of two days cannot. So both run at the same time and
+//! take turns, and what counts is the ratio. Nothing here passes or fails.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // the report goes to stdout, progress to stderr
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+use sampan_tests::{Agent, Options, fixture};
+
+mod containerd;
+mod measure;
+mod memory;
+mod report;
+mod system;
+
+use containerd::Containerd;
+use report::Report;
+use system::System;
+
+/// Measures Sampan, and containerd with runc next to it.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Where sampand and sampan-runtime are; without, beside this program
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+
+    /// Pods brought up one after the other
+    #[arg(long, default_value_t = 30, value_name = "COUNT")]
+    rounds: usize,
+
+    /// Pods that run at once when lists and memory are measured
+    #[arg(long, default_value_t = 50, value_name = "COUNT")]
+    pods: usize,
+
+    /// Pulls of the large image; 0: none, and it is not made
+    #[arg(long, default_value_t = 3, value_name = "COUNT")]
+    pulls: usize,
+
+    /// Measure only this system
+    #[arg(long, value_enum, value_name = "SYSTEM")]
+    only: Option<Only>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Only {
+    Sampan,
+    Containerd,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let image = fixture().image("busybox");
+    let agent = match arguments.only {
+        Some(Only::Containerd) => None,
+        _ => Some(start_agent(arguments.bin_dir.clone()).await),
+    };
+    let containerd = match arguments.only {
+        Some(Only::Sampan) => None,
+        _ => Some(Containerd::start().await?),
+    };
+    let systems: Vec<System> =
+        agent.iter().map(System::of_agent).chain(containerd.iter().map(System::of_containerd)).collect();
+    let mut report = Report::new(&systems).await?;
+    for system in &systems {
+        system.cri.pull(&image).await?;
+    }
+    measure::pod_up(&systems, &image, arguments.rounds, &mut report).await?;
+    measure::ten_at_once(&systems, &image, arguments.rounds.div_ceil(10), &mut report).await?;
+    measure::exec(&systems, &image, arguments.rounds * 5, &mut report).await?;
+    measure::many(&systems, &image, arguments.pods, &mut report).await?;
+    if arguments.pulls > 0 {
+        measure::pulls(&systems, &fixture().large(), arguments.pulls, &mut report).await?;
+    }
+    print!("{report}");
+    Ok(())
+}
+
+async fn start_agent(binaries: Option<PathBuf>) -> Agent {
+    Agent::start_with(Options { binaries, log_level: Some("info".into()), ..Options::default() }).await
+}

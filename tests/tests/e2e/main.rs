@@ -1,0 +1,43 @@
+//! End to end: real agents driven over their socket as kubelet, crictl and a person at a shell drive them.
+//!
+//! Every test has an agent of its own and ends with the leak oracle's verdict.
+
+#![allow(missing_docs)]
+
+use std::time::Duration;
+
+use sampan_tests::{Agent, fixture};
+
+mod bad_input;
+mod cli;
+mod crash;
+mod exec;
+mod full_disk;
+mod image;
+mod isolation;
+mod life;
+mod log;
+mod metrics;
+mod names;
+mod network;
+mod service;
+mod stats;
+
+/// Longer than anything that is asked for takes, even on a loaded machine.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Pulls busybox and gives its name.
+async fn busybox(agent: &Agent) -> String {
+    pulled(agent, "busybox").await
+}
+
+async fn pulled(agent: &Agent, name: &str) -> String {
+    let image = fixture().image(name);
+    agent.cri().pull(&image).await.unwrap_or_else(|status| panic!("pull {image}: {status}"));
+    image
+}
+
+/// Nanoseconds since 1970.
+fn now() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).expect("before 2262")
+}
