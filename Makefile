@@ -82,7 +82,7 @@ install: ## binaries, units and configuration below DESTDIR (build them first: m
 	install -d -m 0755 '$(DESTDIR)$(SYSCONFDIR)/sampan'
 	test -e '$(DESTDIR)$(SYSCONFDIR)/sampan/config.toml' || \
 		sed 's|^# path = .*|path = "$(LIBEXECDIR)/sampan-runtime"|' deploy/config.toml > '$(DESTDIR)$(SYSCONFDIR)/sampan/config.toml'
-	install -D -m 0644 deploy/crictl.yaml '$(DESTDIR)$(PREFIX)/share/doc/sampan/crictl.yaml'
+	install -D -m 0644 -t '$(DESTDIR)$(PREFIX)/share/doc/sampan' README.md CHANGELOG.md deploy/crictl.yaml
 
 .PHONY: clean
 clean: ## removes what cargo and the image scripts made

@@ -28,10 +28,15 @@ fail() {
     exit 1
 }
 
+# The command as one would type it.
+typed() { sed "s/'\([A-Za-z0-9_./:@=%+,-]*\)'/\1/g" <<<"${*@Q}"; }
+
 # run COMMAND...: shows the command, then runs it.
 run() {
-    printf '%s$ %s%s\n' "$bold" "${*@Q}" "$plain" | sed "s/'\([A-Za-z0-9_./:@=%+,-]*\)'/\1/g"
-    timeout --foreground "$patience" "$@" || fail "${*@Q} ended with $?"
+    printf '%s$ %s%s\n' "$bold" "$(typed "$@")" "$plain"
+    local status=0
+    timeout --foreground "$patience" "$@" || status=$?
+    ((status == 0)) || fail "$(typed "$@") ended with $status"
 }
 
 # expect TEXT FILE: what was seen must hold TEXT.
