@@ -20,8 +20,13 @@ TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 HOST_TUPLE = $(shell PATH='$(PATH)' rustc --print host-tuple 2>/dev/null)
 BIN_DIR = $(TARGET_DIR)/$(HOST_TUPLE)/$(PROFILE)
 
-# A version of the linter that is known to work with this tree; `cargo install` builds it once.
+# Versions of the linters that are known to work with this tree; `cargo install` builds each once.
 MACHETE_VERSION := 0.9.2
+DENY_VERSION := 0.20.2
+
+# $(call cargo-tool,NAME,VERSION): away from this tree, whose configuration is not meant for it.
+cargo-tool = @[[ "$$($(1) --version 2>/dev/null)" == *'$(2)' ]] || \
+	(cd / && env -u CARGO_TARGET_DIR $(CARGO) install $(1) --version $(2) --locked)
 
 DESTDIR ?=
 PREFIX ?= /usr
@@ -65,10 +70,14 @@ demo: setup ## pulls nginx, runs it, fetches its page, shows its stats, cleans u
 lint: setup ## formatting, warnings, unused dependencies, shell scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@cargo-machete --version 2>/dev/null | grep -qFx '$(MACHETE_VERSION)' \
-		|| (cd / && env -u CARGO_TARGET_DIR $(CARGO) install cargo-machete --version $(MACHETE_VERSION) --locked)
+	$(call cargo-tool,cargo-machete,$(MACHETE_VERSION))
 	cargo-machete
 	git ls-files "*.sh" .ci/run | xargs shellcheck
+
+.PHONY: deny
+deny: setup-build ## licences and sources of the dependencies; after a change of Cargo.lock
+	$(call cargo-tool,cargo-deny,$(DENY_VERSION))
+	cargo-deny check licenses bans sources
 
 .PHONY: install
 install: ## binaries, units and configuration below DESTDIR (build them first: make release)
