@@ -192,7 +192,7 @@ make_nginx() {
 make_large() {
     begin_from base
     local packages
-    for packages in "python3 python3-dev python3-numpy" "gcc g++ make" "nodejs npm" "git cmake clang"; do
+    for packages in "python3 python3-dev python3-numpy" "gcc g++ make" nodejs "git cmake clang"; do
         # shellcheck disable=SC2086 # a list of words
         install $packages
         layer "apt-get install $packages"

@@ -1,0 +1,70 @@
+//! A small real filesystem: ext4 on a loop device, to be filled up.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// A mounted loop device; unmounted and gone when dropped.
+#[derive(Debug)]
+pub struct Disk {
+    // The backing file lies beside the mount point.
+    base: TempDir,
+}
+
+impl Disk {
+    /// An empty ext4 of so many MiB.
+    ///
+    /// # Panics
+    /// When it cannot be made: without it the test means nothing.
+    pub fn new(mebibytes: u64) -> Disk {
+        let base = tempfile::Builder::new().prefix("sp-disk-").tempdir().expect("a temporary directory");
+        let image = base.path().join("image");
+        let file = std::fs::File::create(&image).expect("create the backing file");
+        file.set_len(mebibytes << 20).expect("set its length");
+        let disk = Disk { base };
+        std::fs::create_dir(disk.path()).expect("create the mount point");
+        run(Command::new("mkfs.ext4").arg("-q").arg("-m0").arg(&image));
+        run(Command::new("mount").arg("-o").arg("loop").arg(&image).arg(disk.path()));
+        disk
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.base.path().join("mnt")
+    }
+
+    /// Bytes that a process may still write.
+    pub fn free(&self) -> u64 {
+        let stat = rustix::fs::statvfs(self.path()).expect("statvfs");
+        stat.f_bavail * stat.f_frsize
+    }
+
+    /// Takes all but about so many bytes with a file, and gives its path.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn fill_but(&self, left: u64) -> PathBuf {
+        let ballast = self.path().join("ballast");
+        let file = std::fs::File::create(&ballast).expect("create the ballast");
+        let length = self.free().saturating_sub(left);
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length).expect("fill the disk");
+        ballast
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        unmount(&self.path());
+    }
+}
+
+fn unmount(path: &Path) {
+    // Lazily: what still holds it must not keep the test machine's loop device.
+    drop(Command::new("umount").arg("-l").arg(path).status());
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
