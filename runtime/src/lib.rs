@@ -1,1 +1,10 @@
-//! placeholder
+//! From an OCI specification to a running process: what `sampan-runtime` is made of.
+//!
+//! The crate knows no gRPC and no async runtime. Everything that clones a process
+//! assumes that the caller is single-threaded; the agent uses only `mount`, `cgroup`,
+//! `seccomp` and the shim's protocol, which don't.
+
+pub mod cgroup;
+pub mod seccomp;
+pub mod shim;
+mod sys;

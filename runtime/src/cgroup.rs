@@ -1,0 +1,278 @@
+//! Control groups: what a container may use and has used, and which processes it consists of.
+//!
+//! A `Cgroup` is a path below the roots of all hierarchies, the same in each. It is a name and not a guard:
+//! dropping one removes nothing. Version 1 (controllers mounted together or alone), hybrid and version 2 look the
+//! same from outside; in a hybrid layout the controllers' hierarchies count and the unified one is left alone.
+//! Device rules on version 2 need a BPF program and are not applied yet. systemd is not asked: paths are made here.
+
+mod directory;
+mod error;
+#[cfg(test)]
+mod fake;
+mod hierarchy;
+mod stats;
+mod tree;
+mod v1;
+mod v2;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::LinuxResources;
+use rustix::fs::{Mode, OFlags};
+
+pub use error::Error;
+pub use hierarchy::Layout;
+pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
+
+use directory::Directory;
+use hierarchy::Hierarchies;
+use stats::Readers;
+
+/// How this host arranges its cgroups.
+pub fn layout() -> Result<Layout, Error> {
+    Ok(Hierarchies::of_host()?.layout())
+}
+
+/// A cgroup by its path below the hierarchies' roots.
+pub struct Cgroup {
+    hierarchies: Arc<Hierarchies>,
+    /// Without a leading slash.
+    path: String,
+    /// A sub-cgroup of a container that only groups processes.
+    exec: bool,
+    readers: OnceLock<Readers>,
+}
+
+impl std::fmt::Debug for Cgroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cgroup").field("path", &self.path).field("exec", &self.exec).finish_non_exhaustive()
+    }
+}
+
+impl Cgroup {
+    /// The cgroup at `path`, with or without a leading slash. Nothing is made yet.
+    pub fn new(path: &str) -> Result<Cgroup, Error> {
+        Cgroup::within(Hierarchies::of_host()?, path, false)
+    }
+
+    /// A cgroup at `path` that groups the processes of one exec and has its parent's limits.
+    ///
+    /// On version 1 it exists in one hierarchy only (`pids` where there is one) and entering it enters the parent,
+    /// which is the container's own cgroup, in the others.
+    pub fn new_exec(path: &str) -> Result<Cgroup, Error> {
+        Cgroup::within(Hierarchies::of_host()?, path, true)
+    }
+
+    fn within(hierarchies: Arc<Hierarchies>, path: &str, exec: bool) -> Result<Cgroup, Error> {
+        let relative = path.strip_prefix('/').unwrap_or(path);
+        let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\0', '\n']);
+        if !relative.split('/').all(plain) {
+            return Err(Error::Path { path: path.to_owned() });
+        }
+        Ok(Cgroup { hierarchies, path: relative.to_owned(), exec, readers: OnceLock::new() })
+    }
+
+    /// The path below the roots, without a leading slash.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Makes the cgroup and whatever is missing above it. One that exists already is fine.
+    pub fn create(&self) -> Result<(), Error> {
+        if let Some(root) = self.unified() {
+            return self.create_v2(root);
+        }
+        for hierarchy in &self.hierarchies.v1 {
+            if self.exec && self.hierarchies.of_processes() != Some(hierarchy) {
+                continue;
+            }
+            tree::make(&hierarchy.root.join(&self.path))?;
+            if hierarchy.has("cpuset") {
+                v1::cpuset::inherit(&hierarchy.root, Path::new(&self.path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn create_v2(&self, root: &Path) -> Result<(), Error> {
+        if !self.exec {
+            // Outermost first: a level can hand down only what it was given.
+            for (end, _) in self.path.match_indices('/') {
+                tree::make(&root.join(&self.path[..end]))?;
+            }
+            v2::delegate(root)?;
+            for (end, _) in self.path.match_indices('/') {
+                v2::delegate(&root.join(&self.path[..end]))?;
+            }
+        }
+        tree::make(&root.join(&self.path))
+    }
+
+    /// Sets the limits that `resources` names; those it doesn't name stay as they are.
+    ///
+    /// Device rules, when there are any, replace the old ones and begin with "deny all".
+    pub fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
+        match self.unified() {
+            Some(root) => v2::apply(&Directory::open(&root.join(&self.path))?, resources),
+            None => self.place().apply(resources),
+        }
+    }
+
+    /// Moves the calling process, which must be single-threaded, into the cgroup.
+    ///
+    /// Version 1 is asked through `tasks`, which costs microseconds where `cgroup.procs` waits for a grace period.
+    pub fn enter(&self) -> Result<(), Error> {
+        if let Some(root) = self.unified() {
+            return Directory::open(&root.join(&self.path))?.write("cgroup.procs", "0");
+        }
+        let parent = Path::new(&self.path).parent().unwrap_or(Path::new(""));
+        for hierarchy in &self.hierarchies.v1 {
+            let own = !self.exec || self.hierarchies.of_processes() == Some(hierarchy);
+            let path = hierarchy.root.join(if own { Path::new(&self.path) } else { parent });
+            Directory::open(&path)?.write("tasks", "0")?;
+        }
+        Ok(())
+    }
+
+    /// The directory's descriptor for `CLONE_INTO_CGROUP`; None where only version 2 has that.
+    pub fn directory(&self) -> Result<Option<OwnedFd>, Error> {
+        let Some(root) = self.unified() else { return Ok(None) };
+        let path = root.join(&self.path);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&path, flags, Mode::empty()).map(Some).map_err(Error::io("open", path))
+    }
+
+    /// What the cgroup has used. The first call opens the files, later ones only read them.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        if let Some(readers) = self.readers.get() {
+            return readers.read();
+        }
+        let opened = match self.unified() {
+            Some(root) => Readers::V2(v2::Readers::open(&Directory::open(&root.join(&self.path))?)?),
+            None => Readers::V1(self.place().readers()?),
+        };
+        self.readers.get_or_init(|| opened).read()
+    }
+
+    /// Every process in the cgroup and below it. None when it is gone.
+    pub fn pids(&self) -> Result<Vec<i32>, Error> {
+        let mut pids = Vec::new();
+        tree::each_process(&self.processes_path(), &mut |pid| pids.push(pid))?;
+        Ok(pids)
+    }
+
+    /// Sends `signal` to every process in the cgroup and below it, and tells how many there were.
+    pub fn signal(&self, signal: i32) -> Result<usize, Error> {
+        let mut count = 0;
+        tree::each_process(&self.processes_path(), &mut |pid| {
+            // One that has ended meanwhile is as good as signalled.
+            let _ = crate::sys::signal::kill(pid, signal);
+            count += 1;
+        })?;
+        Ok(count)
+    }
+
+    /// Kills every process in the cgroup and below it, fork bombs included. Doesn't wait for them to end; `remove` does.
+    ///
+    /// Afterwards nothing can fork here any more: the cgroup is for removing.
+    pub fn kill(&self) -> Result<(), Error> {
+        if let Some(root) = self.unified() {
+            match Directory::open(&root.join(&self.path)).and_then(|d| d.write("cgroup.kill", "1")) {
+                Ok(()) => return Ok(()),
+                // Linux 5.14 brought the file; before, or without the cgroup, the list is walked.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let stopped = self.stop_forks();
+        // A fork under way when forking was forbidden shows up in the second round; the third is for hosts that can't forbid.
+        for _ in 0..if stopped { 3 } else { 32 } {
+            if self.signal(libc::SIGKILL)? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_forks(&self) -> bool {
+        let path = match self.unified() {
+            Some(root) => root.join(&self.path),
+            None => match self.hierarchies.with("pids") {
+                Some(hierarchy) => hierarchy.root.join(&self.path),
+                None => return false,
+            },
+        };
+        Directory::open(&path).and_then(|directory| v1::pids::forbid_forks(&directory)).is_ok()
+    }
+
+    /// Stops every task where it stands, or lets all go on. Takes effect soon after the call.
+    pub fn freeze(&self, frozen: bool) -> Result<(), Error> {
+        match self.unified() {
+            Some(root) => v2::freezer::set(&Directory::open(&root.join(&self.path))?, frozen),
+            None => self.place().freeze(frozen),
+        }
+    }
+
+    /// Removes the cgroup and those below it, deepest first. Waits up to `deadline` for its processes to end.
+    ///
+    /// One that is missing counts as removed. A hierarchy that fails doesn't keep the others from being cleaned.
+    pub fn remove(&self, deadline: Duration) -> Result<(), Error> {
+        let since = Instant::now();
+        let mut result = Ok(());
+        for path in self.own_paths() {
+            result = result.and(tree::remove(&path, deadline, since));
+        }
+        result
+    }
+
+    /// How many processes the kernel has killed here for want of memory.
+    pub fn oom_kills(&self) -> Result<u64, Error> {
+        match self.unified() {
+            Some(root) => v2::memory::oom_kills(&Directory::open(&root.join(&self.path))?),
+            None => self.place().oom_kills(),
+        }
+    }
+
+    /// The cgroup's directory by controller; `unified` on version 2.
+    pub fn paths(&self) -> BTreeMap<String, PathBuf> {
+        if let Some(root) = self.unified() {
+            return BTreeMap::from([("unified".to_owned(), root.join(&self.path))]);
+        }
+        let of = |hierarchy: &hierarchy::Hierarchy| {
+            let path = hierarchy.root.join(&self.path);
+            hierarchy.controllers.iter().map(move |name| (name.clone(), path.clone())).collect::<Vec<_>>()
+        };
+        self.hierarchies.v1.iter().flat_map(of).collect()
+    }
+
+    /// The root of the unified hierarchy where it is the one that counts.
+    fn unified(&self) -> Option<&Path> {
+        self.hierarchies.unified.as_deref().filter(|_| self.hierarchies.layout() == Layout::V2)
+    }
+
+    fn place(&self) -> v1::Place<'_> {
+        v1::Place { hierarchies: &self.hierarchies, path: &self.path }
+    }
+
+    /// Where the list of processes is read.
+    fn processes_path(&self) -> PathBuf {
+        let of_processes = self.hierarchies.of_processes().map(|hierarchy| hierarchy.root.as_path());
+        self.unified().or(of_processes).unwrap_or(Path::new("/")).join(&self.path)
+    }
+
+    /// Every directory that `create` makes.
+    fn own_paths(&self) -> Vec<PathBuf> {
+        match self.unified() {
+            Some(root) => vec![root.join(&self.path)],
+            None if self.exec => vec![self.processes_path()],
+            None => self.hierarchies.v1.iter().map(|hierarchy| hierarchy.root.join(&self.path)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
