@@ -117,6 +117,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
 impl Network {
     /// Brings the network up in the calling thread's namespace. One that exists
     /// is adopted, with its pods and ports: call `restore` next.

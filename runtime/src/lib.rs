@@ -4,7 +4,16 @@
 //! assumes that the caller is single-threaded; the agent uses only `mount`, `cgroup`,
 //! `seccomp` and the shim's protocol, which don't.
 
+mod beneath;
 pub mod cgroup;
+pub mod container;
+pub mod exec;
+pub mod executable;
+mod init;
+pub mod mount;
 pub mod seccomp;
 pub mod shim;
 mod sys;
+pub mod user;
+
+pub use sys::Error as SystemCallError;

@@ -321,3 +321,18 @@ fn check_attribute(name: &[u8]) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::tests::archive::{Archive, Item};
+
+    #[test]
+    fn entries_are_limited() {
+        let bytes = Archive::new().add(Item::file("a", b"")).add(Item::file("b", b"")).bytes();
+        let mut entries = Entries::new(&bytes[..]);
+        entries.count = ENTRIES - 1;
+        assert_eq!(entries.next().unwrap().unwrap().name.as_bytes(), b"a");
+        assert!(matches!(entries.next(), Err(Error::TooManyEntries { limit: ENTRIES })));
+    }
+}

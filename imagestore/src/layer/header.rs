@@ -13,12 +13,14 @@ impl<'b> Header<'b> {
     /// None when the checksum does not fit the block.
     pub(super) fn parse(block: &'b [u8; BLOCK]) -> Option<Header<'b>> {
         let stored = number(&block[148..156])?;
-        let spaces = 8 * i128::from(b' ');
-        let others = || block[..148].iter().chain(&block[156..]);
-        let unsigned: i128 = spaces + others().map(|b| i128::from(*b)).sum::<i128>();
+        // The field itself counts as spaces.
+        let (before, after) = (&block[..148], &block[156..]);
+        let sum = |part: &[u8]| part.iter().map(|b| u32::from(*b)).sum::<u32>();
+        let unsigned = 8 * u32::from(b' ') + sum(before) + sum(after);
         // Some old writers summed signed characters; every reader takes either.
-        let signed = || spaces + others().map(|b| i128::from(b.cast_signed())).sum::<i128>();
-        (stored == unsigned || stored == signed()).then_some(Header(block))
+        let negative = |part: &[u8]| part.iter().map(|b| u32::from(b >> 7)).sum::<u32>();
+        let signed = || i128::from(unsigned) - 256 * i128::from(negative(before) + negative(after));
+        (stored == i128::from(unsigned) || stored == signed()).then_some(Header(block))
     }
 
     /// The whole block, for what is laid out differently by type.
@@ -107,6 +109,19 @@ fn octal(field: &[u8]) -> Option<i128> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checksums_of_signed_characters_are_taken_too() {
+        let mut block = [0_u8; BLOCK];
+        let name = "a name with ä".as_bytes();
+        block[..name.len()].copy_from_slice(name);
+        let unsigned = name.iter().map(|b| u32::from(*b)).sum::<u32>() + 8 * 32;
+        for (sum, fits) in [(unsigned, true), (unsigned - 2 * 256, true), (unsigned - 256, false), (0, false)]
+        {
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            assert_eq!(Header::parse(&block).is_some(), fits, "{sum}");
+        }
+    }
 
     #[test]
     fn numbers_are_read_as_other_readers_do() {

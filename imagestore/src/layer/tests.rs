@@ -136,12 +136,12 @@ fn full_disk_is_told_from_a_bad_layer() {
     let world = World::new();
     let mount = world.root().join("small");
     std::fs::create_dir(&mount).unwrap();
-    run("mount", &["-t", "tmpfs", "-o", "size=64k", "none", mount.to_str().unwrap()], Path::new("/"));
+    rustix::mount::mount("none", &mount, "tmpfs", rustix::mount::MountFlags::empty(), c"size=64k").unwrap();
     let root = File::open(&mount).unwrap();
     let archive = Archive::new().add(Item::file("big", &vec![1; 1 << 20]));
     let error = unpack(&archive.bytes()[..], root.as_fd()).unwrap_err();
     drop(root);
-    run("umount", &[mount.to_str().unwrap()], Path::new("/"));
+    rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
     assert!(error.is_out_of_space(), "{error:?}");
     assert_eq!(error.to_string(), "write for entry \"big\"");
     assert!(!world.unpack(&Archive::new().add(Item::file("..", b""))).unwrap_err().is_out_of_space());

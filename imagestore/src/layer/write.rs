@@ -142,7 +142,7 @@ impl Tree<'_> {
                 fs::ftruncate(&file, map.size).map_err(|errno| Error::write("ftruncate", path, errno))?;
             }
         }
-        self.bytes += size;
+        self.bytes = self.bytes.saturating_add(size);
         describe(file.as_fd(), entry, self.change(entry))?;
         fs::futimens(&file, &timestamps(entry.mtime)).map_err(|errno| Error::write("futimens", path, errno))
     }

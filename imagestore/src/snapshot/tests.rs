@@ -69,7 +69,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        unmount(&self.0, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).unwrap();
+        let unmounted = unmount(&self.0, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        assert!(unmounted.is_ok() || std::thread::panicking(), "{unmounted:?}");
     }
 }
 
@@ -88,6 +89,13 @@ pub(crate) fn names(directory: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+#[test]
+fn snapshots_and_stages_go_between_threads() {
+    fn between<T: Send + Sync>() {}
+    between::<Snapshots>();
+    between::<Stage>();
 }
 
 #[test]

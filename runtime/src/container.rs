@@ -1,0 +1,188 @@
+//! Making a container's first process.
+//!
+//! ```text
+//!  spawn() ──clone3──▶ child: reads config.json, namespaces, mounts, pivot_root …
+//!     │                  │
+//!     │   ◀──── Ready ───┤ (or Failed)
+//!     ├────── start() ──▶│ rlimits, user, capabilities, seccomp
+//!     │   ◀── Executed ──┘ exec (or Failed, and the child exits with 127, 126 or 128)
+//! ```
+//!
+//! The caller is single-threaded and never waits here: the child does all work, and reports over a
+//! [`Channel`] that can be polled. The caller reaps the child through its pidfd.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use rustix::thread::ThreadNameSpaceType;
+
+use crate::cgroup::{Cgroup, Layout};
+use crate::init;
+use crate::sys::{self, process::Forked};
+
+mod channel;
+
+pub use channel::{Channel, ExecFailure, Report};
+pub(crate) use channel::{Reporter, pair};
+
+/// The pid namespace of a new container, which has to be known before its configuration is read.
+#[derive(Debug, Clone, Copy)]
+pub enum PidNamespace<'a> {
+    /// One of its own, in which the container's first process has pid 1.
+    New,
+    /// That of a pidfd's process, or of an open `/proc/PID/ns/pid`.
+    Join(BorrowedFd<'a>),
+    /// The caller's.
+    Inherit,
+}
+
+/// What [`spawn`] needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct SpawnOptions<'a> {
+    /// Holds `config.json`, and `seccomp.bpf` if the filter is compiled already. Relative to the caller's working directory.
+    pub bundle: &'a Path,
+    /// Path of the container's cgroup below the roots of the hierarchies.
+    pub cgroup: &'a str,
+    /// Where the container's pids live.
+    pub pid_namespace: PidNamespace<'a>,
+    /// What becomes descriptors 0, 1 and 2.
+    pub stdio: [BorrowedFd<'a>; 3],
+}
+
+/// A process that is on its way to exec.
+#[derive(Debug)]
+pub struct Child {
+    /// Its pid, as the caller sees it.
+    pub pid: i32,
+    /// Becomes readable when it exits.
+    pub pidfd: OwnedFd,
+    /// Reports of its progress.
+    pub channel: Channel,
+}
+
+/// Why no child could be made. What goes wrong inside the child comes as [`Report::Failed`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No channel to the child.
+    #[error("make the channel to the container's process")]
+    Channel(#[source] sys::Error),
+    /// The pid namespace to be joined can't be, or the caller's own can't be returned to.
+    #[error("enter the pid namespace")]
+    PidNamespace(#[source] sys::Error),
+    /// The cgroup that the child is to be born in can't be made.
+    #[error("make cgroup {path:?}")]
+    Cgroup {
+        /// Below the hierarchy's root.
+        path: String,
+        /// Why.
+        #[source]
+        source: crate::cgroup::Error,
+    },
+    /// The child can't be made.
+    #[error("clone the container's process")]
+    Clone(#[source] sys::Error),
+    /// The channel doesn't carry what was to be sent or received.
+    #[error("talk to the container's process")]
+    Talk(#[source] sys::Error),
+}
+
+impl Error {
+    pub(crate) fn cgroup(path: &str, source: crate::cgroup::Error) -> Error {
+        Error::Cgroup { path: path.to_owned(), source }
+    }
+}
+
+/// Clones the first process of a container and returns at once.
+pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
+    let cgroup = Cgroup::new(options.cgroup).map_err(|source| Error::cgroup(options.cgroup, source))?;
+    let directory = directory_to_be_born_in(&cgroup)?;
+    let birth = Birth {
+        pid_namespace: options.pid_namespace,
+        cgroup: directory.as_ref().map(AsFd::as_fd),
+        stdio: options.stdio,
+    };
+    birth.clone_process(&[], |reporter, _| {
+        let setup = init::Setup { bundle: options.bundle, cgroup: &cgroup, in_cgroup: directory.is_some() };
+        init::run(&setup, reporter)
+    })
+}
+
+/// On version 2 the child starts inside its cgroup, which must exist by then. On version 1 the
+/// child makes its cgroups itself and moves in, which costs the caller nothing.
+pub(crate) fn directory_to_be_born_in(cgroup: &Cgroup) -> Result<Option<OwnedFd>, Error> {
+    let directory = || match crate::cgroup::layout()? {
+        Layout::V2 => cgroup.create().and_then(|()| cgroup.directory()),
+        Layout::V1 | Layout::Hybrid => Ok(None),
+    };
+    directory().map_err(|source| Error::cgroup(cgroup.path(), source))
+}
+
+/// How a child comes into the world; the same for a container's first process and for an exec.
+pub(crate) struct Birth<'a> {
+    pub(crate) pid_namespace: PidNamespace<'a>,
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    pub(crate) stdio: [BorrowedFd<'a>; 3],
+}
+
+impl Birth<'_> {
+    /// Clones. The child runs `body` with its reporter and its own copies of `inherited`; it has no other descriptors.
+    pub(crate) fn clone_process(
+        &self,
+        inherited: &[BorrowedFd<'_>],
+        body: impl FnOnce(&Reporter, Vec<OwnedFd>) -> init::Result<Infallible>,
+    ) -> Result<Child, Error> {
+        let (channel, reporter) = pair().map_err(Error::Channel)?;
+        match self.fork()? {
+            Forked::Parent { pid, pidfd } => Ok(Child { pid, pidfd, channel }),
+            // Never returns: the caller's frames, and all they own, belong to the other process.
+            Forked::Child => sys::process::exit(self.child(&reporter, inherited, body)),
+        }
+    }
+
+    fn fork(&self) -> Result<Forked, Error> {
+        const NEWPID: u64 = libc::CLONE_NEWPID as u64;
+        match self.pid_namespace {
+            PidNamespace::New => sys::process::fork(NEWPID, self.cgroup).map_err(Error::Clone),
+            PidNamespace::Inherit => sys::process::fork(0, self.cgroup).map_err(Error::Clone),
+            PidNamespace::Join(namespace) => {
+                // Children are born into the namespace that their parent chose last, which has to be undone.
+                let own = sys::process::own_pidfd().map_err(Error::PidNamespace)?;
+                let pid = ThreadNameSpaceType::PROCESS_ID;
+                sys::process::setns(namespace, pid).map_err(Error::PidNamespace)?;
+                let forked = sys::process::fork(0, self.cgroup).map_err(Error::Clone);
+                if !matches!(forked, Ok(Forked::Child)) {
+                    sys::process::setns(&own, pid).map_err(Error::PidNamespace)?;
+                }
+                forked
+            }
+        }
+    }
+
+    fn child(
+        &self,
+        reporter: &Reporter,
+        inherited: &[BorrowedFd<'_>],
+        body: impl FnOnce(&Reporter, Vec<OwnedFd>) -> init::Result<Infallible>,
+    ) -> i32 {
+        let mut others = vec![reporter.as_fd()];
+        others.extend(inherited);
+        let mut kept = match sys::process::keep_only(self.stdio, &others) {
+            Ok(kept) => kept,
+            Err(error) => return reporter.failed(&init::Error::Descriptors(error)),
+        };
+        let reporter = Reporter::from(kept.remove(0));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            sys::process::reset_signals().map_err(init::Error::Signals)?;
+            // Until exec the process has the runtime's memory and descriptors, while it may be visible in the container.
+            sys::process::set_not_dumpable().map_err(init::Error::Dumpable)?;
+            body(&reporter, kept)
+        }));
+        match outcome {
+            Ok(Err(error)) => reporter.failed(&error),
+            Err(_) => reporter.failed(&init::Error::Panicked),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A further process in a running container.
+//!
+//! The same protocol as for a container's first process, without the wait for a start: the child
+//! joins the container's namespaces by its pidfd, so that no pid can be mistaken for another, and
+//! executes. Its file system is the container's as soon as it has joined: what comes from the
+//! host (filter, process, cgroup) is read before.
+
+use std::convert::Infallible;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Process;
+use rustix::thread::ThreadNameSpaceType;
+
+use crate::cgroup::Cgroup;
+use crate::container::{self, Birth, Child, Error, PidNamespace, Reporter};
+use crate::init::{self, Prepared};
+use crate::sys;
+
+/// What [`exec`] needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct ExecOptions<'a> {
+    /// Of the container's first process.
+    pub pidfd: BorrowedFd<'a>,
+    /// Its pid, as the caller sees it.
+    pub container_pid: i32,
+    /// The container's; holds `seccomp.bpf`, or `config.json` with a profile.
+    pub bundle: &'a Path,
+    /// Path of a cgroup for this process alone, below that of the container.
+    pub cgroup: &'a str,
+    /// JSON of an OCI process, read by the child from where the descriptor stands.
+    pub process: BorrowedFd<'a>,
+    /// What becomes descriptors 0, 1 and 2.
+    pub stdio: [BorrowedFd<'a>; 3],
+}
+
+/// Clones a process into a container and returns at once.
+pub fn exec(options: &ExecOptions<'_>) -> Result<Child, Error> {
+    let cgroup = Cgroup::new_exec(options.cgroup).map_err(|source| Error::cgroup(options.cgroup, source))?;
+    let directory = container::directory_to_be_born_in(&cgroup)?;
+    let birth = Birth {
+        pid_namespace: PidNamespace::Join(options.pidfd),
+        cgroup: directory.as_ref().map(AsFd::as_fd),
+        stdio: options.stdio,
+    };
+    birth.clone_process(&[options.pidfd, options.process], |reporter, inherited| {
+        run(options, &cgroup, directory.is_some(), reporter, inherited)
+    })
+}
+
+fn run(
+    options: &ExecOptions<'_>,
+    cgroup: &Cgroup,
+    in_cgroup: bool,
+    reporter: &Reporter,
+    inherited: Vec<OwnedFd>,
+) -> init::Result<Infallible> {
+    let mut inherited = inherited.into_iter();
+    let (Some(container), Some(process)) = (inherited.next(), inherited.next()) else {
+        return Err(init::Error::Missing { field: "descriptor" });
+    };
+    let process = read_process(process)?;
+    let prepared = Prepared::new(&process, init::seccomp_of_exec(options.bundle)?)?;
+    sys::process::setsid().map_err(init::Error::Session)?;
+    prepared.set_oom_score()?;
+    if !in_cgroup {
+        let failed = |source| init::Error::Cgroup { path: cgroup.path().to_owned(), source };
+        cgroup.create().map_err(failed)?;
+        cgroup.enter().map_err(failed)?;
+    }
+    let all = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::CONTROL_GROUP
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::NETWORK;
+    // Joining the mount namespace makes its root the root and the working directory.
+    sys::process::setns(&container, all).map_err(init::Error::EnterContainer)?;
+    drop(container);
+    prepared.execute(reporter)
+}
+
+fn read_process(descriptor: OwnedFd) -> init::Result<Process> {
+    let path = || PathBuf::from("process.json");
+    let mut text = Vec::new();
+    let read = std::fs::File::from(descriptor).read_to_end(&mut text);
+    read.map_err(|source| init::Error::Read { path: path(), source })?;
+    serde_json::from_slice(&text).map_err(|source| init::Error::Parse { path: path(), source })
+}

@@ -1,0 +1,49 @@
+//! What a bundle holds: the configuration, and the compiled seccomp filter if there is one.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxSeccomp, Spec};
+
+use super::{Error, Result};
+
+/// `config.json`.
+pub(super) fn read_spec(bundle: &Path) -> Result<Spec> {
+    let path = bundle.join("config.json");
+    let text = fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    serde_json::from_slice(&text).map_err(|source| Error::Parse { path, source })
+}
+
+/// The filter to load, as the bytes of its instructions: `seccomp.bpf` when it is there, else what
+/// the configuration's profile compiles to.
+pub(super) fn seccomp(bundle: &Path, profile: Option<&LinuxSeccomp>) -> Result<Option<Vec<u8>>> {
+    match compiled(bundle)? {
+        Some(filter) => Ok(Some(filter)),
+        None => compile(profile),
+    }
+}
+
+/// The same for an exec, which reads the configuration only when it has to.
+pub(crate) fn seccomp_of_exec(bundle: &Path) -> Result<Option<Vec<u8>>> {
+    match compiled(bundle)? {
+        Some(filter) => Ok(Some(filter)),
+        None => compile(read_spec(bundle)?.linux().as_ref().and_then(|linux| linux.seccomp().as_ref())),
+    }
+}
+
+fn compiled(bundle: &Path) -> Result<Option<Vec<u8>>> {
+    let path = bundle.join("seccomp.bpf");
+    match fs::read(&path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Read { path, source }),
+    }
+}
+
+fn compile(profile: Option<&LinuxSeccomp>) -> Result<Option<Vec<u8>>> {
+    match profile {
+        None => Ok(None),
+        Some(_) => Err(Error::Unsupported { what: "a seccomp profile that is not compiled".to_owned() }),
+    }
+}

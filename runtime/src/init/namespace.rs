@@ -1,0 +1,73 @@
+//! The namespaces of a container: new ones, those of others, or the parent's.
+//!
+//! The pid namespace is the parent's business, since it takes effect at clone. A mount namespace
+//! of its own is a must: what follows would change the host's mounts otherwise.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
+
+use super::{Error, Result};
+use crate::sys;
+
+pub(super) struct Namespaces {
+    join: Vec<Join>,
+    new: UnshareFlags,
+}
+
+struct Join {
+    kind: LinuxNamespaceType,
+    path: PathBuf,
+    file: OwnedFd,
+}
+
+impl Namespaces {
+    /// Opens those to be joined, which needs the host's mounts.
+    pub(super) fn of(linux: &Linux) -> Result<Namespaces> {
+        let mut namespaces = Namespaces { join: Vec::new(), new: UnshareFlags::empty() };
+        for namespace in linux.namespaces().iter().flatten() {
+            let kind = namespace.typ();
+            match namespace.path() {
+                _ if kind == LinuxNamespaceType::Pid => {}
+                None => namespaces.new |= UnshareFlags::from_bits_retain(kind as u32),
+                Some(_) if kind == LinuxNamespaceType::Mount => {
+                    return Err(Error::Unsupported { what: "a mount namespace by path".to_owned() });
+                }
+                Some(path) => {
+                    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+                    let file = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
+                        let source = sys::Error::new("open(O_RDONLY)", errno);
+                        Error::JoinNamespace { kind: kind.to_string(), path: path.clone(), source }
+                    })?;
+                    namespaces.join.push(Join { kind, path: path.clone(), file });
+                }
+            }
+        }
+        if !namespaces.new.contains(UnshareFlags::NEWNS) {
+            return Err(Error::Missing { field: "mount namespace" });
+        }
+        Ok(namespaces)
+    }
+
+    /// Joins, then makes the new ones in one call.
+    pub(super) fn enter(&self) -> Result<()> {
+        for Join { kind, path, file } in &self.join {
+            sys::process::setns(file, ThreadNameSpaceType::from_bits_retain(*kind as u32)).map_err(
+                |source| Error::JoinNamespace { kind: kind.to_string(), path: path.clone(), source },
+            )?;
+        }
+        sys::process::unshare(self.new).map_err(Error::NewNamespaces)
+    }
+
+    pub(super) fn has_new(&self, kind: LinuxNamespaceType) -> bool {
+        self.new.contains(UnshareFlags::from_bits_retain(kind as u32))
+    }
+
+    /// Whether the namespace isn't the parent's: only then may the container's settings change it.
+    pub(super) fn has_own(&self, kind: LinuxNamespaceType) -> bool {
+        self.has_new(kind) || self.join.iter().any(|join| join.kind == kind)
+    }
+}

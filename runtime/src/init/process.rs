@@ -1,0 +1,194 @@
+//! The process of a configuration: what it may and who it is, up to its exec.
+//!
+//! Made in two steps. `Prepared` reads and checks everything while failing is cheap; `execute`
+//! only makes calls. Their order: limits need the parent's privileges, the bounding set goes
+//! before the user changes, a filter that no_new_privs doesn't allow goes while CAP_SYS_ADMIN is
+//! there, and any other goes last, so that it has no need to allow what comes before.
+
+use std::convert::Infallible;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
+
+use super::{Error, Result, capability::Sets, program::Program, supported};
+use crate::beneath;
+use crate::container::Reporter;
+use crate::sys::{self, credential, file};
+
+/// A process ready to be executed.
+pub(crate) struct Prepared {
+    program: Program,
+    working_directory: PathBuf,
+    capabilities: Sets,
+    seccomp: Option<Vec<u8>>,
+    no_new_privs: bool,
+    rlimits: Vec<PosixRlimit>,
+    oom_score: Option<i32>,
+    terminal: bool,
+    umask: Mode,
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl Prepared {
+    pub(crate) fn new(process: &Process, seccomp: Option<Vec<u8>>) -> Result<Prepared> {
+        supported::check_process(process)?;
+        let user = process.user();
+        let groups = user.additional_gids().clone().unwrap_or_default();
+        // -1 means "leave as it is" to the kernel.
+        if let Some(&id) = groups.iter().chain([&user.uid(), &user.gid()]).find(|&&id| id > i32::MAX as u32) {
+            return Err(Error::IdRange { id });
+        }
+        Ok(Prepared {
+            program: Program::new(
+                process.args().as_deref().unwrap_or_default(),
+                process.env().as_deref().unwrap_or_default(),
+            )?,
+            working_directory: process.cwd().clone(),
+            capabilities: Sets::of(process.capabilities().as_ref()).map_err(Error::Capabilities)?,
+            seccomp,
+            no_new_privs: process.no_new_privileges().unwrap_or(false),
+            rlimits: process.rlimits().clone().unwrap_or_default(),
+            oom_score: process.oom_score_adj(),
+            terminal: process.terminal().unwrap_or(false),
+            umask: Mode::from_raw_mode(user.umask().unwrap_or(0o022)),
+            uid: user.uid(),
+            gid: user.gid(),
+            groups,
+        })
+    }
+
+    /// Through the host's procfs, while it is at hand.
+    ///
+    /// Lowering takes CAP_SYS_RESOURCE; without it the process stays as easy to kill as its parent.
+    pub(crate) fn set_oom_score(&self) -> Result<()> {
+        let Some(value) = self.oom_score else { return Ok(()) };
+        let failed = |source| Error::OomScore { value, source };
+        let opened = file::openat2(CWD, "/proc/self/oom_score_adj", OFlags::WRONLY, ResolveFlags::empty());
+        match file::write(opened.map_err(failed)?, value.to_string().as_bytes()) {
+            Err(error) if matches!(error.errno(), Errno::ACCESS | Errno::PERM) => Ok(()),
+            result => result.map_err(failed),
+        }
+    }
+
+    /// Makes the working directory if it is missing, while the root can still be written.
+    pub(crate) fn make_working_directory(&self, root: impl AsFd) -> Result<()> {
+        let made = beneath::directory(root, &self.working_directory);
+        made.map(drop)
+            .map_err(|source| Error::WorkingDirectory { path: self.working_directory.clone(), source })
+    }
+
+    /// Becomes the process. The caller's root is the container's by now.
+    pub(crate) fn execute(&self, reporter: &Reporter) -> Result<Infallible> {
+        if self.terminal {
+            sys::process::take_terminal(sys::process::stdio()[0]).map_err(Error::Terminal)?;
+        }
+        self.give_stdio()?;
+        self.enter_working_directory()?;
+        for limit in &self.rlimits {
+            set_rlimit(limit)?;
+        }
+        if self.no_new_privs {
+            credential::no_new_privs().map_err(Error::NoNewPrivs)?;
+        } else {
+            self.load_seccomp()?;
+        }
+        self.capabilities.bound().map_err(Error::Capabilities)?;
+        self.change_user()?;
+        self.capabilities.assume().map_err(Error::Capabilities)?;
+        rustix::process::umask(self.umask);
+        sys::process::close_on_exec_above_stdio().map_err(Error::Descriptors)?;
+        reporter.executing().map_err(Error::Talk)?;
+        if self.no_new_privs {
+            self.load_seccomp()?;
+        }
+        Err(self.program.execute())
+    }
+
+    fn load_seccomp(&self) -> Result<()> {
+        self.seccomp
+            .as_ref()
+            .map_or(Ok(()), |program| credential::load_seccomp(program).map_err(Error::Seccomp))
+    }
+
+    fn change_user(&self) -> Result<()> {
+        let change = || {
+            credential::setgroups(&self.groups)?;
+            credential::setgid(self.gid)?;
+            if self.uid == 0 {
+                return credential::setuid(0);
+            }
+            credential::keep_capabilities(true)?;
+            credential::setuid(self.uid)?;
+            credential::keep_capabilities(false)
+        };
+        change().map_err(|source| Error::User { uid: self.uid, gid: self.gid, source })
+    }
+
+    /// Lets a user that isn't root open `/dev/stdout` anew: pipes of its own are given to it, and
+    /// nothing else, least of all a device of the host.
+    fn give_stdio(&self) -> Result<()> {
+        if self.uid == 0 {
+            return Ok(());
+        }
+        let failed = |source| Error::User { uid: self.uid, gid: self.gid, source };
+        for fd in sys::process::stdio() {
+            let stat = file::fstat(fd).map_err(failed)?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo && stat.st_uid != self.uid {
+                file::fchownat(fd, "", self.uid, stat.st_gid).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters it beneath the container's root, and asks the kernel where that was.
+    fn enter_working_directory(&self) -> Result<()> {
+        let failed = |source| Error::WorkingDirectory { path: self.working_directory.clone(), source };
+        let root = file::open_path_at(CWD, "/", OFlags::DIRECTORY).map_err(failed)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let directory = beneath::open(&root, &self.working_directory, flags).map_err(failed)?;
+        file::fchdir(directory).map_err(failed)?;
+        // Outside of the root it would begin with "(unreachable)".
+        match file::getcwd() {
+            Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
+            _ => Err(Error::WorkingDirectoryOutside { path: self.working_directory.clone() }),
+        }
+    }
+}
+
+fn set_rlimit(limit: &PosixRlimit) -> Result<()> {
+    let value = |value: u64| (value != u64::MAX).then_some(value);
+    let limits = Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) };
+    sys::process::setrlimit(resource(limit.typ()), limits).map_err(|source| Error::Rlimit {
+        name: limit.typ().to_string(),
+        soft: limit.soft(),
+        hard: limit.hard(),
+        source,
+    })
+}
+
+fn resource(kind: PosixRlimitType) -> Resource {
+    match kind {
+        PosixRlimitType::RlimitCpu => Resource::Cpu,
+        PosixRlimitType::RlimitFsize => Resource::Fsize,
+        PosixRlimitType::RlimitData => Resource::Data,
+        PosixRlimitType::RlimitStack => Resource::Stack,
+        PosixRlimitType::RlimitCore => Resource::Core,
+        PosixRlimitType::RlimitRss => Resource::Rss,
+        PosixRlimitType::RlimitNproc => Resource::Nproc,
+        PosixRlimitType::RlimitNofile => Resource::Nofile,
+        PosixRlimitType::RlimitMemlock => Resource::Memlock,
+        PosixRlimitType::RlimitAs => Resource::As,
+        PosixRlimitType::RlimitLocks => Resource::Locks,
+        PosixRlimitType::RlimitSigpending => Resource::Sigpending,
+        PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
+        PosixRlimitType::RlimitNice => Resource::Nice,
+        PosixRlimitType::RlimitRtprio => Resource::Rtprio,
+        PosixRlimitType::RlimitRttime => Resource::Rttime,
+    }
+}

@@ -1,0 +1,96 @@
+//! The container's root file system, from a directory of the host to `/`.
+//!
+//! A bind mount of the directory on itself is what pivot_root needs, and its descriptor is what
+//! all paths of the container are resolved beneath.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+
+use super::{Error, Result};
+use crate::mount::propagation;
+use crate::sys::{self, file, mount::Attributes};
+
+pub(super) struct Rootfs {
+    fd: OwnedFd,
+    /// As the configuration has it: kind, and whether mounts below are meant too.
+    propagation: Option<(u64, bool)>,
+}
+
+impl AsFd for Rootfs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Rootfs {
+    /// In a new mount namespace: cuts it off from the host's as `word` says, and binds `path` on itself.
+    pub(super) fn prepare(path: &Path, word: Option<&str>) -> Result<Rootfs> {
+        let failed = |source| Error::Rootfs { path: path.to_owned(), source };
+        let propagation = match word.filter(|word| !word.is_empty()) {
+            Some(word) => {
+                Some(propagation(word).ok_or_else(|| Error::Propagation { word: word.to_owned() })?)
+            }
+            None => None,
+        };
+        // Without a word, what the host mounts later still arrives, and nothing of ours gets out.
+        let (kind, recursive) = propagation.unwrap_or((libc::MS_SLAVE, true));
+        let mut flags = MountPropagationFlags::from_bits_retain(kind as u32);
+        flags.set(MountPropagationFlags::REC, recursive);
+        sys::mount::set_propagation("/", flags).map_err(failed)?;
+
+        let directory = sys::mount::open_directory(path).map_err(failed)?;
+        let gets_out = kind == libc::MS_SHARED || !recursive;
+        if gets_out {
+            make_private(&directory).map_err(failed)?;
+        }
+        let fd = sys::mount::clone_tree(&directory, "", true).map_err(failed)?;
+        if gets_out {
+            let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
+            sys::mount::set_attributes(&fd, private, true).map_err(failed)?;
+        }
+        sys::mount::attach(&fd, &directory).map_err(failed)?;
+        Ok(Rootfs { fd, propagation })
+    }
+
+    /// Makes it the root, drops the host's mounts and closes it for writing when asked.
+    pub(super) fn enter(self, read_only: bool) -> Result<()> {
+        file::fchdir(&self.fd).map_err(Error::Pivot)?;
+        sys::mount::pivot_root_here().map_err(Error::Pivot)?;
+        // The old root now lies on top of the new one, both of them at ".". Its unmounting must not reach the host.
+        if self.propagation.is_some() {
+            let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+            sys::mount::set_propagation(".", slave).map_err(Error::Pivot)?;
+        }
+        sys::mount::unmount(".", UnmountFlags::DETACH).map_err(Error::Pivot)?;
+        file::chdir("/").map_err(Error::Pivot)?;
+        if let Some((kind, recursive)) = self.propagation {
+            let attributes = Attributes { propagation: kind, ..Attributes::default() };
+            sys::mount::set_attributes(&self.fd, attributes, recursive).map_err(Error::Pivot)?;
+        }
+        if read_only {
+            let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+            sys::mount::set_attributes(&self.fd, attributes, false)
+                .map_err(|source| Error::ReadOnly { path: Path::new("/").to_owned(), source })?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the mount that `directory` lies on private, so that what is mounted there stays in this namespace.
+fn make_private(directory: &OwnedFd) -> sys::Result<()> {
+    let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
+    let mut current = file::open_path_at(directory, ".", OFlags::DIRECTORY)?;
+    loop {
+        match sys::mount::set_attributes(&current, private, false) {
+            // Not the root of a mount: that is further up.
+            Err(error) if error.errno() == Errno::INVAL => {
+                current = file::open_path_at(&current, "..", OFlags::DIRECTORY)?;
+            }
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Credentials: users and groups, capability sets, no_new_privs, seccomp.
+#![allow(unsafe_code)]
+
+use rustix::process::{Gid, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::{Result, check, named};
+
+/// `setgroups(groups)`.
+pub(crate) fn setgroups(groups: &[u32]) -> Result<()> {
+    let gids: Vec<Gid> = groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    named(rustix::thread::set_thread_groups(&gids), || format!("setgroups({groups:?})"))
+}
+
+/// `setresgid(gid, gid, gid)`.
+pub(crate) fn setgid(gid: u32) -> Result<()> {
+    let id = Gid::from_raw(gid);
+    named(rustix::thread::set_thread_res_gid(id, id, id), || format!("setresgid({gid})"))
+}
+
+/// `setresuid(uid, uid, uid)`.
+pub(crate) fn setuid(uid: u32) -> Result<()> {
+    let id = Uid::from_raw(uid);
+    named(rustix::thread::set_thread_res_uid(id, id, id), || format!("setresuid({uid})"))
+}
+
+/// `prctl(PR_SET_KEEPCAPS, keep)`.
+pub(crate) fn keep_capabilities(keep: bool) -> Result<()> {
+    named(rustix::thread::set_keep_capabilities(keep), || format!("prctl(PR_SET_KEEPCAPS, {keep})"))
+}
+
+/// `capget()` of this thread.
+pub(crate) fn capget() -> Result<CapabilitySets> {
+    named(rustix::thread::capabilities(None), || "capget()")
+}
+
+/// `capset(sets)` of this thread.
+pub(crate) fn capset(sets: CapabilitySets) -> Result<()> {
+    named(rustix::thread::set_capabilities(None, sets), || format!("capset({sets:?})"))
+}
+
+/// `prctl(PR_CAPBSET_DROP, number)`; false when the kernel knows no such capability.
+pub(crate) fn drop_bounding(number: u32) -> Result<bool> {
+    let capability = CapabilitySet::from_bits_retain(1 << number);
+    match rustix::thread::remove_capability_from_bounding_set(capability) {
+        Err(rustix::io::Errno::INVAL) => Ok(false),
+        result => named(result, || format!("prctl(PR_CAPBSET_DROP, {number})")).map(|()| true),
+    }
+}
+
+/// `prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)`.
+pub(crate) fn raise_ambient(number: u32) -> Result<()> {
+    let capability = CapabilitySet::from_bits_retain(1 << number);
+    let result = rustix::thread::configure_capability_in_ambient_set(capability, true);
+    named(result, || format!("prctl(PR_CAP_AMBIENT_RAISE, {number})"))
+}
+
+/// `prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)`.
+pub(crate) fn clear_ambient() -> Result<()> {
+    named(rustix::thread::clear_ambient_capability_set(), || "prctl(PR_CAP_AMBIENT_CLEAR_ALL)")
+}
+
+/// `prctl(PR_SET_NO_NEW_PRIVS)`.
+pub(crate) fn no_new_privs() -> Result<()> {
+    named(rustix::thread::set_no_new_privs(true), || "prctl(PR_SET_NO_NEW_PRIVS)")
+}
+
+/// `seccomp(SECCOMP_SET_MODE_FILTER, 0, program)`, the program as the bytes of its `sock_filter`s.
+pub(crate) fn load_seccomp(program: &[u8]) -> Result<()> {
+    let filters: Vec<libc::sock_filter> = program
+        .chunks_exact(size_of::<libc::sock_filter>())
+        .map(|bytes| libc::sock_filter {
+            code: u16::from_ne_bytes([bytes[0], bytes[1]]),
+            jt: bytes[2],
+            jf: bytes[3],
+            k: u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+        })
+        .collect();
+    let Ok(len) = u16::try_from(filters.len()) else {
+        return named(Err(rustix::io::Errno::TOOBIG), || "seccomp(SECCOMP_SET_MODE_FILTER)");
+    };
+    let program = libc::sock_fprog { len, filter: filters.as_ptr().cast_mut() };
+    // SAFETY: the kernel copies the program, which lives through the call, and verifies it.
+    let result = check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::from_ref(&program))
+    });
+    named(result, || format!("seccomp(SECCOMP_SET_MODE_FILTER, {len} instructions)")).map(drop)
+}

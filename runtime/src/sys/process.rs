@@ -1,0 +1,220 @@
+//! Processes: clone3 with the semantics of fork, namespaces, descriptors, signals, exec.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::ThreadNameSpaceType;
+
+use super::{Error, Result, check, named};
+
+/// Both sides of [`fork`].
+pub(crate) enum Forked {
+    Parent { pid: i32, pidfd: OwnedFd },
+    Child,
+}
+
+/// `clone3` with a copy of the address space, as fork has it, and a pidfd.
+///
+/// `flags` are further `CLONE_*` bits; `cgroup` is the version 2 cgroup that the child starts in.
+/// Handlers of signals are reset in the child. A process with several threads is refused: the
+/// child would inherit locks that nobody is left to release.
+pub(crate) fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked> {
+    /// From linux/sched.h; libc declares it too narrow for its own value.
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+
+    // A process that has one thread already shares nothing that this would unshare: it does nothing then, and fails else.
+    // SAFETY: takes integers only.
+    let single = check(unsafe { libc::syscall(libc::SYS_unshare, libc::CLONE_THREAD) });
+    named(single, || "unshare(CLONE_THREAD), which needs a single-threaded process")?;
+
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain data, for which zeros are valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
+    args.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM and with a null stack this is fork: the child goes on with a copy
+    // of this stack. The process has one thread, so no lock is held by anybody else. `args` and
+    // `pidfd` outlive the call.
+    let result = check(unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(&args), size_of_val(&args)) });
+    match named(result, || format!("clone3({:#x})", args.flags))? {
+        0 => Ok(Forked::Child),
+        pid => {
+            // SAFETY: the kernel stored a new descriptor here, which nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Forked::Parent { pid: pid as i32, pidfd })
+        }
+    }
+}
+
+/// `setns(fd, kinds)`; `fd` is a pidfd or a file of `/proc/PID/ns`.
+pub(crate) fn setns(fd: impl AsFd, kinds: ThreadNameSpaceType) -> Result<()> {
+    let result = rustix::thread::move_into_thread_name_spaces(fd.as_fd(), kinds);
+    named(result, || format!("setns({:#x})", kinds.bits()))
+}
+
+/// `unshare(kinds)`, of namespaces and of the file system context.
+pub(crate) fn unshare(kinds: rustix::thread::UnshareFlags) -> Result<()> {
+    debug_assert!(!kinds.contains(rustix::thread::UnshareFlags::FILES));
+    // SAFETY: what makes this call unsafe is a separate descriptor table a thread (CLONE_FILES), which no caller asks for.
+    named(unsafe { rustix::thread::unshare_unsafe(kinds) }, || format!("unshare({:#x})", kinds.bits()))
+}
+
+/// Arranges the descriptors of a freshly cloned child: `stdio` becomes 0 to 2, which stay open
+/// across exec, `others` come next, close-on-exec, and everything else is closed.
+///
+/// The child's copies of its parent's `OwnedFd`s are void afterwards; it must neither use nor drop them.
+pub(crate) fn keep_only(stdio: [BorrowedFd<'_>; 3], others: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>> {
+    let mut sources: Vec<RawFd> = stdio.iter().chain(others).map(AsRawFd::as_raw_fd).collect();
+    let count = sources.len() as RawFd;
+    for (place, source) in (0..).zip(&mut sources) {
+        // A source in the way of another's place moves out of it first.
+        if *source < count && *source != place {
+            // SAFETY: makes a new descriptor and touches no memory.
+            let moved = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, count) };
+            *source = named(check(moved.into()), || format!("fcntl({source}, F_DUPFD_CLOEXEC)"))? as RawFd;
+        }
+    }
+    for (place, &source) in (0..).zip(&sources) {
+        let result = if source == place {
+            let flags = if place < 3 { 0 } else { libc::FD_CLOEXEC };
+            // SAFETY: sets a flag of a descriptor that is open.
+            unsafe { libc::fcntl(place, libc::F_SETFD, flags) }
+        } else {
+            let flags = if place < 3 { 0 } else { libc::O_CLOEXEC };
+            // SAFETY: replaces a descriptor in the table of this child alone, whose old owner is void.
+            unsafe { libc::dup3(source, place, flags) }
+        };
+        named(check(result.into()), || format!("dup3({source}, {place})"))?;
+    }
+    close_range(count as u32, 0)?;
+    // SAFETY: these were opened by the loop above, and the void owners are never dropped.
+    Ok((3..count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+}
+
+/// Descriptors 0, 1 and 2 of a child that has been through [`keep_only`].
+pub(crate) fn stdio() -> [BorrowedFd<'static>; 3] {
+    // SAFETY: keep_only opened them, and nothing here ever closes them.
+    [0, 1, 2].map(|number| unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+/// Marks every descriptor above the standard ones close-on-exec.
+pub(crate) fn close_on_exec_above_stdio() -> Result<()> {
+    close_range(3, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+fn close_range(first: u32, flags: u32) -> Result<()> {
+    // SAFETY: closing (or marking) is what both callers promise; no memory is touched.
+    let result = check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) });
+    named(result, || format!("close_range({first}, {}, {flags})", u32::MAX)).map(drop)
+}
+
+/// Default disposition for every signal and an empty mask: what a program expects at its start.
+pub(crate) fn reset_signals() -> Result<()> {
+    for signal in 1..=libc::SIGRTMAX() {
+        // Fails for SIGKILL, SIGSTOP and the C library's own two, which nobody could have changed.
+        // SAFETY: SIG_DFL installs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: sigset_t is plain data, and sigemptyset gives it its value.
+    let result = unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut())
+    };
+    named(check(result.into()), || "sigprocmask(SIG_SETMASK, {})").map(drop)
+}
+
+/// `setsid()`.
+pub(crate) fn setsid() -> Result<()> {
+    named(rustix::process::setsid(), || "setsid()").map(drop)
+}
+
+/// `ioctl(fd, TIOCSCTTY)`.
+pub(crate) fn take_terminal(fd: impl AsFd) -> Result<()> {
+    named(rustix::process::ioctl_tiocsctty(fd), || "ioctl(TIOCSCTTY)")
+}
+
+/// A pidfd of this process.
+pub(crate) fn own_pidfd() -> Result<OwnedFd> {
+    let pid = rustix::process::getpid();
+    let result = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+    named(result, || format!("pidfd_open({pid})"))
+}
+
+/// `prctl(PR_SET_DUMPABLE, 0)`.
+pub(crate) fn set_not_dumpable() -> Result<()> {
+    let result = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    named(result, || "prctl(PR_SET_DUMPABLE, 0)")
+}
+
+/// `setrlimit(resource, limit)`.
+pub(crate) fn setrlimit(resource: Resource, limit: Rlimit) -> Result<()> {
+    named(rustix::process::setrlimit(resource, limit), || {
+        format!("setrlimit({resource:?}, {:?}, {:?})", limit.current, limit.maximum)
+    })
+}
+
+/// `sethostname(name)`.
+pub(crate) fn sethostname(name: &str) -> Result<()> {
+    named(rustix::system::sethostname(name.as_bytes()), || format!("sethostname({name:?})"))
+}
+
+/// `setdomainname(name)`.
+pub(crate) fn setdomainname(name: &str) -> Result<()> {
+    // SAFETY: the pointer and the length are of one live string.
+    let result = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
+    named(check(result.into()), || format!("setdomainname({name:?})")).map(drop)
+}
+
+/// Arguments or environment of a program, in the form the kernel takes.
+pub(crate) struct Strings {
+    pointers: Vec<*const libc::c_char>,
+    _strings: Vec<CString>,
+}
+
+impl Strings {
+    pub(crate) fn new(strings: Vec<CString>) -> Strings {
+        let pointers = strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
+        Strings { pointers, _strings: strings }
+    }
+}
+
+/// `execve(path, arguments, environment)`: returns only when it failed.
+pub(crate) fn execve(path: &CString, arguments: &Strings, environment: &Strings) -> Errno {
+    // SAFETY: both tables end with null and point into strings that `Strings` owns.
+    unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr()) };
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// `execveat(file, "", arguments, environment, AT_EMPTY_PATH)`: returns only when it failed.
+pub(crate) fn fexecve(file: impl AsFd, arguments: &Strings, environment: &Strings) -> Error {
+    let file = file.as_fd().as_raw_fd();
+    // SAFETY: as for execve; the path is a static empty string.
+    let result = check(unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file,
+            c"".as_ptr(),
+            arguments.pointers.as_ptr(),
+            environment.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    });
+    Error::new("execveat(AT_EMPTY_PATH)", result.err().unwrap_or(Errno::IO))
+}
+
+/// `exit_group(code)`, past every destructor and handler of the process this one was cloned from.
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: ends the process and returns nowhere.
+    unsafe { libc::_exit(code) }
+}
