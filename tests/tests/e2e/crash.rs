@@ -123,13 +123,16 @@ async fn a_kill_in_the_middle_of_work_leaves_nothing_and_a_retry_succeeds() {
             let cri = agent.cri();
             for pod in &pods {
                 // The same name again: joins what survived, or makes it anew.
-                let id = match cri.run_pod(pod).await {
-                    Ok(id) => id,
-                    // Kubelet looks at the list before it asks.
-                    Err(status) => {
-                        let listed = cri.pods().await.unwrap();
-                        let found = listed.iter().find(|other| other.metadata == pod.config.metadata);
-                        found.unwrap_or_else(|| panic!("round {round}: {status}")).id.clone()
+                // As kubelet does it: what is listed and ready is taken, what is stopped makes room.
+                let listed = cri.pods().await.unwrap();
+                let found = listed.iter().find(|other| other.metadata == pod.config.metadata);
+                let id = match found {
+                    Some(found) if found.state() == PodSandboxState::SandboxReady => found.id.clone(),
+                    found => {
+                        if let Some(stopped) = found {
+                            cri.remove_pod(&stopped.id).await.unwrap();
+                        }
+                        cri.run_pod(pod).await.unwrap_or_else(|status| panic!("round {round}: {status}"))
                     }
                 };
                 let container = Ctr::sleeper("c", &image, pod);
