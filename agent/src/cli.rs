@@ -137,7 +137,7 @@ fn finish(result: Result<u8, Failure>, own_error: u8, out: &mut Output) -> u8 {
             // What was printed before comes first; when it cannot be, the failure at hand says more.
             let _ = out.flush();
             out.complain(&failure);
-            own_error
+            if let Failure::Program(_, code) = failure { code } else { own_error }
         }
     }
 }

@@ -186,7 +186,9 @@ impl Agent {
         };
         let mut command = Command::new(&path);
         // What the tests are told by the environment is none of the agent's configuration.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SAMPAN_")) {
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SAMPAN_"))
+        {
             command.env_remove(name);
         }
         let child = command

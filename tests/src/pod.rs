@@ -208,6 +208,12 @@ impl Ctr {
         self
     }
 
+    pub fn capability(self, name: &str) -> Ctr {
+        self.security(|context| {
+            context.capabilities.get_or_insert_default().add_capabilities.push(name.into());
+        })
+    }
+
     pub fn user(self, uid: i64, gid: Option<i64>) -> Ctr {
         self.security(|context| {
             context.run_as_user = Some(Int64Value { value: uid });

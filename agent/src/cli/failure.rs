@@ -24,6 +24,8 @@ pub(super) const ABOUT_IMAGES: Advice = &[(Code::NotFound, "'sampan images' list
 pub(super) enum Failure {
     /// To be told on standard error.
     Message(String),
+    /// The same, with an exit code of its own: the program of a container could not be executed.
+    Program(String, u8),
     /// Told already; only the exit code is left to give.
     Reported,
     /// The reader of our output has gone away: `sampan ps | head`. Not worth a word.

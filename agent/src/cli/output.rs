@@ -72,7 +72,7 @@ impl Output {
 
     /// Tells why something failed.
     pub(super) fn complain(&mut self, failure: &Failure) {
-        if let Failure::Message(message) = failure {
+        if let Failure::Message(message) | Failure::Program(message, _) = failure {
             self.note(format_args!("sampan: {message}"));
         }
     }

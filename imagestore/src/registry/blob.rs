@@ -67,7 +67,10 @@ impl Repository {
             let mut chunk = match timeout_at(deadline, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => chunk,
                 Ok(Ok(None)) => return Err(Error::Truncated { what, expected: size, actual: *at }),
-                Ok(Err(source)) => return Err(Error::Unavailable { host, source: source.without_url() }),
+                Ok(Err(source)) => {
+                    let source = source.without_url();
+                    return Err(Error::BrokenOff { host, what, expected: size, actual: *at, source });
+                }
                 Err(_) => return Err(Error::Stalled { host, after: stall }),
             };
             fresh += chunk.len();

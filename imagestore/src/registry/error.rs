@@ -34,6 +34,21 @@ pub enum Error {
         #[source]
         source: reqwest::Error,
     },
+    /// It began to answer, and the connection broke.
+    #[error("registry {host} broke off {what} after {actual} of {expected} bytes")]
+    BrokenOff {
+        /// The host that was spoken to.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// As the manifest has it.
+        expected: u64,
+        /// As it came.
+        actual: u64,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
     /// The host is there and says nothing.
     #[error("registry {host} sent next to nothing for {after:?}")]
     Stalled {
@@ -142,7 +157,7 @@ impl Error {
         match self {
             Error::Client { .. } => Kind::Internal,
             Error::Address { .. } => Kind::InvalidArgument,
-            Error::Unavailable { .. } | Error::Protocol { .. } => Kind::Unavailable,
+            Error::Unavailable { .. } | Error::BrokenOff { .. } | Error::Protocol { .. } => Kind::Unavailable,
             Error::Stalled { .. } => Kind::DeadlineExceeded,
             Error::Status { status, .. } => match status {
                 429 => Kind::ResourceExhausted,
@@ -162,9 +177,10 @@ impl Error {
     pub(super) fn retry(&self) -> Option<Duration> {
         match self {
             Error::Unavailable { source, .. } if is_tls(source) => None,
-            Error::Unavailable { .. } | Error::Stalled { .. } | Error::Truncated { .. } => {
-                Some(Duration::ZERO)
-            }
+            Error::Unavailable { .. }
+            | Error::BrokenOff { .. }
+            | Error::Stalled { .. }
+            | Error::Truncated { .. } => Some(Duration::ZERO),
             Error::Status { status: 408 | 429 | 500 | 502 | 503 | 504, retry_after, .. } => {
                 Some(retry_after.unwrap_or_default())
             }

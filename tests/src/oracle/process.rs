@@ -70,31 +70,45 @@ fn parent(stat: &str) -> u32 {
     rest.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0)
 }
 
-/// How many descriptors of each kind a process holds. TCP connections are left out: a registry client keeps idle ones.
+/// Idle netlink sockets that an agent may keep for the next request.
+const IDLE_NETLINK: usize = 8;
+
+/// How many descriptors of each kind a process holds.
+///
+/// TCP connections are left out, since a registry client keeps idle ones, and so are a few netlink sockets of the
+/// host's namespace.
 pub(super) fn descriptors(pid: u32) -> BTreeMap<String, usize> {
-    let tcp: BTreeSet<String> = ["tcp", "tcp6"]
-        .iter()
-        .flat_map(|table| {
-            let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
-            text.lines()
-                .filter_map(|line| line.split_whitespace().nth(9).map(str::to_owned))
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    let tcp: BTreeSet<String> = ["tcp", "tcp6"].iter().flat_map(|table| inodes(pid, table)).collect();
+    let netlink: BTreeSet<String> = inodes(pid, "netlink").collect();
     let mut kinds = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
         let Ok(target) = fs::read_link(entry.path()) else { continue };
         let target = target.to_string_lossy().into_owned();
         let kind = match target.split_once(':') {
-            Some(("socket", inode)) if tcp.contains(inode.trim_matches(['[', ']'])) => continue,
-            Some((kind @ ("socket" | "pipe" | "net" | "pid" | "mnt"), _)) => kind.to_owned(),
+            Some(("socket", inode)) => match inode.trim_matches(['[', ']']) {
+                inode if tcp.contains(inode) => continue,
+                inode if netlink.contains(inode) => "netlink socket".to_owned(),
+                _ => "socket".to_owned(),
+            },
+            Some((kind @ ("pipe" | "net" | "pid" | "mnt"), _)) => kind.to_owned(),
             // The source of randomness is opened once.
             _ if target == "/dev/urandom" => continue,
             _ => target,
         };
         *kinds.entry(kind).or_insert(0) += 1;
     }
+    if let Some(count) = kinds.get_mut("netlink socket") {
+        *count = (*count).max(IDLE_NETLINK + 2);
+    }
     kinds
+}
+
+/// Inodes of the sockets in one of the tables of /proc/PID/net; each has it in its tenth field.
+fn inodes(pid: u32, table: &str) -> impl Iterator<Item = String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+    let inodes: Vec<String> =
+        text.lines().filter_map(|line| line.split_whitespace().nth(9).map(str::to_owned)).collect();
+    inodes.into_iter()
 }
 
 #[cfg(test)]

@@ -172,9 +172,11 @@ async fn run_gives_the_containers_output_and_exit_code() {
             assert_eq!((output.code, output.stdout.as_str()), (code, "out\n"), "{output:?}");
             assert!(output.stderr.ends_with("err\n"), "{output:?}");
         }
-        let missing = cli.run(&["run", "--rm", &image, "/no/such/program"]);
-        assert_eq!(missing.code, 127, "{missing:?}");
-        assert!(missing.stderr.contains("/no/such/program"), "{missing:?}");
+        for (program, code) in [("/no/such/program", 127), ("/etc/passwd", 126)] {
+            let output = cli.run(&["run", "--rm", &image, program]);
+            assert_eq!(output.code, code, "{output:?}");
+            assert!(output.stderr.contains(program), "{output:?}");
+        }
         assert_eq!(cli.json(&["ps", "-a"]), serde_json::json!([]), "--rm leaves nothing");
         assert!(agent.cri().pods().await.unwrap().is_empty());
     })

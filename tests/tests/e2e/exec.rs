@@ -86,7 +86,8 @@ async fn it_runs_where_and_as_whom_the_container_runs() {
         let id = cri.run(&pod_id, &config, &pod).await.unwrap();
         assert_eq!(cri.sh(&id, "echo $(id -u):$(id -g) $PWD $COLOUR").await, "1000:1000 /home/app green");
         for kind in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
-            let answer = cri.sh(&id, &format!("readlink /proc/1/ns/{kind}; readlink /proc/self/ns/{kind}")).await;
+            let answer =
+                cri.sh(&id, &format!("readlink /proc/1/ns/{kind}; readlink /proc/self/ns/{kind}")).await;
             let inodes: Vec<_> = answer.lines().collect();
             assert_eq!(inodes[0], inodes[1], "{kind}");
         }

@@ -48,7 +48,7 @@ async fn a_shared_pid_namespace_shows_the_neighbours() {
         let second = Ctr::new("b", &image, &pod).sh("trap 'exit 0' TERM; sleep 4799 & wait");
         cri.run(&pod_id, &second, &pod).await.unwrap();
         assert!(cri.sh(&first, "ps").await.contains("sleep 4799"));
-        assert_ne!(cri.sh(&first, "readlink /proc/1/ns/pid").await, host_namespace("pid"));
+        assert_ne!(cri.sh(&first, "readlink /proc/self/ns/pid").await, host_namespace("pid"));
         cri.stop(&first, 0).await.unwrap();
         cri.clear_pod(&pod_id).await.unwrap();
     })

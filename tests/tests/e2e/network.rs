@@ -67,7 +67,7 @@ async fn pods_reach_the_gateway_and_each_other() {
         let (cri, one, two) = (agent.cri(), agent.pod("one"), agent.pod("two"));
         let first = cri.run_pod(&one).await.unwrap();
         let second = cri.run_pod(&two).await.unwrap();
-        let id = cri.run(&first, &Ctr::sleeper("c", &image, &one), &one).await.unwrap();
+        let id = cri.run(&first, &Ctr::sleeper("c", &image, &one).capability("NET_RAW"), &one).await.unwrap();
         let neighbour = cri.pod(&second).await.unwrap().network.unwrap();
         let gateway = cri.sh(&id, "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'").await;
         let gateway6 = cri.sh(&id, "ip -6 route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'").await;
@@ -97,7 +97,7 @@ async fn a_pod_reaches_the_host_and_its_own_published_port() {
         let id = cri.run(&pod_id, &Ctr::sleeper("c", &busybox, &pod), &pod).await.unwrap();
         let gateway = cri.sh(&id, "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'").await;
         // By way of the host and back to itself: hairpin.
-        let command = format!("wget -q -T 5 -O - http://{gateway}:{port}/");
+        let command = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {gateway} {port}");
         eventually("the page by way of the host", SOON, async || {
             let answer = cri.exec(&id, &["sh", "-c", &command], 10).await.unwrap();
             String::from_utf8_lossy(&answer.stdout).contains(GREETING).then_some(())
@@ -127,6 +127,20 @@ async fn dns_and_sysctls_of_the_pod_are_set() {
         }
         let range = cri.sh(&id, "cat /proc/sys/net/ipv4/ip_local_port_range").await;
         assert_eq!(range.split_whitespace().collect::<Vec<_>>(), ["20000", "21000"]);
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pings_need_no_capability() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("ping"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let id = cri.run(&pod_id, &Ctr::sleeper("c", &image, &pod), &pod).await.unwrap();
+        let groups = cri.sh(&id, "cat /proc/sys/net/ipv4/ping_group_range").await;
+        assert_eq!(groups.split_whitespace().collect::<Vec<_>>(), ["0", "2147483647"]);
         cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;

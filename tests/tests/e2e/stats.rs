@@ -97,7 +97,8 @@ async fn a_pod_is_measured_with_its_network_and_containers() {
         let image = busybox(agent).await;
         let (cri, pod) = (agent.cri(), agent.pod("stats"));
         let pod_id = cri.run_pod(&pod).await.unwrap();
-        let id = cri.run(&pod_id, &Ctr::sleeper("c", &image, &pod), &pod).await.unwrap();
+        let id =
+            cri.run(&pod_id, &Ctr::sleeper("c", &image, &pod).capability("NET_RAW"), &pod).await.unwrap();
         let gateway = cri.sh(&id, "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'").await;
         cri.sh(&id, &format!("ping -c 3 -i 0.1 -s 1000 {gateway} >/dev/null || ping -c 3 -s 1000 {gateway}"))
             .await;

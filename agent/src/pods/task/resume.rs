@@ -14,6 +14,9 @@ impl Task {
         match self.record.phase {
             PodPhase::Creating | PodPhase::Removing => {
                 info!(phase = ?self.record.phase, "pod was left half-way; taking it down");
+                if self.record.monitor_pid.is_none() {
+                    self.end_unrecorded_monitor().await;
+                }
                 match self.remove().await {
                     Ok(()) => return false,
                     Err(error) => warn!(error = %error.chain(), "remains of the pod are left"),
@@ -37,6 +40,14 @@ impl Task {
         }
         self.publish();
         true
+    }
+
+    /// A monitor is started before its process is on record.
+    async fn end_unrecorded_monitor(&self) {
+        let pod = self.record.id.clone();
+        if let Err(error) = blocking(move || monitor::end_stranger(&pod)).await {
+            warn!(error = %error.chain(), "a monitor may be left");
+        }
     }
 
     async fn reconnect(&mut self) -> Result<()> {
