@@ -150,7 +150,6 @@ make_busybox() {
 make_base() {
     begin
     sources >"$work/sources.list"
-    [ -s "$work/sources.list" ] || { say "apt-get update"; apt-get -qq update; sources >"$work/sources.list"; }
     acquire_options >"$work/acquire.conf"
     mmdebstrap --quiet --mode=root --variant=minbase --format=directory --aptopt="$work/acquire.conf" \
         --aptopt='APT::Install-Recommends "false"' --dpkgopt='path-exclude=/usr/share/man/*' \
@@ -200,12 +199,21 @@ make_large() {
     finish large
 }
 
+# A machine that has never asked its mirror knows neither packages nor suites.
+know_packages() {
+    if [ -z "$(sources)" ]; then
+        say "apt-get update"
+        apt-get -qq update
+    fi
+}
+
 for name in "$@"; do
     case $name in busybox | nginx | large) ;; *) die "no such image: $name (busybox, nginx, large)" ;; esac
     if made "$name"; then
         say "$name: kept"
         continue
     fi
+    know_packages
     if [ "$name" != busybox ] && ! made base; then
         say "base: making"
         make_base
