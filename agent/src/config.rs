@@ -195,7 +195,8 @@ impl Config {
                 return invalid("network.subnets has more than one network of a family".into());
             }
         }
-        if !self.cgroup.root.starts_with('/') || self.cgroup.root.len() < 2 || self.cgroup.root.contains("..") {
+        if !self.cgroup.root.starts_with('/') || self.cgroup.root.len() < 2 || self.cgroup.root.contains("..")
+        {
             return invalid(format!("cgroup.root = {:?} is not a path below the root", self.cgroup.root));
         }
         Ok(())

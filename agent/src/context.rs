@@ -134,6 +134,9 @@ fn find_runtime(configured: Option<&Path>) -> Result<PathBuf> {
     candidates.into_iter().find(|candidate| candidate.is_file()).ok_or_else(|| Error::File {
         call: "find",
         path: NAME.into(),
-        source: io::Error::new(io::ErrorKind::NotFound, "neither beside sampand nor in PATH; set runtime.path"),
+        source: io::Error::new(
+            io::ErrorKind::NotFound,
+            "neither beside sampand nor in PATH; set runtime.path",
+        ),
     })
 }

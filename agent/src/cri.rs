@@ -3,9 +3,7 @@
 //! A call converts, asks the pods or the store, and converts back; it decides nothing. What this version
 //! does not do answers UNIMPLEMENTED with a sentence that says so.
 
-use sampan_proto::cri::{
-    self, image_service_server::ImageService, runtime_service_server::RuntimeService,
-};
+use sampan_proto::cri::{self, image_service_server::ImageService, runtime_service_server::RuntimeService};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -175,7 +173,11 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::ContainerStatsRequest>,
     ) -> Reply<cri::ContainerStatsResponse> {
-        call!(request, "ContainerStats", |request| container_stats::call(&self.pods, &self.collector, request))
+        call!(request, "ContainerStats", |request| container_stats::call(
+            &self.pods,
+            &self.collector,
+            request
+        ))
     }
 
     async fn list_container_stats(
@@ -193,7 +195,11 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::PodSandboxStatsRequest>,
     ) -> Reply<cri::PodSandboxStatsResponse> {
-        call!(request, "PodSandboxStats", |request| pod_sandbox_stats::call(&self.pods, &self.collector, request))
+        call!(request, "PodSandboxStats", |request| pod_sandbox_stats::call(
+            &self.pods,
+            &self.collector,
+            request
+        ))
     }
 
     async fn list_pod_sandbox_stats(
@@ -207,11 +213,17 @@ impl RuntimeService for Runtime {
         ))
     }
 
-    async fn update_container_resources(&self, _: Request<cri::UpdateContainerResourcesRequest>) -> Reply<cri::UpdateContainerResourcesResponse> {
+    async fn update_container_resources(
+        &self,
+        _: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Reply<cri::UpdateContainerResourcesResponse> {
         unimplemented("UpdateContainerResources", "remove the container and create it with the new limits")
     }
 
-    async fn reopen_container_log(&self, _: Request<cri::ReopenContainerLogRequest>) -> Reply<cri::ReopenContainerLogResponse> {
+    async fn reopen_container_log(
+        &self,
+        _: Request<cri::ReopenContainerLogRequest>,
+    ) -> Reply<cri::ReopenContainerLogResponse> {
         unimplemented("ReopenContainerLog", "rotate logs by copying and truncating them")
     }
 
@@ -227,15 +239,24 @@ impl RuntimeService for Runtime {
         unimplemented("PortForward", "publish the port when the pod is created")
     }
 
-    async fn update_runtime_config(&self, _: Request<cri::UpdateRuntimeConfigRequest>) -> Reply<cri::UpdateRuntimeConfigResponse> {
+    async fn update_runtime_config(
+        &self,
+        _: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Reply<cri::UpdateRuntimeConfigResponse> {
         unimplemented("UpdateRuntimeConfig", "set network.subnets in the configuration")
     }
 
-    async fn checkpoint_container(&self, _: Request<cri::CheckpointContainerRequest>) -> Reply<cri::CheckpointContainerResponse> {
+    async fn checkpoint_container(
+        &self,
+        _: Request<cri::CheckpointContainerRequest>,
+    ) -> Reply<cri::CheckpointContainerResponse> {
         unimplemented("CheckpointContainer", "there is no checkpoint yet")
     }
 
-    async fn checkpoint_pod(&self, _: Request<cri::CheckpointPodRequest>) -> Reply<cri::CheckpointPodResponse> {
+    async fn checkpoint_pod(
+        &self,
+        _: Request<cri::CheckpointPodRequest>,
+    ) -> Reply<cri::CheckpointPodResponse> {
         unimplemented("CheckpointPod", "there is no checkpoint yet")
     }
 
@@ -243,51 +264,78 @@ impl RuntimeService for Runtime {
         unimplemented("RestorePod", "there is no checkpoint yet")
     }
 
-    async fn list_metric_descriptors(&self, _: Request<cri::ListMetricDescriptorsRequest>) -> Reply<cri::ListMetricDescriptorsResponse> {
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Reply<cri::ListMetricDescriptorsResponse> {
         unimplemented("ListMetricDescriptors", "use ListPodSandboxStats")
     }
 
-    async fn list_pod_sandbox_metrics(&self, _: Request<cri::ListPodSandboxMetricsRequest>) -> Reply<cri::ListPodSandboxMetricsResponse> {
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Reply<cri::ListPodSandboxMetricsResponse> {
         unimplemented("ListPodSandboxMetrics", "use ListPodSandboxStats")
     }
 
-    async fn update_pod_sandbox_resources(&self, _: Request<cri::UpdatePodSandboxResourcesRequest>) -> Reply<cri::UpdatePodSandboxResourcesResponse> {
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Reply<cri::UpdatePodSandboxResourcesResponse> {
         unimplemented("UpdatePodSandboxResources", "set the limits of the pod's cgroup parent")
     }
 
     type StreamPodSandboxesStream = Items<cri::StreamPodSandboxesResponse>;
 
-    async fn stream_pod_sandboxes(&self, _: Request<cri::StreamPodSandboxesRequest>) -> Reply<Self::StreamPodSandboxesStream> {
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Reply<Self::StreamPodSandboxesStream> {
         unimplemented("StreamPodSandboxes", "use ListPodSandbox")
     }
 
     type StreamContainersStream = Items<cri::StreamContainersResponse>;
 
-    async fn stream_containers(&self, _: Request<cri::StreamContainersRequest>) -> Reply<Self::StreamContainersStream> {
+    async fn stream_containers(
+        &self,
+        _: Request<cri::StreamContainersRequest>,
+    ) -> Reply<Self::StreamContainersStream> {
         unimplemented("StreamContainers", "use ListContainers")
     }
 
     type StreamContainerStatsStream = Items<cri::StreamContainerStatsResponse>;
 
-    async fn stream_container_stats(&self, _: Request<cri::StreamContainerStatsRequest>) -> Reply<Self::StreamContainerStatsStream> {
+    async fn stream_container_stats(
+        &self,
+        _: Request<cri::StreamContainerStatsRequest>,
+    ) -> Reply<Self::StreamContainerStatsStream> {
         unimplemented("StreamContainerStats", "use ListContainerStats")
     }
 
     type StreamPodSandboxStatsStream = Items<cri::StreamPodSandboxStatsResponse>;
 
-    async fn stream_pod_sandbox_stats(&self, _: Request<cri::StreamPodSandboxStatsRequest>) -> Reply<Self::StreamPodSandboxStatsStream> {
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Reply<Self::StreamPodSandboxStatsStream> {
         unimplemented("StreamPodSandboxStats", "use ListPodSandboxStats")
     }
 
     type StreamPodSandboxMetricsStream = Items<cri::StreamPodSandboxMetricsResponse>;
 
-    async fn stream_pod_sandbox_metrics(&self, _: Request<cri::StreamPodSandboxMetricsRequest>) -> Reply<Self::StreamPodSandboxMetricsStream> {
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Reply<Self::StreamPodSandboxMetricsStream> {
         unimplemented("StreamPodSandboxMetrics", "use ListPodSandboxStats")
     }
 
     type GetContainerEventsStream = Items<cri::ContainerEventResponse>;
 
-    async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Reply<Self::GetContainerEventsStream> {
+    async fn get_container_events(
+        &self,
+        _: Request<cri::GetEventsRequest>,
+    ) -> Reply<Self::GetContainerEventsStream> {
         unimplemented("GetContainerEvents", "use ListContainers and ListPodSandbox")
     }
 }
@@ -304,7 +352,10 @@ impl ImageService for Images {
         unimplemented("StreamImages", "use ListImages")
     }
 
-    async fn image_status(&self, request: Request<cri::ImageStatusRequest>) -> Reply<cri::ImageStatusResponse> {
+    async fn image_status(
+        &self,
+        request: Request<cri::ImageStatusRequest>,
+    ) -> Reply<cri::ImageStatusResponse> {
         call!(request, "ImageStatus", |request| image_status::call(&self.context.store, request))
     }
 
@@ -312,11 +363,17 @@ impl ImageService for Images {
         call!(request, "PullImage", |request| pull_image::call(&self.context.store, request))
     }
 
-    async fn remove_image(&self, request: Request<cri::RemoveImageRequest>) -> Reply<cri::RemoveImageResponse> {
+    async fn remove_image(
+        &self,
+        request: Request<cri::RemoveImageRequest>,
+    ) -> Reply<cri::RemoveImageResponse> {
         call!(request, "RemoveImage", |request| remove_image::call(&self.context.store, request))
     }
 
-    async fn image_fs_info(&self, request: Request<cri::ImageFsInfoRequest>) -> Reply<cri::ImageFsInfoResponse> {
+    async fn image_fs_info(
+        &self,
+        request: Request<cri::ImageFsInfoRequest>,
+    ) -> Reply<cri::ImageFsInfoResponse> {
         call!(request, "ImageFsInfo", |request| image_fs_info::call(&self.context, request))
     }
 }

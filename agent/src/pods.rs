@@ -21,8 +21,8 @@ pub(crate) mod exec;
 mod files;
 mod id;
 mod monitor;
-mod recovery;
 pub mod record;
+mod recovery;
 pub(crate) mod signal;
 mod spec;
 mod task;
@@ -113,7 +113,9 @@ impl Pods {
             let handle = index.pods.get_mut(&id);
             let same = |handle: &Handle| handle.view.borrow().record.config == config;
             return match handle {
-                Some(handle) if same(handle) && (handle.unclaimed || handle.phase() == PodPhase::Creating) => {
+                Some(handle)
+                    if same(handle) && (handle.unclaimed || handle.phase() == PodPhase::Creating) =>
+                {
                     handle.unclaimed = false;
                     Ok(Admission::Joins(id))
                 }
@@ -145,7 +147,8 @@ impl Pods {
     async fn join(&self, id: PodId) -> Result<PodId> {
         let mut view = self.handle(&id)?.view;
         let settled = |view: &Arc<PodView>| view.gone || view.record.phase != PodPhase::Creating;
-        let failed = || Error::Internal(format!("pod {} could not be made; ask again to learn why", id.short()));
+        let failed =
+            || Error::Internal(format!("pod {} could not be made; ask again to learn why", id.short()));
         let ready = view.wait_for(settled).await.map_err(|_| failed())?;
         if ready.record.phase == PodPhase::Ready && !ready.gone { Ok(id.clone()) } else { Err(failed()) }
     }
@@ -178,7 +181,12 @@ impl Pods {
 
     /// Every pod as it is now, in no order.
     pub fn list(&self) -> Vec<Arc<PodView>> {
-        self.index().pods.values().map(|handle| handle.view.borrow().clone()).filter(|view| !view.gone).collect()
+        self.index()
+            .pods
+            .values()
+            .map(|handle| handle.view.borrow().clone())
+            .filter(|view| !view.gone)
+            .collect()
     }
 
     /// The pod with this id, or the only one whose id starts so.
@@ -207,7 +215,11 @@ impl Pods {
         if let Some(found) = containers.iter().find(|found| found.container.id.as_str() == id) {
             return Ok(found.clone());
         }
-        only("container", id, containers.into_iter().filter(|found| has_prefix(found.container.id.as_str(), id)))
+        only(
+            "container",
+            id,
+            containers.into_iter().filter(|found| has_prefix(found.container.id.as_str(), id)),
+        )
     }
 
     /// The same by name too: that of a container of `sampan run` first.
@@ -281,7 +293,8 @@ impl Pods {
         let ended = |view: &Arc<PodView>| {
             view.gone || view.containers.get(id).is_none_or(|now| now.phase == ContainerPhase::Exited)
         };
-        let created = view.borrow().containers.get(id).is_some_and(|now| now.phase == ContainerPhase::Created);
+        let created =
+            view.borrow().containers.get(id).is_some_and(|now| now.phase == ContainerPhase::Created);
         if ended(&view.borrow_and_update()) {
             return Ok(());
         }
@@ -299,7 +312,8 @@ impl Pods {
 
     async fn signal(&self, found: &Found, signal: i32, all: bool) -> Result<()> {
         let id = found.container.id.clone();
-        let asked = self.ask(&found.pod.record.id, |answer| Command::Signal { id, signal, all, answer }).await;
+        let asked =
+            self.ask(&found.pod.record.id, |answer| Command::Signal { id, signal, all, answer }).await;
         missing_is_done(asked)
     }
 
@@ -338,7 +352,12 @@ impl Pods {
     ///
     /// # Errors
     /// `FailedPrecondition` when the container does not run, `DeadlineExceeded` after `limit`.
-    pub async fn exec(&self, found: &Found, argv: Vec<String>, limit: Option<Duration>) -> Result<exec::Output> {
+    pub async fn exec(
+        &self,
+        found: &Found,
+        argv: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Result<exec::Output> {
         exec::run(&self.context, &found.pod.record.id, &found.container, argv, limit).await
     }
 

@@ -12,7 +12,8 @@ use sampan_proto::{
     DESCRIPTORS,
     cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
     sampan::{
-        container_service_server::ContainerServiceServer, image_service_server::ImageServiceServer as SampanImagesServer,
+        container_service_server::ContainerServiceServer,
+        image_service_server::ImageServiceServer as SampanImagesServer,
         metrics_service_server::MetricsServiceServer, system_service_server::SystemServiceServer,
     },
 };
@@ -45,7 +46,10 @@ pub async fn listen(path: &Path) -> Result<UnixListener> {
         return Ok(inherited);
     }
     if UnixStream::connect(path).await.is_ok() {
-        return Err(Error::Precondition(format!("another agent serves {}; stop it or choose another socket", path.display())));
+        return Err(Error::Precondition(format!(
+            "another agent serves {}; stop it or choose another socket",
+            path.display()
+        )));
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at("replace", path)(error)),
@@ -89,20 +93,26 @@ async fn router(pods: Pods, collector: Collector) -> anyhow::Result<Router> {
     let context: Arc<_> = pods.context().clone();
     macro_rules! limited {
         ($server:ident, $service:expr) => {
-            $server::new($service).max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(ANSWER_LIMIT)
+            $server::new($service)
+                .max_decoding_message_size(MESSAGE_LIMIT)
+                .max_encoding_message_size(ANSWER_LIMIT)
         };
     }
-    let runtime = limited!(RuntimeServiceServer, cri::Runtime { pods: pods.clone(), collector: collector.clone() });
+    let runtime =
+        limited!(RuntimeServiceServer, cri::Runtime { pods: pods.clone(), collector: collector.clone() });
     let images = limited!(ImageServiceServer, cri::Images { context });
     let containers = limited!(ContainerServiceServer, services::container::Containers { pods: pods.clone() });
     let sampan_images = limited!(SampanImagesServer, services::image::Images { pods: pods.clone() });
-    let metrics = limited!(MetricsServiceServer, services::metrics::Metrics { pods: pods.clone(), collector });
+    let metrics =
+        limited!(MetricsServiceServer, services::metrics::Metrics { pods: pods.clone(), collector });
     let system = limited!(SystemServiceServer, services::system::System { pods });
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let reflection =
-        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     Ok(Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(runtime)

@@ -85,7 +85,8 @@ impl Collector {
     /// Samples of these containers; those that have no cgroup any more are left out.
     pub async fn containers(&self, containers: Vec<Found>) -> Vec<ContainerSample> {
         let collector = self.clone();
-        blocking(move || containers.into_iter().filter_map(|found| collector.container(found)).collect()).await
+        blocking(move || containers.into_iter().filter_map(|found| collector.container(found)).collect())
+            .await
     }
 
     /// A sample of each pod.
@@ -112,7 +113,8 @@ impl Collector {
                 self.rate(&found.container.id, stats.cpu.usage_ns);
             }
         }
-        let known: std::collections::HashSet<_> = containers.iter().map(|found| &found.container.id).collect();
+        let known: std::collections::HashSet<_> =
+            containers.iter().map(|found| &found.container.id).collect();
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known.contains(id));
     }
 
@@ -132,7 +134,8 @@ impl Collector {
             let found = containers.map(|container| Found { pod: pod.clone(), container });
             found.collect::<Vec<_>>()
         };
-        let containers: Vec<_> = running(&pod).into_iter().filter_map(|found| self.container(found)).collect();
+        let containers: Vec<_> =
+            running(&pod).into_iter().filter_map(|found| self.container(found)).collect();
         let cgroup = match &pod.record.config.cgroup_parent {
             Some(parent) => parent.clone(),
             None => format!("{}/{}", self.pods.context().config.cgroup.root, pod.record.id),

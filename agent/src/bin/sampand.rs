@@ -75,7 +75,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let socket = config.socket.clone();
     info!(version = env!("CARGO_PKG_VERSION"), root = %config.root.display(), "starting");
     let listener = server::listen(&socket).await?;
-    let context = tokio::task::spawn_blocking(move || Context::open(config)).await?.context("open the stores")?;
+    let context =
+        tokio::task::spawn_blocking(move || Context::open(config)).await?.context("open the stores")?;
     let pods = Pods::new(Arc::new(context));
     pods.recover().await?;
     let collector = Collector::new(pods.clone());
@@ -100,7 +101,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 async fn told_to_end() {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return std::future::pending().await;
     };

@@ -15,7 +15,8 @@ pub(super) async fn call(
     let found = pods.find_container(&request.container_id)?;
     let mut info = HashMap::new();
     if request.verbose {
-        let record = serde_json::to_string(&*found.container).map_err(|error| Status::internal(error.to_string()))?;
+        let record =
+            serde_json::to_string(&*found.container).map_err(|error| Status::internal(error.to_string()))?;
         info.insert("info".into(), record);
     }
     Ok(cri::ContainerStatusResponse { status: Some(convert::container_status(&found.container)), info })

@@ -10,8 +10,8 @@ use crate::{
     pods::{
         PodView,
         config::{
-            ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode, PidMode, PodConfig, PodName, Propagation,
-            Resources, SeccompProfile, Security,
+            ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode, PidMode, PodConfig, PodName,
+            Propagation, Resources, SeccompProfile, Security,
         },
         record::{ContainerPhase, ContainerRecord, PodPhase},
     },
@@ -84,8 +84,10 @@ fn sysctls(asked: std::collections::HashMap<String, String>) -> Result<BTreeMap<
     const NAMESPACED: [&str; 4] = ["kernel.shm", "kernel.msg", "fs.mqueue.", "net."];
     const EXACT: [&str; 1] = ["kernel.sem"];
     for (name, value) in &asked {
-        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) && !name.contains("..");
-        let known = NAMESPACED.iter().any(|prefix| name.starts_with(prefix)) || EXACT.contains(&name.as_str());
+        let plain =
+            name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) && !name.contains("..");
+        let known =
+            NAMESPACED.iter().any(|prefix| name.starts_with(prefix)) || EXACT.contains(&name.as_str());
         if !plain || !known {
             return invalid(format!("sysctl {name:?} is not one that belongs to a pod's namespaces"));
         }
@@ -98,7 +100,10 @@ fn sysctls(asked: std::collections::HashMap<String, String>) -> Result<BTreeMap<
 
 fn ports(mappings: Vec<cri::PortMapping>) -> Result<Vec<PortMapping>> {
     let port = |what: &str, number: i32| {
-        u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| Error::Invalid(format!("{what} {number} is not 1 to 65535")))
+        u16::try_from(number)
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| Error::Invalid(format!("{what} {number} is not 1 to 65535")))
     };
     // A mapping without host port only documents the container's port.
     mappings
@@ -107,7 +112,9 @@ fn ports(mappings: Vec<cri::PortMapping>) -> Result<Vec<PortMapping>> {
         .map(|mapping| {
             let host_ip = match mapping.host_ip.as_str() {
                 "" => None,
-                text => Some(text.parse().map_err(|_| Error::Invalid(format!("host_ip {text:?} is no address")))?),
+                text => Some(
+                    text.parse().map_err(|_| Error::Invalid(format!("host_ip {text:?} is no address")))?,
+                ),
             };
             Ok(PortMapping {
                 protocol: match mapping.protocol() {
@@ -134,7 +141,9 @@ fn pid_mode(target: &str, mode: i32) -> PidMode {
 
 /// A container's configuration.
 pub(super) fn container_config(config: cri::ContainerConfig) -> Result<ContainerConfig> {
-    let Some(metadata) = config.metadata.clone() else { return invalid("the container's config has no metadata") };
+    let Some(metadata) = config.metadata.clone() else {
+        return invalid("the container's config has no metadata");
+    };
     if metadata.name.is_empty() {
         return invalid("the container's metadata has no name");
     }
@@ -280,7 +289,9 @@ fn seccomp(profile: Option<cri::SecurityProfile>, path: &str) -> Result<SeccompP
             "" | "runtime/default" | "docker/default" => Ok(SeccompProfile::Default),
             "unconfined" => Ok(SeccompProfile::Unconfined),
             other => match other.strip_prefix("localhost/") {
-                Some(file) => Ok(SeccompProfile::Localhost(format!("/{}", file.trim_start_matches('/')).into())),
+                Some(file) => {
+                    Ok(SeccompProfile::Localhost(format!("/{}", file.trim_start_matches('/')).into()))
+                }
                 None => invalid(format!("seccomp_profile_path {other:?} is not understood")),
             },
         },
@@ -289,9 +300,10 @@ fn seccomp(profile: Option<cri::SecurityProfile>, path: &str) -> Result<SeccompP
 
 fn stop_signal(number: i32) -> Result<i32> {
     let name = cri::Signal::try_from(number).ok().map(|signal| signal.as_str_name().to_owned());
-    let text = name.as_deref().and_then(|name| name.strip_prefix("SIGNAL_")).map(|name| {
-        name.replace("PLUS", "+").replace("MINUS", "-")
-    });
+    let text = name
+        .as_deref()
+        .and_then(|name| name.strip_prefix("SIGNAL_"))
+        .map(|name| name.replace("PLUS", "+").replace("MINUS", "-"));
     let signal = text.as_deref().and_then(crate::pods::signal::parse);
     signal.ok_or_else(|| Error::Invalid(format!("there is no stop signal {number}")))
 }
@@ -432,7 +444,10 @@ pub(super) fn container_status(container: &ContainerRecord) -> cri::ContainerSta
         annotations: config.annotations.clone().into_iter().collect(),
         mounts: config.mounts.iter().map(mount_status).collect(),
         log_path: container.log_path.as_ref().map_or_else(String::new, |path| path.display().to_string()),
-        resources: Some(cri::ContainerResources { linux: Some(resources_status(&config.resources)), windows: None }),
+        resources: Some(cri::ContainerResources {
+            linux: Some(resources_status(&config.resources)),
+            windows: None,
+        }),
         image_id: container.image_id.clone(),
         user: Some(cri::ContainerUser {
             linux: Some(cri::LinuxContainerUser {
@@ -482,11 +497,17 @@ fn resources_status(resources: &Resources) -> cri::LinuxContainerResources {
 
 fn signal_status(number: i32) -> cri::Signal {
     let fits = |value: &i32| stop_signal(*value).is_ok_and(|signal| signal == number);
-    (1..=65).find(fits).and_then(|value| cri::Signal::try_from(value).ok()).unwrap_or(cri::Signal::RuntimeDefault)
+    (1..=65)
+        .find(fits)
+        .and_then(|value| cri::Signal::try_from(value).ok())
+        .unwrap_or(cri::Signal::RuntimeDefault)
 }
 
 /// True when `labels` has every pair of the selector.
-pub(super) fn selected(labels: &BTreeMap<String, String>, selector: &std::collections::HashMap<String, String>) -> bool {
+pub(super) fn selected(
+    labels: &BTreeMap<String, String>,
+    selector: &std::collections::HashMap<String, String>,
+) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
@@ -506,7 +527,8 @@ mod tests {
     #[test]
     fn sysctls_that_reach_the_host_are_refused() {
         let one = |name: &str, value: &str| sysctls([(name.to_owned(), value.to_owned())].into());
-        for (name, value) in [("net.ipv4.ip_forward", "1"), ("kernel.shmmax", "1"), ("kernel.sem", "1 2 3 4")] {
+        for (name, value) in [("net.ipv4.ip_forward", "1"), ("kernel.shmmax", "1"), ("kernel.sem", "1 2 3 4")]
+        {
             assert!(one(name, value).is_ok(), "{name}");
         }
         for (name, value) in [

@@ -7,7 +7,10 @@ use tonic::Status;
 
 use crate::pods::Pods;
 
-pub(super) async fn call(pods: &Pods, request: cri::ExecSyncRequest) -> Result<cri::ExecSyncResponse, Status> {
+pub(super) async fn call(
+    pods: &Pods,
+    request: cri::ExecSyncRequest,
+) -> Result<cri::ExecSyncResponse, Status> {
     let found = pods.find_container(&request.container_id)?;
     let seconds = u64::try_from(request.timeout).unwrap_or(0);
     let limit = (seconds > 0).then(|| Duration::from_secs(seconds));

@@ -21,6 +21,9 @@ pub(super) async fn call(
 fn passes(filter: &cri::ContainerFilter, found: &Found) -> bool {
     found.container.id.as_str().starts_with(&filter.id)
         && found.pod.record.id.as_str().starts_with(&filter.pod_sandbox_id)
-        && filter.state.as_ref().is_none_or(|state| state.state == convert::container_state(&found.container) as i32)
+        && filter
+            .state
+            .as_ref()
+            .is_none_or(|state| state.state == convert::container_state(&found.container) as i32)
         && convert::selected(&found.container.config.labels, &filter.label_selector)
 }

@@ -6,7 +6,10 @@ use tonic::Status;
 
 use crate::error::Error;
 
-pub(super) async fn call(store: &Store, request: cri::ListImagesRequest) -> Result<cri::ListImagesResponse, Status> {
+pub(super) async fn call(
+    store: &Store,
+    request: cri::ListImagesRequest,
+) -> Result<cri::ListImagesResponse, Status> {
     let wanted = request.filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
     let images = match wanted.as_str() {
         "" => store.images(),

@@ -11,7 +11,8 @@ pub(super) async fn call(
     request: cri::ListPodSandboxRequest,
 ) -> Result<cri::ListPodSandboxResponse, Status> {
     let filter = request.filter.unwrap_or_default();
-    let mut items: Vec<_> = pods.list().iter().filter(|pod| passes(&filter, pod)).map(|pod| convert::pod_summary(pod)).collect();
+    let mut items: Vec<_> =
+        pods.list().iter().filter(|pod| passes(&filter, pod)).map(|pod| convert::pod_summary(pod)).collect();
     items.sort_by_key(|pod| std::cmp::Reverse(pod.created_at));
     Ok(cri::ListPodSandboxResponse { items })
 }

@@ -15,13 +15,18 @@ pub(super) async fn call(
     let pod = pods.find(&request.pod_sandbox_id)?;
     let mut info = HashMap::new();
     if request.verbose {
-        let record = serde_json::to_string(&pod.record).map_err(|error| Status::internal(error.to_string()))?;
+        let record =
+            serde_json::to_string(&pod.record).map_err(|error| Status::internal(error.to_string()))?;
         info.insert("info".into(), record);
     }
     Ok(cri::PodSandboxStatusResponse {
         status: Some(convert::pod_status(&pod)),
         info,
-        containers_statuses: pod.containers.values().map(|container| convert::container_status(container)).collect(),
+        containers_statuses: pod
+            .containers
+            .values()
+            .map(|container| convert::container_status(container))
+            .collect(),
         timestamp: now(),
     })
 }

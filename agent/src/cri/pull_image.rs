@@ -6,13 +6,17 @@ use tonic::Status;
 
 use crate::error::{Error, Kind};
 
-pub(super) async fn call(store: &Store, request: cri::PullImageRequest) -> Result<cri::PullImageResponse, Status> {
+pub(super) async fn call(
+    store: &Store,
+    request: cri::PullImageRequest,
+) -> Result<cri::PullImageResponse, Status> {
     let name = request.image.unwrap_or_default().image;
     let reference: Reference = name.parse().map_err(|error| {
         Status::invalid_argument(format!("image {name:?}: {}", crate::error::chain(&error)))
     })?;
     let auth = request.auth.map(credentials).transpose()?.flatten();
-    let image = store.pull(&reference, auth, Progress::none()).await.map_err(|error| refused(error.into()))?;
+    let image =
+        store.pull(&reference, auth, Progress::none()).await.map_err(|error| refused(error.into()))?;
     Ok(cri::PullImageResponse { image_ref: image.id.to_string() })
 }
 

@@ -6,7 +6,10 @@ use tonic::Status;
 
 use crate::{context::blocking, error::Error};
 
-pub(super) async fn call(store: &Store, request: cri::RemoveImageRequest) -> Result<cri::RemoveImageResponse, Status> {
+pub(super) async fn call(
+    store: &Store,
+    request: cri::RemoveImageRequest,
+) -> Result<cri::RemoveImageResponse, Status> {
     let name = request.image.unwrap_or_default().image;
     if let Some(image) = store.find(&name).map_err(Error::from)? {
         let store = store.clone();

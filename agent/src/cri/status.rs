@@ -8,7 +8,8 @@ use tonic::Status;
 use crate::pods::Pods;
 
 pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri::StatusResponse, Status> {
-    let condition = |kind: &str| cri::RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
+    let condition =
+        |kind: &str| cri::RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
     let handler = |name: &str| cri::RuntimeHandler { name: name.into(), features: Some(features) };
     let mut info = HashMap::new();
@@ -19,7 +20,9 @@ pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri
         info.insert("bridge".into(), config.network.bridge.clone());
     }
     Ok(cri::StatusResponse {
-        status: Some(cri::RuntimeStatus { conditions: vec![condition("RuntimeReady"), condition("NetworkReady")] }),
+        status: Some(cri::RuntimeStatus {
+            conditions: vec![condition("RuntimeReady"), condition("NetworkReady")],
+        }),
         info,
         runtime_handlers: vec![handler(""), handler(super::RUNTIME_HANDLER)],
         features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),

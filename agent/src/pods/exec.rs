@@ -13,10 +13,7 @@ use std::{
 };
 
 use oci_spec::runtime::{Process, Spec};
-use rustix::{
-    fs::MemfdFlags,
-    pipe::PipeFlags,
-};
+use rustix::{fs::MemfdFlags, pipe::PipeFlags};
 use sampan_runtime::shim::protocol::{Request, Response};
 use tokio::{io::AsyncReadExt, net::unix::pipe, time::timeout};
 
@@ -65,11 +62,13 @@ pub(crate) async fn run(
     let folder = context.pod_state(pod);
     let process = process(&folder.join(container.id.as_str()).join("config.json"), argv)?;
     let connection = Connection::open(pod, &folder).await?;
-    let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(at("make", "a pipe"));
+    let pipe =
+        || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(at("make", "a pipe"));
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
     let null = File::open("/dev/null").map_err(at("open", "/dev/null"))?;
-    let request = Request::Exec { id: container.id.to_string(), exec: ContainerId::random().short().to_owned() };
+    let request =
+        Request::Exec { id: container.id.to_string(), exec: ContainerId::random().short().to_owned() };
     let descriptors = [process.as_fd(), null.as_fd(), stdout_end.as_fd(), stderr_end.as_fd()];
     match connection.request_with(&request, &descriptors).await? {
         Response::ExecStarted { .. } => {}
@@ -80,9 +79,10 @@ pub(crate) async fn run(
     match limit {
         None => collect.await,
         // Closing the connection makes the monitor kill every process of the execution.
-        Some(limit) => timeout(limit, collect)
-            .await
-            .map_err(|_| Error::Deadline { what: format!("the command in container {}", container.id.short()), limit })?,
+        Some(limit) => timeout(limit, collect).await.map_err(|_| Error::Deadline {
+            what: format!("the command in container {}", container.id.short()),
+            limit,
+        })?,
     }
 }
 
@@ -95,7 +95,9 @@ fn process(config: &Path, argv: Vec<String>) -> Result<OwnedFd> {
     process.set_args(Some(argv));
     let memory = rustix::fs::memfd_create("process.json", MemfdFlags::CLOEXEC);
     let mut file = File::from(memory.map_err(io::Error::from).map_err(at("create", "process.json"))?);
-    serde_json::to_writer(&mut file, &process).map_err(io::Error::other).map_err(at("write", "process.json"))?;
+    serde_json::to_writer(&mut file, &process)
+        .map_err(io::Error::other)
+        .map_err(at("write", "process.json"))?;
     file.flush().and_then(|()| file.rewind()).map_err(at("write", "process.json"))?;
     Ok(file.into())
 }

@@ -17,11 +17,11 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::{Mode, OFlags},
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
     net::{
         AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
         SocketFlags, SocketType,
     },
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use sampan_runtime::shim::protocol::{ContainerState, ErrorKind, MAX_MESSAGE, Request, Response, VERSION};
 use tokio::{io::Interest, net::UnixStream, process::Command, time::timeout};
@@ -114,8 +114,7 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
 impl Connection {
     /// Connects to the monitor of a pod and agrees on the protocol's version.
     pub(crate) async fn open(pod: &PodId, folder: &Path) -> Result<Connection> {
-        let socket = connect(folder)
-            .map_err(|source| Error::MonitorGone { pod: pod.to_string(), source })?;
+        let socket = connect(folder).map_err(|source| Error::MonitorGone { pod: pod.to_string(), source })?;
         let mut connection = Connection { pod: pod.clone(), socket, pid: 0 };
         match connection.request(&Request::Hello { version: VERSION }).await? {
             Response::Hello { pid, .. } => connection.pid = pid,

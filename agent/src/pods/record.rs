@@ -191,7 +191,11 @@ impl Records {
         Ok(loaded)
     }
 
-    fn load_containers(&self, pod: &PodId, torn: &mut Vec<(PodId, ContainerId)>) -> Result<Vec<ContainerRecord>> {
+    fn load_containers(
+        &self,
+        pod: &PodId,
+        torn: &mut Vec<(PodId, ContainerId)>,
+    ) -> Result<Vec<ContainerRecord>> {
         let folder = self.directory(pod).join("containers");
         let mut records = Vec::new();
         for entry in fs::read_dir(&folder).map_err(at("read", &folder))?.flatten() {

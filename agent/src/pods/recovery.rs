@@ -31,7 +31,8 @@ impl Pods {
         let mut resumed = Vec::new();
         for (record, containers) in loaded.pods {
             let pod = record.id.clone();
-            let containers = containers.into_iter().map(|container| (container.id.clone(), container)).collect();
+            let containers =
+                containers.into_iter().map(|container| (container.id.clone(), container)).collect();
             let start = self.enter(&mut self.index(), record, containers);
             let (answer, done) = oneshot::channel();
             let pods = self.clone();
@@ -70,11 +71,12 @@ fn remove_strangers(context: &Context, pods: &[Arc<PodView>], torn: &[PodId]) {
     for key in context.store.snapshots().keys() {
         if !known_containers.contains(key.as_str()) {
             info!(snapshot.key = %key, "removing a writable layer without a container");
-            let removed = context.store.snapshots().directories(&key).map_err(Error::from).and_then(|layer| {
-                sampan_runtime::mount::unmount(&layer.merged)
-                    .map_err(|source| Error::Mount { container: key.clone(), source })?;
-                Ok(context.store.snapshots().remove(&key)?)
-            });
+            let removed =
+                context.store.snapshots().directories(&key).map_err(Error::from).and_then(|layer| {
+                    sampan_runtime::mount::unmount(&layer.merged)
+                        .map_err(|source| Error::Mount { container: key.clone(), source })?;
+                    Ok(context.store.snapshots().remove(&key)?)
+                });
             if let Err(error) = removed {
                 warn!(snapshot.key = %key, error = %error.chain(), "the layer is left");
             }

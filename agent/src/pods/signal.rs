@@ -71,9 +71,15 @@ mod tests {
 
     #[test]
     fn names_numbers_and_real_time_signals_are_understood() {
-        for (text, number) in
-            [("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGQUIT", 3), ("SIGRTMIN", 34), ("RTMIN+3", 37), ("SIGRTMAX-1", 63)]
-        {
+        for (text, number) in [
+            ("SIGTERM", 15),
+            ("term", 15),
+            ("9", 9),
+            ("SIGQUIT", 3),
+            ("SIGRTMIN", 34),
+            ("RTMIN+3", 37),
+            ("SIGRTMAX-1", 63),
+        ] {
             assert_eq!(parse(text), Some(number), "{text}");
         }
         for text in ["", "0", "65", "SIGNOTHING", "SIGRTMIN+99", "-1"] {

@@ -107,7 +107,17 @@ pub(crate) struct Start {
 impl Start {
     fn task(self) -> Task {
         let Start { context, record, containers, view, inbox } = self;
-        Task { context, record, containers, control: None, events: None, view, inbox, farewell: None, orphaned: false }
+        Task {
+            context,
+            record,
+            containers,
+            control: None,
+            events: None,
+            view,
+            inbox,
+            farewell: None,
+            orphaned: false,
+        }
     }
 
     /// Makes the pod, tells `made` how that went, and serves it until it is removed.
@@ -354,9 +364,9 @@ impl Task {
             task.containers.get(id).is_some_and(|container| container.phase == ContainerPhase::Running)
         };
         while alive(self) && self.events.is_some() {
-            let event = timeout_at(deadline, next_event(self.events.as_ref())).await.map_err(|_| {
-                Error::Deadline { what: format!("killing container {}", id.short()), limit }
-            })?;
+            let event = timeout_at(deadline, next_event(self.events.as_ref()))
+                .await
+                .map_err(|_| Error::Deadline { what: format!("killing container {}", id.short()), limit })?;
             self.observe(event).await;
         }
         Ok(())

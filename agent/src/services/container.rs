@@ -42,7 +42,8 @@ impl ContainerService for Containers {
     async fn list(&self, request: Request<sampan::ListRequest>) -> Reply<sampan::ListResponse> {
         let all = request.into_inner().all;
         let shown = |found: &Found| all || found.container.phase == ContainerPhase::Running;
-        let mut containers: Vec<_> = self.pods.containers().iter().filter(|found| shown(found)).map(summary).collect();
+        let mut containers: Vec<_> =
+            self.pods.containers().iter().filter(|found| shown(found)).map(summary).collect();
         containers.sort_by_key(|container| std::cmp::Reverse(container.created_at));
         Ok(sampan::ListResponse { containers }.into())
     }
@@ -61,7 +62,8 @@ impl ContainerService for Containers {
             view.gone || view.containers.get(&id).is_none_or(|container| container.exit.is_some())
         };
         let last = view.wait_for(over).await.map_err(|_| gone(&id))?.clone();
-        let exit = last.containers.get(&id).and_then(|container| container.exit.clone()).ok_or_else(|| gone(&id))?;
+        let exit =
+            last.containers.get(&id).and_then(|container| container.exit.clone()).ok_or_else(|| gone(&id))?;
         let oom_killed = exit.reason == "OOMKilled";
         Ok(sampan::WaitResponse { exit_code: exit.code, oom_killed, finished_at: exit.finished_at }.into())
     }
@@ -128,7 +130,9 @@ fn summary(found: &Found) -> sampan::ContainerSummary {
         created_at: container.created_at,
         started_at: container.started_at,
         finished_at: exit.map_or(0, |exit| exit.finished_at),
-        ports: attachment.map(|attachment| attachment.ports.iter().map(published_port).collect()).unwrap_or_default(),
+        ports: attachment
+            .map(|attachment| attachment.ports.iter().map(published_port).collect())
+            .unwrap_or_default(),
         addresses: attachment
             .map(|attachment| attachment.addresses.iter().map(|address| address.addr().to_string()).collect())
             .unwrap_or_default(),

@@ -46,12 +46,16 @@ impl ImageService for Images {
     }
 
     async fn list_images(&self, _: Request<sampan::ListImagesRequest>) -> Reply<sampan::ListImagesResponse> {
-        let mut images: Vec<_> = self.pods.context().store.images().iter().map(|image| summary(image)).collect();
+        let mut images: Vec<_> =
+            self.pods.context().store.images().iter().map(|image| summary(image)).collect();
         images.sort_by_key(|image| std::cmp::Reverse(image.created_at));
         Ok(sampan::ListImagesResponse { images }.into())
     }
 
-    async fn remove_image(&self, request: Request<sampan::RemoveImageRequest>) -> Reply<sampan::RemoveImageResponse> {
+    async fn remove_image(
+        &self,
+        request: Request<sampan::RemoveImageRequest>,
+    ) -> Reply<sampan::RemoveImageResponse> {
         let request = request.into_inner();
         let removed = remove(&self.pods, request.image, request.force).await?;
         Ok(removed.into())
@@ -164,11 +168,8 @@ fn inspect(image: &Image) -> Result<Value, Error> {
     let internal = |error: serde_json::Error| Error::Internal(format!("image {}: {error}", image.id));
     let config = serde_json::to_value(&image.config).map_err(internal)?;
     let layers: Vec<String> = image.layers.iter().map(|layer| layer.diff_id.to_string()).collect();
-    let chains: BTreeMap<String, String> = image
-        .layers
-        .iter()
-        .map(|layer| (layer.digest.to_string(), layer.chain_id.to_string()))
-        .collect();
+    let chains: BTreeMap<String, String> =
+        image.layers.iter().map(|layer| (layer.digest.to_string(), layer.chain_id.to_string())).collect();
     Ok(json!({
         "Id": image.id.to_string(),
         "RepoTags": image.repo_tags,

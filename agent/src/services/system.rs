@@ -22,7 +22,8 @@ impl SystemService for System {
         let context = self.pods.context();
         let config = &context.config;
         let containers = self.pods.containers();
-        let running = containers.iter().filter(|found| found.container.phase == ContainerPhase::Running).count();
+        let running =
+            containers.iter().filter(|found| found.container.phase == ContainerPhase::Running).count();
         let kernel = rustix::system::uname();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Ok(sampan::InfoResponse {

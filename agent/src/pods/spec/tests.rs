@@ -79,12 +79,9 @@ fn spec(container: &ContainerConfig) -> Spec {
 #[test]
 fn command_and_arguments_replace_the_images_as_in_kubernetes() {
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    for (command, args, expected) in [
-        ("", "", "/entry arg"),
-        ("", "x y", "/entry x y"),
-        ("/c", "", "/c"),
-        ("/c", "x", "/c x"),
-    ] {
+    for (command, args, expected) in
+        [("", "", "/entry arg"), ("", "x y", "/entry x y"), ("/c", "", "/c"), ("/c", "x", "/c x")]
+    {
         let container = ContainerConfig { command: words(command), args: words(args), ..container() };
         let process = spec(&container).process().clone().unwrap();
         assert_eq!(process.args().as_ref().unwrap(), &words(expected), "{command:?} {args:?}");
@@ -99,7 +96,8 @@ fn no_command_at_all_is_refused_with_the_images_name() {
 
 #[test]
 fn the_requests_environment_beats_the_images() {
-    let container = ContainerConfig { env: vec![("A".into(), "mine".into()), ("B".into(), "=".into())], ..container() };
+    let container =
+        ContainerConfig { env: vec![("A".into(), "mine".into()), ("B".into(), "=".into())], ..container() };
     let process = spec(&container).process().clone().unwrap();
     let expected = ["PATH=/image", "HOSTNAME=h", "HOME=/root", "A=mine", "B=="];
     assert_eq!(process.env().as_ref().unwrap(), &expected);
@@ -110,7 +108,11 @@ fn the_requests_environment_beats_the_images() {
 fn capabilities_follow_add_and_drop() {
     let set = |add: &[&str], drop: &[&str]| {
         let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
-        capabilities(&Security { add_capabilities: names(add), drop_capabilities: names(drop), ..Security::default() })
+        capabilities(&Security {
+            add_capabilities: names(add),
+            drop_capabilities: names(drop),
+            ..Security::default()
+        })
     };
     assert_eq!(set(&[], &[]).unwrap().len(), 9);
     assert_eq!(set(&[], &["ALL"]).unwrap().len(), 0);
@@ -140,8 +142,10 @@ fn requested_mounts_come_sorted_and_hide_the_pods_files() {
         recursive_readonly: false,
         propagation: Propagation::Private,
     };
-    let container =
-        ContainerConfig { mounts: vec![mount("/a/b", true), mount("/a", false), mount("/etc/hosts", false)], ..container() };
+    let container = ContainerConfig {
+        mounts: vec![mount("/a/b", true), mount("/a", false), mount("/etc/hosts", false)],
+        ..container()
+    };
     let spec = spec(&container);
     let mounts = spec.mounts().as_ref().unwrap();
     let at = |path: &str| mounts.iter().position(|m| m.destination() == Path::new(path)).unwrap();

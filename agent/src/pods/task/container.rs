@@ -227,7 +227,9 @@ impl Task {
                 _ => {}
             }
             context.store.snapshots().remove(record.id.as_str())?;
-            if let Some(log) = record.log_path.as_ref().filter(|log| log.starts_with(context.records.directory(&pod))) {
+            if let Some(log) =
+                record.log_path.as_ref().filter(|log| log.starts_with(context.records.directory(&pod)))
+            {
                 // Logs in the orchestrator's folders are the orchestrator's; these are ours.
                 let _ = fs::remove_file(log);
             }
@@ -237,9 +239,7 @@ impl Task {
     }
 
     fn container(&self, id: &ContainerId) -> Result<&ContainerRecord> {
-        self.containers
-            .get(id)
-            .ok_or_else(|| Error::NotFound { object: "container", id: id.to_string() })
+        self.containers.get(id).ok_or_else(|| Error::NotFound { object: "container", id: id.to_string() })
     }
 
     fn check_name(&self, config: &ContainerConfig) -> Result<()> {
@@ -259,7 +259,9 @@ impl Task {
     /// Where the pod's containers log to; what people run by hand logs beside its record.
     fn log_directory(&self) -> Option<PathBuf> {
         match &self.record.config.log_directory {
-            None if self.record.config.standalone => Some(self.context.records.directory(&self.record.id).join("logs")),
+            None if self.record.config.standalone => {
+                Some(self.context.records.directory(&self.record.id).join("logs"))
+            }
             directory => directory.clone(),
         }
     }
@@ -296,7 +298,12 @@ pub(super) fn exit_record(exit: &Exit) -> ExitRecord {
         (false, 0) => "Completed",
         (false, _) => "Error",
     };
-    ExitRecord { code: exit.code, reason: reason.into(), message: String::new(), finished_at: exit.finished_at }
+    ExitRecord {
+        code: exit.code,
+        reason: reason.into(),
+        message: String::new(),
+        finished_at: exit.finished_at,
+    }
 }
 
 fn phase_word(phase: ContainerPhase) -> &'static str {
@@ -313,13 +320,16 @@ fn log_path(directory: Option<&Path>, relative: &str) -> Result<Option<PathBuf>>
     let Some(directory) = directory.filter(|_| !relative.is_empty()) else { return Ok(None) };
     let plain = Path::new(relative).components().all(|part| matches!(part, Component::Normal(_)));
     if !plain {
-        return Err(Error::Invalid(format!("log_path {relative:?} is not a plain path below the pod's log directory")));
+        return Err(Error::Invalid(format!(
+            "log_path {relative:?} is not a plain path below the pod's log directory"
+        )));
     }
     Ok(Some(directory.join(relative)))
 }
 
 fn stop_signal(config: &ContainerConfig, image: &Image) -> i32 {
-    let of_image = || image.config.config().as_ref()?.stop_signal().as_deref().and_then(crate::pods::signal::parse);
+    let of_image =
+        || image.config.config().as_ref()?.stop_signal().as_deref().and_then(crate::pods::signal::parse);
     config.stop_signal.or_else(of_image).unwrap_or(DEFAULT_STOP_SIGNAL)
 }
 
@@ -348,7 +358,8 @@ fn lay_out(
         })?;
     }
     let image_config = image.config.config().as_ref();
-    let user = resolve_user(&rootfs, &record.config.security, image_config.and_then(|c| c.user().as_deref()))?;
+    let user =
+        resolve_user(&rootfs, &record.config.security, image_config.and_then(|c| c.user().as_deref()))?;
     record.user = UserIds { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() };
     let folder = context.pod_state(&pod.id);
     let devices = record.config.devices.iter().map(host_device).collect::<Result<Vec<_>>>()?;
@@ -402,9 +413,10 @@ fn write_bundle(
 
 /// Who the container runs as: numbers and names of the request before those of the image.
 fn resolve_user(rootfs: &Path, security: &Security, image_user: Option<&str>) -> Result<User> {
-    let root: OwnedFd = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(std::io::Error::from)
-        .map_err(at("open", rootfs))?;
+    let root: OwnedFd =
+        rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(std::io::Error::from)
+            .map_err(at("open", rootfs))?;
     let text = match (security.run_as_user, security.run_as_username.as_str()) {
         (Some(uid), _) => match security.run_as_group {
             Some(gid) => format!("{uid}:{gid}"),

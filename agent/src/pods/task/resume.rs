@@ -96,7 +96,8 @@ impl Task {
             }
             None => {
                 let exit = self.recorded_exit(&record);
-                self.ended(record, exit.unwrap_or_else(|| unknown_exit("its monitor does not know it"))).await;
+                self.ended(record, exit.unwrap_or_else(|| unknown_exit("its monitor does not know it")))
+                    .await;
             }
         }
     }

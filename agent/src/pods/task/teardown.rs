@@ -69,8 +69,10 @@ impl Task {
             let asked = control.command(&Request::Shutdown).await;
             if asked.is_ok() {
                 // The connection closes when the process is gone.
-                let _ = tokio::time::timeout(KILLED, async { while let Ok(Some(_)) = control.receive().await {} })
-                    .await;
+                let _ = tokio::time::timeout(KILLED, async {
+                    while let Ok(Some(_)) = control.receive().await {}
+                })
+                .await;
             }
         }
         let (pid, pod) = (self.record.monitor_pid.take(), self.record.id.clone());

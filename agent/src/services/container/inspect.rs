@@ -97,7 +97,9 @@ fn state(container: &ContainerRecord) -> Value {
 fn host_config(pod: &PodRecord, container: &ContainerRecord) -> Value {
     let resources = &container.config.resources;
     let nano_cpus = match (resources.cpu_quota, resources.cpu_period) {
-        (Some(quota), Some(period)) if quota > 0 && period > 0 => quota.saturating_mul(1_000_000_000) / period.cast_signed(),
+        (Some(quota), Some(period)) if quota > 0 && period > 0 => {
+            quota.saturating_mul(1_000_000_000) / period.cast_signed()
+        }
         _ => 0,
     };
     let binds: Vec<String> = container
@@ -187,7 +189,10 @@ fn namespaces(container: &ContainerRecord) -> Value {
     let namespace = |name: &&str| {
         let path = format!("/proc/{pid}/ns/{name}");
         let own = inode(&path)?;
-        Some(((*name).to_owned(), json!({ "inode": own, "host_inode": inode(&format!("/proc/self/ns/{name}")), "path": path })))
+        Some((
+            (*name).to_owned(),
+            json!({ "inode": own, "host_inode": inode(&format!("/proc/self/ns/{name}")), "path": path }),
+        ))
     };
     NAMESPACES.iter().filter_map(namespace).collect::<serde_json::Map<_, _>>().into()
 }

@@ -32,11 +32,17 @@ const CHUNK: usize = 256 << 10;
 const QUEUE: usize = 4;
 
 /// Starts reading; the stream ends with the file, or with the container when it is followed.
-pub(super) fn follow(pods: &Pods, found: &Found, request: &sampan::LogsRequest) -> Result<Feed<sampan::LogsResponse>> {
+pub(super) fn follow(
+    pods: &Pods,
+    found: &Found,
+    request: &sampan::LogsRequest,
+) -> Result<Feed<sampan::LogsResponse>> {
     let id = found.container.id.clone();
-    let path = found.container.log_path.clone().ok_or_else(|| {
-        Error::Precondition(format!("container {} was made without a log", id.short()))
-    })?;
+    let path = found
+        .container
+        .log_path
+        .clone()
+        .ok_or_else(|| Error::Precondition(format!("container {} was made without a log", id.short())))?;
     let reader = Reader::open(path, request.tail, request.since)?;
     let view = pods.watch(&found.pod.record.id)?;
     let (sender, receiver) = mpsc::channel(QUEUE);

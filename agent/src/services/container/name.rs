@@ -1,14 +1,14 @@
 //! Names for containers whose user gave none.
 
 const HOW: [&str; 32] = [
-    "able", "apt", "bold", "brave", "bright", "brisk", "calm", "clear", "deft", "eager", "fair", "fleet", "fond",
-    "frank", "free", "gentle", "glad", "keen", "kind", "light", "lively", "merry", "mild", "neat", "nimble", "proud",
-    "quick", "quiet", "spry", "sure", "swift", "wise",
+    "able", "apt", "bold", "brave", "bright", "brisk", "calm", "clear", "deft", "eager", "fair", "fleet",
+    "fond", "frank", "free", "gentle", "glad", "keen", "kind", "light", "lively", "merry", "mild", "neat",
+    "nimble", "proud", "quick", "quiet", "spry", "sure", "swift", "wise",
 ];
 const WHAT: [&str; 32] = [
-    "anchor", "barge", "bay", "beacon", "bow", "breeze", "buoy", "cape", "cove", "current", "deck", "dock", "ferry",
-    "gull", "harbor", "heron", "hull", "island", "jetty", "keel", "lagoon", "mast", "oar", "pier", "port", "reef",
-    "river", "rudder", "sail", "shore", "tide", "wharf",
+    "anchor", "barge", "bay", "beacon", "bow", "breeze", "buoy", "cape", "cove", "current", "deck", "dock",
+    "ferry", "gull", "harbor", "heron", "hull", "island", "jetty", "keel", "lagoon", "mast", "oar", "pier",
+    "port", "reef", "river", "rudder", "sail", "shore", "tide", "wharf",
 ];
 
 /// Two words and a number: easy to say, and unlikely to be in use.

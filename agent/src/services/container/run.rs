@@ -11,8 +11,8 @@ use crate::{
     pods::{
         Pods,
         config::{
-            ContainerConfig, MountConfig, NetworkMode, PidMode, PodConfig, PodName, Propagation, Resources, SeccompProfile,
-            Security,
+            ContainerConfig, MountConfig, NetworkMode, PidMode, PodConfig, PodName, Propagation, Resources,
+            SeccompProfile, Security,
         },
     },
 };
@@ -26,7 +26,9 @@ pub(super) async fn run(pods: &Pods, request: sampan::RunRequest) -> Result<samp
     let name = if request.name.is_empty() { name::random() } else { checked_name(&request.name)? };
     let store = &pods.context().store;
     // Before anything is made: the commonest mistake costs nothing.
-    let image = store.find(&request.image)?.ok_or_else(|| Error::NotFound { object: "image", id: request.image.clone() })?;
+    let image = store
+        .find(&request.image)?
+        .ok_or_else(|| Error::NotFound { object: "image", id: request.image.clone() })?;
     let mut container_config = container(&name, &request)?;
     container_config.image_ref = image.id.to_string();
     let id = pods.run(pod(&name, &request)?).await?;
