@@ -24,7 +24,9 @@ pub(crate) use error::out_of_space;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use error::{Error, Refusal};
+pub(crate) use error::Error;
+#[cfg(test)]
+pub(crate) use error::Refusal;
 pub(crate) use remove::remove_tree;
 pub(crate) use tree::OPAQUE;
 
@@ -44,7 +46,7 @@ pub struct Unpacked {
 /// Reads an uncompressed tar to its end and lays it out in `root`, an empty directory.
 ///
 /// What follows the archive's end is read too, because it counts for the digest.
-pub fn unpack(tar: impl Read, root: BorrowedFd<'_>) -> Result<Unpacked, Error> {
+pub(crate) fn unpack(tar: impl Read, root: BorrowedFd<'_>) -> Result<Unpacked, Error> {
     let mut entries = entry::Entries::new(tar);
     let mut tree = tree::Tree::new(root)?;
     while let Some(entry) = entries.next()? {

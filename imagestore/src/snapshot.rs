@@ -43,7 +43,7 @@ mod usage;
 mod tests;
 
 pub use error::Error;
-pub use stage::Stage;
+pub(crate) use stage::Stage;
 
 use stage::{make_directory, open_directory};
 

@@ -67,6 +67,8 @@ pub(crate) struct Launch<'a> {
 pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
     let gone = |source| Error::MonitorGone { pod: launch.pod.to_string(), source };
     let listener = listen(launch.folder).map_err(gone)?;
+    // The one program the agent starts: fork and clone are for the single-threaded monitor alone.
+    #[allow(clippy::disallowed_methods)]
     let mut command = Command::new(launch.runtime);
     command.arg("shim").arg("--pod").arg(launch.pod.as_str()).arg("--cgroup").arg(launch.cgroup);
     if let Some(hostname) = launch.hostname {

@@ -86,6 +86,8 @@ impl World {
 
 /// Runs a program that the tests rely on and gives its output.
 pub(crate) fn run(program: &str, arguments: &[&str], directory: &Path) -> Vec<u8> {
+    // Other tools are what this is compared with.
+    #[allow(clippy::disallowed_methods)]
     let output = std::process::Command::new(program)
         .args(arguments)
         .current_dir(directory)

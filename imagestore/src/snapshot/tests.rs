@@ -134,6 +134,8 @@ fn umask_of_the_process_changes_nothing() {
         "layer::tests::order::modes_and_owners_are_exact",
     ];
     for umask in ["0", "027", "077", "0777"] {
+        // Other tools are what this is compared with.
+        #[allow(clippy::disallowed_methods)]
         let output = std::process::Command::new("sh")
             .args(["-c", "umask \"$1\"; shift; exec \"$@\"", "sh", umask])
             .arg(std::env::current_exe().unwrap())

@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit};
 use super::{Error, Result, capability::Sets, program::Program, supported};
 use crate::beneath;
 use crate::container::Reporter;
+use crate::seccomp;
 use crate::sys::{self, credential, file};
 
 /// A process ready to be executed.
@@ -24,6 +25,7 @@ pub(crate) struct Prepared {
     program: Program,
     working_directory: PathBuf,
     capabilities: Sets,
+    /// The bytes of its instructions.
     seccomp: Option<Vec<u8>>,
     no_new_privs: bool,
     rlimits: Vec<PosixRlimit>,
@@ -36,7 +38,7 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    pub(crate) fn new(process: &Process, seccomp: Option<Vec<u8>>) -> Result<Prepared> {
+    pub(crate) fn new(process: &Process, seccomp: Option<seccomp::Program>) -> Result<Prepared> {
         supported::check_process(process)?;
         let user = process.user();
         let groups = user.additional_gids().clone().unwrap_or_default();
@@ -51,7 +53,7 @@ impl Prepared {
             )?,
             working_directory: process.cwd().clone(),
             capabilities: Sets::of(process.capabilities().as_ref()).map_err(Error::Capabilities)?,
-            seccomp,
+            seccomp: seccomp.as_ref().map(seccomp::Program::to_bytes),
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             rlimits: process.rlimits().clone().unwrap_or_default(),
             oom_score: process.oom_score_adj(),

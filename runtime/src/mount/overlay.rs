@@ -122,10 +122,12 @@ fn with_context(layers: &Layers, options: &Options, target: &Path) -> sys::Resul
     sys::mount::attach_at(detached, rustix::fs::CWD, target)
 }
 
-/// A parameter takes 255 bytes; a longer path goes by its descriptor, which `open` keeps until the mount is made.
+/// A parameter takes 255 bytes, and some of them have their backslashes taken away by the kernel; a path that is
+/// longer or has any goes by its descriptor, which `open` keeps until the mount is made.
 fn path_parameter(context: &Context, key: &str, path: &Path, open: &mut Vec<OwnedFd>) -> sys::Result<()> {
     const MAX_PARAMETER: usize = 255;
-    if path.as_os_str().len() <= MAX_PARAMETER {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.len() <= MAX_PARAMETER && !bytes.contains(&b'\\') {
         return context.string(key, path);
     }
     let directory = sys::mount::open_directory(path)?;

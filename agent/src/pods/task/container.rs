@@ -21,6 +21,7 @@ use sampan_runtime::{
 use super::*;
 use crate::{
     context::now,
+    error::Kind,
     pods::{
         PodId,
         config::{DeviceConfig, PidMode, SeccompProfile, Security},
@@ -140,7 +141,7 @@ impl Task {
         let result = self.control()?.command(&Request::Kill { id: id.to_string(), signal, all }).await;
         match result {
             // It ended in between.
-            Err(Error::Monitor { kind, .. }) if kind == crate::error::Kind::FailedPrecondition => Ok(()),
+            Err(Error::Monitor { kind: Kind::FailedPrecondition, .. }) => Ok(()),
             other => other,
         }
     }
@@ -212,7 +213,7 @@ impl Task {
     async fn discard(&self, record: &ContainerRecord) -> Result<()> {
         if let Some(control) = &self.control {
             match control.command(&Request::Forget { id: record.id.to_string() }).await {
-                Err(Error::Monitor { kind, .. }) if kind == crate::error::Kind::NotFound => {}
+                Err(Error::Monitor { kind: Kind::NotFound, .. }) => {}
                 other => other?,
             }
         }
