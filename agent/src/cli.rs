@@ -36,16 +36,18 @@ use clap::{Parser, Subcommand};
 
 use self::{agent::Agent, failure::Failure, output::Output};
 
+/// Where an agent listens that was not told otherwise.
 const DEFAULT_SOCKET: &str = "/run/sampan/sampan.sock";
 
 /// Runs and watches containers through the node's agent, sampand
 #[derive(Debug, Parser)]
-#[command(name = "sampan", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "sampan", version, arg_required_else_help = true)]
 struct Arguments {
     /// The agent's socket
     #[arg(
         long,
         global = true,
+        display_order = 1000,
         env = "SAMPAN_SOCKET",
         default_value = DEFAULT_SOCKET,
         value_name = "PATH",
@@ -115,7 +117,11 @@ async fn execute(arguments: impl IntoIterator<Item = OsString>, out: &mut Output
         Err(error) if !error.use_stderr() => finish(out.text(error.render()).map(|()| 0), 1, out),
         Err(error) => {
             let usage = error.render().to_string();
-            out.complain(&Failure::message(usage.trim_start_matches("error: ").trim_end()));
+            match usage.strip_prefix("error: ") {
+                Some(usage) => out.complain(&Failure::message(usage.trim_end())),
+                // The help, for a command line without a verb.
+                None => out.note(usage.trim_end()),
+            }
             // The arguments could not be read, so this is a guess; a wrong one costs a 125 for a 1.
             if arguments.iter().any(|argument| argument == "run") { run::OWN_ERROR } else { 1 }
         }

@@ -40,9 +40,11 @@ impl Listing {
     }
 }
 
-/// A path, or a URI as other tools of the trade want it: `unix:///run/sampan/sampan.sock`.
+/// A path, or a URI as other tools of the trade want it: `unix:///run/sampan/sampan.sock`. An empty one, as an empty
+/// environment variable gives it, is the usual one.
 pub(super) fn socket(text: &str) -> Result<PathBuf, Infallible> {
-    Ok(PathBuf::from(text.strip_prefix("unix://").unwrap_or(text)))
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    Ok(PathBuf::from(if path.is_empty() { super::DEFAULT_SOCKET } else { path }))
 }
 
 /// `KEY=VALUE`, or `KEY` for an empty value.
@@ -61,6 +63,7 @@ mod tests {
     #[test]
     fn a_socket_is_a_path_or_a_uri() {
         assert_eq!(socket("/a/b.sock"), socket("unix:///a/b.sock"));
+        assert_eq!(socket(""), Ok(PathBuf::from("/run/sampan/sampan.sock")));
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..))]
     pids_limit: Option<i64>,
 
-    /// The network it is on
+    /// Its network; none is loopback alone
     #[arg(long, alias = "net", value_enum, value_name = "NETWORK", default_value = "bridge")]
     network: Network,
 
@@ -122,7 +122,7 @@ pub(super) struct Arguments {
     tty: bool,
 
     /// Print help
-    #[arg(long, action = ArgAction::Help)]
+    #[arg(long, action = ArgAction::Help, display_order = 1001)]
     help: Option<bool>,
 
     /// The image, then a command and its arguments in place of the image's
@@ -132,11 +132,8 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Network {
-    /// An address on the agent's bridge
     Bridge,
-    /// The host's network
     Host,
-    /// A loopback device and nothing else
     None,
 }
 

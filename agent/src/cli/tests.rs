@@ -290,6 +290,7 @@ async fn help_is_output_and_a_wrong_flag_is_an_error() {
     let outcome = sampan("ps --bogus").await;
     assert_eq!((outcome.code, outcome.stdout.as_str()), (1, ""));
     assert!(outcome.stderr.starts_with("sampan: unexpected argument '--bogus'"), "{}", outcome.stderr);
+    <Arguments as clap::CommandFactory>::command().debug_assert();
 }
 
 #[tokio::test]
