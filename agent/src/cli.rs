@@ -41,7 +41,7 @@ const DEFAULT_SOCKET: &str = "/run/sampan/sampan.sock";
 
 /// Runs and watches containers through the node's agent, sampand
 #[derive(Debug, Parser)]
-#[command(name = "sampan", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "sampan", version, arg_required_else_help = true)]
 struct Arguments {
     /// The agent's socket
     #[arg(

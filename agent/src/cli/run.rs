@@ -81,7 +81,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..))]
     pids_limit: Option<i64>,
 
-    /// Its network: an address on the agent's bridge, the host's network, or loopback alone
+    /// Its network; none is loopback alone
     #[arg(long, alias = "net", value_enum, value_name = "NETWORK", default_value = "bridge")]
     network: Network,
 
