@@ -72,24 +72,37 @@ impl Poll {
         epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(source.encode()), flags)
     }
 
-    /// Waits for up to `milliseconds`, or forever, and returns how many events there are.
-    pub(super) fn wait(&mut self, milliseconds: Option<u64>) -> rustix::io::Result<usize> {
+    /// Waits for up to `milliseconds` and returns how many events there are.
+    pub(super) fn wait(&mut self, milliseconds: u64) -> rustix::io::Result<usize> {
         self.events.clear();
-        let timeout = milliseconds.map(|milliseconds| Timespec {
+        let timeout = Timespec {
             tv_sec: (milliseconds / 1000) as i64,
             tv_nsec: (milliseconds % 1000 * 1_000_000) as i64,
-        });
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
-            Ok(count) => Ok(count),
-            Err(Errno::INTR) => Ok(0),
-            Err(errno) => Err(errno),
-        }
+        };
+        interrupted(epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut self.events),
+            Some(&timeout),
+        ))
+    }
+
+    /// Waits as long as it takes, holding as little memory as can be.
+    pub(super) fn sleep(&mut self) -> rustix::io::Result<usize> {
+        self.events.clear();
+        interrupted(crate::sys::memory::sleep(&self.epoll, &mut self.events))
     }
 
     /// An event of the last wait.
     pub(super) fn event(&self, index: usize) -> Option<(Source, EventFlags)> {
         let event = self.events.get(index)?;
         Some((Source::decode(event.data.u64())?, event.flags))
+    }
+}
+
+fn interrupted(result: rustix::io::Result<usize>) -> rustix::io::Result<usize> {
+    match result {
+        Err(Errno::INTR) => Ok(0),
+        other => other,
     }
 }
 
@@ -102,11 +115,11 @@ mod tests {
         let mut poll = Poll::new().unwrap();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         poll.add(Source::Stderr(u32::MAX), &reader, EventFlags::IN).unwrap();
-        assert_eq!(poll.wait(Some(0)).unwrap(), 0);
+        assert_eq!(poll.wait(0).unwrap(), 0);
         rustix::io::write(&writer, b"x").unwrap();
-        assert_eq!(poll.wait(None).unwrap(), 1);
+        assert_eq!(poll.sleep().unwrap(), 1);
         assert_eq!(poll.event(0), Some((Source::Stderr(u32::MAX), EventFlags::IN)));
         drop(reader);
-        assert_eq!(poll.wait(Some(0)).unwrap(), 0, "closing is leaving");
+        assert_eq!(poll.wait(0).unwrap(), 0, "closing is leaving");
     }
 }

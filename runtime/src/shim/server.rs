@@ -120,7 +120,11 @@ impl Server {
     pub(super) fn serve(mut self) -> Result<(), Error> {
         let mut active = true;
         loop {
-            let count = self.poll.wait(self.timeout(active)).map_err(|errno| Error::Wait(errno.into()))?;
+            let count = match self.timeout(active) {
+                Some(milliseconds) => self.poll.wait(milliseconds),
+                None => self.poll.sleep(),
+            };
+            let count = count.map_err(|errno| Error::Wait(errno.into()))?;
             for index in 0..count {
                 if let Some((source, flags)) = self.poll.event(index) {
                     self.handle(source, flags);
@@ -198,6 +202,8 @@ impl Server {
         }
     }
 
+    /// Not inlined, so that the buffers of all that happens here are off the stack during the wait.
+    #[inline(never)]
     fn handle(&mut self, source: Source, flags: EventFlags) {
         match source {
             Source::Listener => self.accept(),
