@@ -180,15 +180,19 @@ impl Snapshots {
             return Ok(());
         }
         for (layer, directory) in &unsynced {
-            record::write(directory.as_fd(), layer)
-                .map_err(Error::io("write record of", self.folders.layer(&layer.chain)))?;
+            match record::write(directory.as_fd(), layer) {
+                // It was removed meanwhile, and perhaps committed anew.
+                Err(_) if !self.state().is_unsynced(&layer.chain, directory) => {}
+                result => result.map_err(Error::io("write record of", self.folders.layer(&layer.chain)))?,
+            }
         }
         sync()?;
         let mut state = self.state();
         for (layer, directory) in unsynced {
-            if let Some(committed) = state.committed.get_mut(&layer.chain) {
-                // It may have been removed and committed anew meanwhile.
-                committed.unsynced.take_if(|current| Arc::ptr_eq(current, &directory));
+            if state.is_unsynced(&layer.chain, &directory)
+                && let Some(committed) = state.committed.get_mut(&layer.chain)
+            {
+                committed.unsynced = None;
             }
         }
         Ok(())
@@ -372,6 +376,12 @@ impl State {
             stack.truncate(last + 1);
         }
         Ok(stack)
+    }
+
+    /// Whether the chain is what was committed in `directory`, and not yet durable.
+    fn is_unsynced(&self, chain: &ChainId, directory: &Arc<OwnedFd>) -> bool {
+        let unsynced = self.committed.get(chain).and_then(|layer| layer.unsynced.as_ref());
+        unsynced.is_some_and(|current| Arc::ptr_eq(current, directory))
     }
 
     fn ready(&self, key: &str) -> Result<&Active, Error> {

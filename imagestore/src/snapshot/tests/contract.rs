@@ -19,6 +19,7 @@ pub(super) fn run(make: Make<'_>) {
         mounts_are_told_again,
         usage_counts_what_was_written,
         concurrent_prepares_are_apart,
+        layers_come_and_go_while_others_are_synced,
     ] {
         let (snapshots, _guard) = make();
         part(&snapshots);
@@ -157,4 +158,26 @@ fn concurrent_prepares_are_apart(snapshots: &Snapshots) {
         }
     });
     assert_eq!(snapshots.keys().len(), 80);
+}
+
+fn layers_come_and_go_while_others_are_synced(snapshots: &Snapshots) {
+    let kept = add(snapshots, None, &file("kept"));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..20 {
+                snapshots.sync().unwrap();
+            }
+        });
+        for thread in 0..2 {
+            scope.spawn(move || {
+                for round in 0..40 {
+                    // The same chain again and again: a record must not outlive its layer.
+                    let chain = add(snapshots, None, &file(&format!("{thread}-{}", round % 2)));
+                    snapshots.remove_committed(&chain).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(snapshots.committed(), [kept]);
+    snapshots.sync().unwrap();
 }
