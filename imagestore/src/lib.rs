@@ -3,9 +3,28 @@
 //! Content is named by its digest and admitted only once verified; layers are unpacked once and shared by
 //! chain id; an image is a record that points at both. Nothing here knows containers, gRPC or who asks.
 
+mod catalog;
+mod content;
 mod digest;
+mod error;
+mod gc;
+mod image;
 pub mod layer;
+mod manifest;
+mod metadata;
+mod pull;
+mod reference;
+mod registry;
 pub mod snapshot;
+mod store;
 
+pub use catalog::Removed;
 pub use digest::{ChainId, Digest};
-pub use snapshot::Snapshots;
+pub use error::{Error, Kind};
+pub use image::{Image, Layer};
+pub use manifest::Platform;
+pub use pull::{Phase, Progress, ProgressEvent};
+pub use reference::Reference;
+pub use registry::{Auth, Patience};
+pub use snapshot::{Directories, Snapshots, Usage};
+pub use store::{Store, StoreOptions, StoreUsage};

@@ -1,0 +1,98 @@
+//! Images: what a manifest and its configuration amount to on this node.
+//!
+//! An [`Image`] is known by the digest of its configuration and never has fewer than one layer. Names come and
+//! go; everything else about it is fixed.
+
+use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
+
+use crate::{ChainId, Digest, Reference};
+
+/// An image that is complete on this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Image {
+    /// The digest of the configuration: what orchestrators call the image id.
+    pub id: Digest,
+    /// The manifest that was pulled last.
+    pub manifest: Digest,
+    /// Its names with tags, normalised.
+    pub repo_tags: Vec<String>,
+    /// Its names with digests, normalised; the digest is that of the manifest or index the name led to.
+    pub repo_digests: Vec<String>,
+    /// Bytes of the unpacked layers and the configuration.
+    pub size: u64,
+    /// Nanoseconds since 1970, if the configuration says so.
+    pub created: Option<i64>,
+    /// How to run it.
+    pub config: ImageConfiguration,
+    /// From the lowest to the uppermost.
+    pub layers: Vec<Layer>,
+    /// Whether removing unused images spares it.
+    pub pinned: bool,
+}
+
+/// A layer of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// The blob, compressed as the registry has it.
+    pub digest: Digest,
+    /// The uncompressed tar.
+    pub diff_id: Digest,
+    /// This layer with all under it.
+    pub chain_id: ChainId,
+    /// Bytes of the blob.
+    pub size: u64,
+}
+
+impl Layer {
+    /// What to hold on to while it is being pulled.
+    pub(crate) fn names(&self) -> [Digest; 2] {
+        [self.digest.clone(), self.chain_id.digest().clone()]
+    }
+}
+
+impl Image {
+    /// The uppermost layer's chain: what a container's root stands on.
+    pub fn chain_id(&self) -> &ChainId {
+        &self.layers.last().expect("an image has at least one layer").chain_id
+    }
+
+    /// Everything in the content store that the image needs.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = &Digest> {
+        [&self.id, &self.manifest].into_iter().chain(self.layers.iter().map(|layer| &layer.digest))
+    }
+
+    /// Takes on the name under which it was pulled. `target` is what the registry said the name is.
+    pub(crate) fn add_name(&mut self, reference: &Reference, target: &Digest) {
+        let add = |names: &mut Vec<String>, name: String| {
+            if !names.contains(&name) {
+                names.push(name);
+                names.sort();
+            }
+        };
+        add(&mut self.repo_digests, reference.with_digest(target).to_string());
+        // A name pinned to a digest says nothing about where the tag points now.
+        if reference.digest().is_none() {
+            add(&mut self.repo_tags, reference.to_string());
+        }
+    }
+}
+
+/// The time of an image's configuration, in nanoseconds since 1970.
+pub(crate) fn created(config: &ImageConfiguration) -> Option<i64> {
+    let time: jiff::Timestamp = config.created().as_ref()?.parse().ok()?;
+    i64::try_from(time.as_nanosecond()).ok()
+}
+
+/// The chains of these layers, from the lowest up.
+pub(crate) fn chains(diff_ids: &[Digest]) -> Vec<ChainId> {
+    let mut chains: Vec<ChainId> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        let chain = match chains.last() {
+            Some(parent) => parent.child(diff_id),
+            None => ChainId::base(diff_id),
+        };
+        chains.push(chain);
+    }
+    chains
+}

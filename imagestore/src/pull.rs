@@ -1,0 +1,219 @@
+//! Pulls: from a reference to an image that is complete on this node.
+//!
+//! ```text
+//! manifest ─► configuration ─► layers, side by side: download ∥ inflate ∥ unpack ─► commit in order ─► sync ─► record
+//! ```
+//!
+//! The record is written last, when everything that it names is on the disk. A pull that fails says so only when
+//! all its threads have cleaned up behind themselves; verified blobs stay for the next attempt if one is worth
+//! making.
+
+mod download;
+mod error;
+mod flight;
+mod inflate;
+mod layer;
+mod progress;
+
+use std::{sync::Arc, thread::available_parallelism};
+
+use oci_spec::image::ImageConfiguration;
+use tokio::{
+    sync::Semaphore,
+    task::{JoinSet, spawn_blocking},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::{
+    Auth, Digest, Image, Kind, Reference,
+    image::{Layer, chains, created},
+    manifest::{self, Document, Manifest},
+    registry::{Fetched, Repository},
+    store::Inner,
+};
+
+pub use error::Error;
+pub(crate) use flight::Flights;
+pub(crate) use progress::Reports;
+pub use progress::{Phase, Progress, ProgressEvent};
+
+/// What a name turned out to be.
+struct Resolved {
+    /// The digest of the manifest or index that the name led to.
+    target: Digest,
+    manifest: Fetched,
+    config: Vec<u8>,
+    parsed: ImageConfiguration,
+    layers: Vec<Layer>,
+}
+
+/// What the layers of one pull share.
+struct Work {
+    store: Arc<Inner>,
+    repository: Repository,
+    domain: String,
+    layers: Vec<Layer>,
+    reports: Arc<Reports>,
+    token: CancellationToken,
+    downloads: Semaphore,
+    unpacks: Semaphore,
+}
+
+impl Work {
+    fn report(&self, index: usize, phase: Phase, current: u64) {
+        let Layer { digest, size, .. } = &self.layers[index];
+        let event = ProgressEvent { digest: digest.clone(), phase, current, total: *size };
+        self.reports.report(index, event);
+    }
+
+    async fn until_cancelled<T>(&self, wait: impl Future<Output = T>) -> Result<T, Error> {
+        self.token.run_until_cancelled(wait).await.ok_or(Error::Cancelled)
+    }
+}
+
+/// Pulls an image. It is over, in either sense, only when nothing works for it any more.
+pub(crate) async fn run(
+    store: Arc<Inner>,
+    reference: Reference,
+    auth: Option<Auth>,
+    reports: Arc<Reports>,
+    token: CancellationToken,
+) -> Result<Arc<Image>, Error> {
+    let repository = Repository::new(&store.transport, &reference, auth)?;
+    let resolved = match token.run_until_cancelled(resolve(&store, &repository, &reference)).await {
+        Some(resolved) => resolved?,
+        None => return Err(Error::Cancelled),
+    };
+    // Held from before the first look at what is here until the record holds everything itself.
+    let held = [resolved.manifest.digest.clone(), Digest::of(&resolved.config)];
+    let held = held.into_iter().chain(resolved.layers.iter().flat_map(Layer::names)).collect();
+    let leases = store.leases.clone();
+    let _lease = spawn_blocking(move || leases.take(held)).await.map_err(|_| Error::Lost)?;
+
+    let work = Arc::new(Work {
+        downloads: Semaphore::new(store.options.parallel_downloads.max(1)),
+        unpacks: Semaphore::new(available_parallelism().map_or(2, usize::from)),
+        domain: reference.domain().to_owned(),
+        layers: resolved.layers.clone(),
+        store,
+        repository,
+        reports,
+        token: token.child_token(),
+    });
+    let outcome = async {
+        let ready = prepare_layers(&work).await?;
+        // From here on it takes a moment, and half of it is of no use to anybody.
+        let (work, span) = (work.clone(), tracing::Span::current());
+        let complete = move || span.in_scope(|| complete(&work, ready, resolved, &reference));
+        spawn_blocking(complete).await.unwrap_or(Err(Error::Lost))
+    };
+    outcome.await
+}
+
+async fn resolve(store: &Inner, repository: &Repository, reference: &Reference) -> Result<Resolved, Error> {
+    let name = match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => digest.as_str(),
+        (None, tag) => tag.unwrap_or_default(),
+    };
+    let mut fetched = repository.manifest(name).await?;
+    let target = fetched.digest.clone();
+    let mut depth = 0;
+    let manifest: Manifest = loop {
+        let error = |source| Error::Manifest { digest: fetched.digest.clone(), source };
+        match manifest::parse(&fetched.bytes, fetched.content_type.as_deref()).map_err(error)? {
+            Document::Manifest(manifest) => break manifest,
+            Document::Index(_) if depth == 2 => return Err(error(manifest::Error::Nested)),
+            Document::Index(index) => {
+                let chosen = manifest::select(&index, &store.options.platform).map_err(error)?;
+                fetched = repository.manifest(chosen.digest.as_str()).await?;
+                depth += 1;
+            }
+        }
+    };
+    let config = match store.content.read(&manifest.config.digest, manifest::MAX_DOCUMENT) {
+        Ok(config) => config,
+        Err(_) => repository.config(&manifest.config.digest).await?,
+    };
+    let digest = || manifest.config.digest.clone();
+    let parsed: ImageConfiguration =
+        serde_json::from_slice(&config).map_err(|source| Error::Config { digest: digest(), source })?;
+    let diff_ids = manifest::diff_ids(&manifest, &parsed)
+        .map_err(|source| Error::Manifest { digest: fetched.digest.clone(), source })?;
+    let layers = manifest.layers.iter().zip(chains(&diff_ids)).zip(diff_ids);
+    let layers = layers.map(|((blob, chain_id), diff_id)| Layer {
+        digest: blob.digest.clone(),
+        diff_id,
+        chain_id,
+        size: blob.size,
+    });
+    Ok(Resolved { target, layers: layers.collect(), manifest: fetched, config, parsed })
+}
+
+/// Gets all layers ready, the largest first: what takes longest should not begin last.
+async fn prepare_layers(work: &Arc<Work>) -> Result<Vec<Option<layer::Ready>>, Error> {
+    let mut order: Vec<usize> = (0..work.layers.len()).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(work.layers[index].size));
+    let mut tasks = JoinSet::new();
+    for index in order {
+        let work = work.clone();
+        let task = async move { (index, layer::prepare(work, index).await) };
+        tasks.spawn(task.in_current_span());
+    }
+    let mut ready: Vec<Option<layer::Ready>> = work.layers.iter().map(|_| None).collect();
+    let mut failure = None;
+    while let Some(ended) = tasks.join_next().await {
+        let error = match ended {
+            Ok((index, Ok(layer))) => {
+                ready[index] = layer;
+                continue;
+            }
+            Ok((_, Err(error))) => error,
+            Err(_) => Error::Lost,
+        };
+        // The others end soon, and theirs are consequences of this.
+        work.token.cancel();
+        failure.get_or_insert(error);
+    }
+    failure.map_or(Ok(ready), Err)
+}
+
+/// Puts everything in its place: layers from the bottom up, then what describes them, the record last.
+fn complete(
+    work: &Work,
+    ready: Vec<Option<layer::Ready>>,
+    resolved: Resolved,
+    reference: &Reference,
+) -> Result<Arc<Image>, Error> {
+    let store = &work.store;
+    let id = Digest::of(&resolved.config);
+    let mut parent = None;
+    for (layer, ready) in work.layers.iter().zip(ready) {
+        if let Some(layer::Ready { stage, unpacked }) = ready {
+            store.snapshots.commit(stage, &layer.chain_id, parent, &unpacked)?;
+        }
+        parent = Some(&layer.chain_id);
+    }
+    store.content.put(&resolved.manifest.digest, &resolved.manifest.bytes)?;
+    store.content.put(&id, &resolved.config)?;
+    store.snapshots.sync()?;
+
+    let usage = work.layers.iter().filter_map(|layer| store.snapshots.layer_usage(&layer.chain_id));
+    let image = Image {
+        size: resolved.config.len() as u64 + usage.map(|usage| usage.bytes).sum::<u64>(),
+        id,
+        manifest: resolved.manifest.digest,
+        repo_tags: Vec::new(),
+        repo_digests: Vec::new(),
+        created: created(&resolved.parsed),
+        config: resolved.parsed,
+        layers: resolved.layers,
+        pinned: false,
+    };
+    Ok(store.catalog.enter(image, reference, &resolved.target)?)
+}
+
+/// Whether what was fetched is worth keeping for another attempt.
+pub(crate) fn may_succeed_later(kind: Kind) -> bool {
+    !matches!(kind, Kind::InvalidArgument | Kind::DataLoss | Kind::ResourceExhausted)
+}

@@ -1,0 +1,248 @@
+//! Inflating: a layer's blob into its tar, a step ahead of whoever unpacks it.
+//!
+//! What a blob is compressed with is seen from its first bytes, because registries' media types are not always
+//! right and the diff id decides in the end. Memory is bounded whatever the blob claims, and a blob that
+//! swells beyond reason is given up.
+
+use std::{
+    io::{self, BufRead, Cursor, Read},
+    sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    thread,
+};
+
+use flate2::bufread::MultiGzDecoder;
+
+/// What passes between the two threads at a time, and how many of these there are.
+const BLOCK: usize = 256 << 10;
+const AHEAD: usize = 4;
+/// A blob may swell to this much whatever its size, and to this many times its size.
+const SWELL_ALWAYS: u64 = 1 << 30;
+const SWELL_TIMES: u64 = 200;
+/// 128 MiB: what decoders are asked to support (RFC 8878, section 3.1.1.1.2, leaves it to them).
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// Runs `consume` on the uncompressed bytes of `blob`, which has `size` bytes. The blob is inflated on a thread of
+/// its own, and is given back with what `consume` returned; it need not have been read to its end.
+pub(super) fn inflate<R: BufRead + Send, T>(
+    blob: &mut R,
+    size: u64,
+    consume: impl FnOnce(Blocks) -> T,
+) -> io::Result<T> {
+    let (full, filled) = sync_channel(AHEAD - 2);
+    let (empty, emptied) = channel();
+    thread::scope(|scope| {
+        let producer = thread::Builder::new().name("inflate".to_owned());
+        producer.spawn_scoped(scope, move || produce(blob, size, &full, &emptied))?;
+        Ok(consume(Blocks { filled, empty, block: Vec::new(), at: 0 }))
+    })
+}
+
+type Block = io::Result<Vec<u8>>;
+
+/// Sends blocks until the blob ends, fails, or nobody wants more.
+fn produce<R: BufRead>(blob: &mut R, size: u64, full: &SyncSender<Block>, emptied: &Receiver<Vec<u8>>) {
+    let mut decoder = match Decoder::new(blob) {
+        Ok(decoder) => decoder,
+        Err(error) => return drop(full.send(Err(error))),
+    };
+    let limit = size.saturating_mul(SWELL_TIMES).saturating_add(SWELL_ALWAYS);
+    let mut total = 0;
+    loop {
+        let mut block = emptied.try_recv().unwrap_or_else(|_| vec![0; BLOCK]);
+        block.resize(BLOCK, 0);
+        let (length, end) = fill(&mut decoder, &mut block);
+        block.truncate(length);
+        total += length as u64;
+        let swollen = total > limit;
+        if length > 0 && !swollen && full.send(Ok(block)).is_err() {
+            return;
+        }
+        let end = if swollen { Some(Err(bomb(size))) } else { end };
+        match end {
+            None => {}
+            Some(Ok(())) => return,
+            Some(Err(error)) => return drop(full.send(Err(error))),
+        }
+    }
+}
+
+fn bomb(size: u64) -> io::Error {
+    let text = format!("{size} bytes swell to over {SWELL_TIMES} times as many");
+    io::Error::new(io::ErrorKind::FileTooLarge, text)
+}
+
+/// Fills the block as far as it goes, and says how it ended if it did.
+fn fill(decoder: &mut impl Read, block: &mut [u8]) -> (usize, Option<io::Result<()>>) {
+    let mut length = 0;
+    while length < block.len() {
+        match decoder.read(&mut block[length..]) {
+            Ok(0) => return (length, Some(Ok(()))),
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (length, Some(Err(error))),
+        }
+    }
+    (length, None)
+}
+
+/// The uncompressed bytes, on the consumer's side.
+pub(super) struct Blocks {
+    filled: Receiver<Block>,
+    empty: Sender<Vec<u8>>,
+    block: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Blocks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.block.len() {
+            let Ok(next) = self.filled.recv() else { return Ok(0) };
+            let spent = std::mem::replace(&mut self.block, next?);
+            self.at = 0;
+            if spent.capacity() > 0 {
+                let _ = self.empty.send(spent);
+            }
+        }
+        let length = buffer.len().min(self.block.len() - self.at);
+        buffer[..length].copy_from_slice(&self.block[self.at..self.at + length]);
+        self.at += length;
+        Ok(length)
+    }
+}
+
+type Peeked<'a, R> = io::Chain<Cursor<Vec<u8>>, &'a mut R>;
+
+enum Decoder<'a, R: BufRead> {
+    Gzip(MultiGzDecoder<Peeked<'a, R>>),
+    Zstd(zstd::stream::read::Decoder<'static, Peeked<'a, R>>),
+    Plain(Peeked<'a, R>),
+}
+
+impl<'a, R: BufRead> Decoder<'a, R> {
+    fn new(blob: &'a mut R) -> io::Result<Decoder<'a, R>> {
+        let mut magic = Vec::with_capacity(4);
+        blob.by_ref().take(4).read_to_end(&mut magic)?;
+        let kind = magic.clone();
+        let peeked = Cursor::new(magic).chain(blob);
+        Ok(match kind[..] {
+            [0x1f, 0x8b, ..] => Decoder::Gzip(MultiGzDecoder::new(peeked)),
+            // A frame, or a frame to be skipped, which tools put in front.
+            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(peeked)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+                Decoder::Zstd(decoder)
+            }
+            _ => Decoder::Plain(peeked),
+        })
+    }
+}
+
+impl<R: BufRead> Read for Decoder<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Decoder::Gzip(decoder) => decoder.read(buffer),
+            Decoder::Zstd(decoder) => decoder.read(buffer),
+            Decoder::Plain(blob) => blob.read(buffer),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(mut blob: &[u8]) -> io::Result<Vec<u8>> {
+        let size = blob.len() as u64;
+        inflate(&mut blob, size, |mut blocks| {
+            let mut bytes = Vec::new();
+            blocks.read_to_end(&mut bytes).map(|_| bytes)
+        })?
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn noise(length: usize) -> Vec<u8> {
+        (0..length as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8).collect()
+    }
+
+    #[test]
+    fn every_compression_gives_the_same_bytes() {
+        let bytes = noise(3 * BLOCK + 17);
+        assert_eq!(read(&bytes).unwrap(), bytes);
+        assert_eq!(read(&gzip(&bytes)).unwrap(), bytes);
+        assert_eq!(read(&zstd::encode_all(&bytes[..], 1).unwrap()).unwrap(), bytes);
+        assert_eq!(read(b"").unwrap(), b"");
+        assert_eq!(read(b"ab").unwrap(), b"ab");
+    }
+
+    #[test]
+    fn streams_of_several_members_are_read_to_the_end() {
+        let two = [gzip(b"one "), gzip(b"two")].concat();
+        assert_eq!(read(&two).unwrap(), b"one two");
+        let skipped =
+            [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3][..], &zstd::encode_all(&b"x"[..], 1).unwrap()];
+        assert_eq!(read(&skipped.concat()).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_stream_cut_short_is_an_error() {
+        let bytes = noise(BLOCK * 2);
+        for whole in [gzip(&bytes), zstd::encode_all(&bytes[..], 1).unwrap()] {
+            for length in [5, 100, whole.len() / 2, whole.len() - 1] {
+                assert!(read(&whole[..length]).is_err(), "{length} of {}", whole.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_beyond_reason_is_refused() {
+        // A frame whose header asks for a window of 2 GiB (exponent 21, RFC 8878, section 3.1.1.1.2).
+        let error = read(&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0, 0, 0, 0, 0, 0]).unwrap_err();
+        assert!(
+            error.to_string().contains("too much memory") || error.to_string().contains("large"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_bomb_is_given_up() {
+        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+        let zeros = vec![0; 1 << 20];
+        (0..1100).for_each(|_| encoder.write_all(&zeros).unwrap());
+        let bomb = encoder.finish().unwrap();
+        let mut blob = &bomb[..];
+        let outcome =
+            inflate(&mut blob, bomb.len() as u64, |mut blocks| io::copy(&mut blocks, &mut io::sink()));
+        assert_eq!(outcome.unwrap().unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn a_consumer_that_stops_early_stops_the_work() {
+        let bytes = gzip(&noise(BLOCK * 20));
+        let mut blob = &bytes[..];
+        let first = inflate(&mut blob, bytes.len() as u64, |mut blocks| {
+            let mut byte = [0];
+            blocks.read_exact(&mut byte).map(|()| byte[0])
+        });
+        assert_eq!(first.unwrap().unwrap(), 0);
+        assert!(!blob.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), magic in 0..3) {
+            let magic: &[u8] = [&[0x1f, 0x8b, 8][..], &[0x28, 0xb5, 0x2f, 0xfd], &[]][magic as usize];
+            bytes.splice(..0, magic.iter().copied());
+            let _ = read(&bytes);
+        }
+    }
+}

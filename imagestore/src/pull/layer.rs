@@ -1,0 +1,206 @@
+//! One layer of a pull: from the registry's blob to files that wait to be committed.
+//!
+//! A layer is unpacked while it downloads if a place to unpack is free, and from the store afterwards if not.
+//! Nothing is kept unless the blob hashes to its digest and its tar to its diff id. Whatever ends the work
+//! early, the thread that does it has deleted its files before the result is told.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::{sync::mpsc, task::spawn_blocking};
+
+use super::{
+    Error, Phase, Work,
+    download::{Download, WAITING},
+    inflate::inflate,
+};
+use crate::{
+    Kind, content,
+    image::Layer,
+    layer::{self, Unpacked},
+    snapshot::Stage,
+};
+
+/// A layer that is laid out and only lacks its name.
+pub(super) struct Ready {
+    pub(super) stage: Stage,
+    pub(super) unpacked: Unpacked,
+}
+
+/// Gets the layer at `index` ready; `None` if it is here already.
+pub(super) async fn prepare(work: Arc<Work>, index: usize) -> Result<Option<Ready>, Error> {
+    let layer = &work.layers[index];
+    let report = |phase, current| work.report(index, phase, current);
+    report(Phase::Waiting, 0);
+
+    let wanted = !work.store.snapshots.contains(&layer.chain_id);
+    // Of pulls that share a layer one fetches it, and the others find it here.
+    let lock = work.store.blob_lock(&work.domain, &layer.digest);
+    let guard = work.until_cancelled(lock.lock_owned()).await?;
+    let mut ready = None;
+    if work.store.content.size(&layer.digest).is_none() {
+        let _permit = work.until_cancelled(work.downloads.acquire()).await?;
+        // A free place is used at once; waiting for one would leave the network idle.
+        let place = if wanted { work.unpacks.try_acquire().ok() } else { None };
+        report(Phase::Downloading, 0);
+        ready = download(&work, index, place.is_some()).await?;
+    }
+    drop(guard);
+    if wanted && ready.is_none() {
+        let _place = work.until_cancelled(work.unpacks.acquire()).await?;
+        report(Phase::Unpacking, 0);
+        ready = match on_a_thread(&work, move |work| unpack_stored(work, index)).await {
+            // It was good when it was stored, so the disk is to blame, and the registry has another.
+            Err(Error::Content(content::Error::Mismatch { .. })) => {
+                work.store.content.remove(&layer.digest)?;
+                report(Phase::Downloading, 0);
+                download(&work, index, true).await?
+            }
+            other => Some(other?),
+        };
+    }
+    report(if wanted { Phase::Done } else { Phase::Exists }, layer.size);
+    Ok(ready)
+}
+
+/// Fetches the blob into the store, and unpacks it on the way if `unpack` is set.
+async fn download(work: &Arc<Work>, index: usize, unpack: bool) -> Result<Option<Ready>, Error> {
+    let layer = &work.layers[index];
+    let (sender, receiver) = mpsc::channel(WAITING);
+    let taker = on_a_thread(work, move |work| receive(work, index, receiver, unpack));
+    let fetched = async {
+        let fetched = work.until_cancelled(work.repository.blob(&layer.digest, layer.size, &sender)).await;
+        // The end of the channel is how the thread learns that no more will come.
+        drop(sender);
+        fetched
+    };
+    let (fetched, taken) = tokio::join!(fetched, taker);
+    match fetched {
+        Ok(Ok(())) | Ok(Err(crate::registry::Error::Unwanted)) => taken,
+        // The thread only saw that nothing came any more.
+        Ok(Err(error)) => Err(error.into()),
+        Err(cancelled) => Err(cancelled),
+    }
+}
+
+async fn on_a_thread<T: Send + 'static>(
+    work: &Arc<Work>,
+    job: impl FnOnce(&Work) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let (work, span) = (work.clone(), tracing::Span::current());
+    spawn_blocking(move || span.in_scope(|| job(&work))).await.unwrap_or(Err(Error::Lost))
+}
+
+/// The thread's side of a download.
+fn receive(
+    work: &Work,
+    index: usize,
+    receiver: mpsc::Receiver<Bytes>,
+    unpack: bool,
+) -> Result<Option<Ready>, Error> {
+    let layer = &work.layers[index];
+    let report = |current| {
+        let complete = unpack && current == layer.size;
+        work.report(index, if complete { Phase::Unpacking } else { Phase::Downloading }, current);
+    };
+    let mut download = Download::new(receiver, work.store.content.ingest()?, layer.size, &report);
+    let stage = if unpack { Some(work.store.snapshots.stage()?) } else { None };
+    let unpacked = match &stage {
+        Some(stage) => match lay_out(layer, &mut download, stage) {
+            Ok(unpacked) => Some(unpacked),
+            Err(error) if error.kind() == Kind::ResourceExhausted => return Err(error),
+            // That the blob is not the one that was asked for explains everything else.
+            Err(error) => {
+                if download.drain().is_ok() {
+                    download.verify(&layer.digest)?;
+                }
+                return Err(error);
+            }
+        },
+        None => None,
+    };
+    // What follows the end of the compressed stream is part of the blob.
+    download.drain().map_err(|source| store_error(layer, source))?;
+    download.commit(&layer.digest)?;
+    Ok(stage.zip(unpacked).map(|(stage, unpacked)| Ready { stage, unpacked }))
+}
+
+fn store_error(layer: &Layer, source: io::Error) -> Error {
+    Error::Content(content::Error::Commit { digest: layer.digest.clone(), source })
+}
+
+/// Unpacks a blob of the content store.
+fn unpack_stored(work: &Work, index: usize) -> Result<Ready, Error> {
+    let layer = &work.layers[index];
+    let report = |current| work.report(index, Phase::Unpacking, current);
+    let file = work.store.content.reader(&layer.digest)?;
+    let mut blob =
+        Stored { file: BufReader::with_capacity(1 << 18, file), hash: Sha256::new(), at: 0, report };
+    let stage = work.store.snapshots.stage()?;
+    let unpacked = lay_out(layer, &mut blob, &stage);
+    if unpacked.as_ref().err().is_none_or(|error| error.kind() != Kind::ResourceExhausted) {
+        blob.drain().map_err(|source| content::Error::Read { digest: layer.digest.clone(), source })?;
+        content::check(&blob.hash, &layer.digest, blob.at)?;
+    }
+    Ok(Ready { stage, unpacked: unpacked? })
+}
+
+/// A blob of the content store, hashed as it is read: it may have rotted since it was stored.
+struct Stored<F> {
+    file: BufReader<File>,
+    hash: Sha256,
+    at: u64,
+    report: F,
+}
+
+impl<F: Fn(u64)> Stored<F> {
+    fn drain(&mut self) -> io::Result<()> {
+        loop {
+            match self.fill_buf()?.len() {
+                0 => return Ok(()),
+                length => self.consume(length),
+            }
+        }
+    }
+}
+
+impl<F: Fn(u64)> BufRead for Stored<F> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.file.fill_buf()
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.hash.update(&self.file.buffer()[..length]);
+        self.file.consume(length);
+        self.at += length as u64;
+        (self.report)(self.at);
+    }
+}
+
+impl<F: Fn(u64)> Read for Stored<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+/// Inflates and unpacks `blob` into `stage`, and checks what it is.
+fn lay_out<R: BufRead + Send>(layer: &Layer, blob: &mut R, stage: &Stage) -> Result<Unpacked, Error> {
+    let digest = || layer.digest.clone();
+    let unpacked = inflate(blob, layer.size, |tar| layer::unpack(tar, stage.root()))
+        .map_err(|source| Error::Thread { digest: digest(), source })?
+        .map_err(|source| Error::Layer { digest: digest(), source })?;
+    if unpacked.diff_id != layer.diff_id {
+        let (expected, actual) = (layer.diff_id.clone(), unpacked.diff_id);
+        return Err(Error::DiffId { digest: digest(), expected, actual });
+    }
+    Ok(unpacked)
+}

@@ -1,0 +1,112 @@
+//! Download of one blob: from the first byte to the last, over as many connections as it takes.
+//!
+//! Whoever takes the bytes sees each of them once and in order, whatever happens on the wire. A connection that
+//! breaks is resumed where it broke. Progress buys patience; without progress the attempts are bounded.
+
+use bytes::Bytes;
+use reqwest::{
+    Response, StatusCode,
+    header::{CONTENT_RANGE, HeaderMap},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use super::{Backoff, Error, Repository, host, length};
+use crate::Digest;
+
+/// What a connection has to bring to count as progress, and within one stall time as alive.
+const PROGRESS: u64 = 16 << 10;
+const ALIVE: usize = 4 << 10;
+
+impl Repository {
+    /// Sends exactly `size` bytes of the blob to `sink`. The digest is for the taker to check.
+    pub(crate) async fn blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        sink: &mpsc::Sender<Bytes>,
+    ) -> Result<(), Error> {
+        let mut backoff = Backoff::new(&self.transport.patience);
+        let mut at = 0;
+        while at < size {
+            let before = at;
+            if let Err(error) = self.part(digest, size, &mut at, sink).await {
+                if at - before >= PROGRESS {
+                    backoff.reset();
+                }
+                backoff.pause(error).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As much as one connection gives. `at` is how much the sink has.
+    async fn part(
+        &self,
+        digest: &Digest,
+        size: u64,
+        at: &mut u64,
+        sink: &mpsc::Sender<Bytes>,
+    ) -> Result<(), Error> {
+        let what = format!("blob {digest} of {}", self.path);
+        let mut response = self.get(&format!("blobs/{digest}"), "*/*", *at, &what).await?;
+        let start = start(&response, *at)?;
+        if let Some(length) = length(response.headers())
+            && length != size - start
+        {
+            return Err(Error::Length { what, expected: size, actual: start + length });
+        }
+        // A registry that ignores ranges sends again what is here already.
+        let mut skip = *at - start;
+        let host = host(response.url());
+        let stall = self.transport.patience.stall;
+        let (mut deadline, mut fresh) = (Instant::now() + stall, 0);
+        while *at < size {
+            let mut chunk = match timeout_at(deadline, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => chunk,
+                Ok(Ok(None)) => return Err(Error::Truncated { what, expected: size, actual: *at }),
+                Ok(Err(source)) => return Err(Error::Unavailable { host, source: source.without_url() }),
+                Err(_) => return Err(Error::Stalled { host, after: stall }),
+            };
+            fresh += chunk.len();
+            if fresh >= ALIVE {
+                (deadline, fresh) = (Instant::now() + stall, 0);
+            }
+            let again = skip.min(chunk.len() as u64);
+            skip -= again;
+            let chunk = chunk.split_off(again as usize);
+            if chunk.is_empty() {
+                continue;
+            }
+            let length = chunk.len() as u64;
+            if length > size - *at {
+                return Err(Error::Length { what, expected: size, actual: *at + length });
+            }
+            // A slow disk is no fault of the registry's.
+            let waiting = Instant::now();
+            sink.send(chunk).await.map_err(|_| Error::Unwanted)?;
+            deadline += waiting.elapsed();
+            *at += length;
+        }
+        Ok(())
+    }
+}
+
+/// The first byte of the blob that this answer has: what was asked for, or 0.
+fn start(response: &Response, asked: u64) -> Result<u64, Error> {
+    let error = |reason| Error::Protocol { host: host(response.url()), reason };
+    match response.status() {
+        StatusCode::OK => Ok(0),
+        StatusCode::PARTIAL_CONTENT if range_start(response.headers()) == Some(asked) => Ok(asked),
+        StatusCode::PARTIAL_CONTENT => Err(error("it sends another range than was asked for")),
+        _ => Err(error("it answers a download with success and without content")),
+    }
+}
+
+/// From `bytes 5-9/10`.
+fn range_start(headers: &HeaderMap) -> Option<u64> {
+    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    text.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
+}

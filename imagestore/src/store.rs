@@ -1,0 +1,231 @@
+//! The store: what the agent sees of images.
+//!
+//! A handle is cheap to clone and safe to use from anywhere. Pulls run on the Tokio runtime of whoever asks;
+//! everything else blocks for as long as the disk does. One process at a time may have a root open.
+
+use std::{
+    collections::HashMap,
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use crate::{
+    Auth, ChainId, Digest, Error, Image, Kind, Patience, Platform, Progress, Reference, Removed, Snapshots,
+    catalog::Catalog,
+    content::Content,
+    gc::Leases,
+    pull::{self, Flights, Reports},
+    registry::Transport,
+    snapshot::Usage,
+};
+
+/// How a store goes about things.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Registries to speak plain HTTP to, as `host` or `host:port`. Loopback always is.
+    pub insecure_registries: Vec<String>,
+    /// How many layers of an image to fetch at a time.
+    pub parallel_downloads: usize,
+    /// Which image of an index to take.
+    pub platform: Platform,
+    /// How long to wait for a registry.
+    pub patience: Patience,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions {
+            insecure_registries: Vec::new(),
+            parallel_downloads: 4,
+            platform: Platform::default(),
+            patience: Patience::default(),
+        }
+    }
+}
+
+/// What a store takes on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreUsage {
+    /// Blobs and unpacked layers.
+    pub images: Usage,
+    /// What containers have written.
+    pub containers: Usage,
+}
+
+/// The images of a node.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<Inner>,
+    flights: Flights<(Reference, Option<Auth>), Reports, Pulled>,
+}
+
+type Pulled = Result<Arc<Image>, Arc<pull::Error>>;
+type BlobLock = tokio::sync::Mutex<()>;
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) options: StoreOptions,
+    pub(crate) content: Arc<Content>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) catalog: Catalog,
+    pub(crate) leases: Leases,
+    pub(crate) transport: Arc<Transport>,
+    /// Of the blobs that are being fetched, by registry: a slow one holds nobody else up.
+    fetching: Mutex<HashMap<(String, Digest), Weak<BlobLock>>>,
+    faults: Vec<String>,
+}
+
+impl Store {
+    /// Opens the store below `root`, made if missing, and deletes what an earlier process left half done.
+    pub fn open(root: &Path, options: StoreOptions) -> Result<Store, Error> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .map_err(|source| Error::Open { path: root.to_owned(), source })?;
+        let content = Arc::new(Content::open(root)?);
+        let snapshots = Snapshots::open(&root.join("snapshots"))?;
+        let usable =
+            |image: &Image| match image.layers.iter().find(|layer| !snapshots.contains(&layer.chain_id)) {
+                Some(layer) => Err(format!("layer {} is not unpacked", layer.chain_id)),
+                None => Ok(()),
+            };
+        let (catalog, faults) = Catalog::open(root, usable)?;
+        for fault in &faults {
+            tracing::warn!(fault, "image is left out until it is pulled again");
+        }
+        let transport = Transport::new(options.insecure_registries.clone(), options.patience.clone());
+        let inner = Inner {
+            options,
+            content,
+            snapshots,
+            catalog,
+            leases: Leases::default(),
+            transport: Arc::new(transport),
+            fetching: Mutex::default(),
+            faults,
+        };
+        Ok(Store { inner: Arc::new(inner), flights: Flights::default() })
+    }
+
+    /// What was found damaged when the store was opened. Each cost one image, which a pull brings back.
+    pub fn faults(&self) -> &[String] {
+        &self.inner.faults
+    }
+
+    /// Pulls an image, or waits for a pull of the same name that is under way. The pull is cancelled when nobody
+    /// waits for it any more.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        auth: Option<Auth>,
+        progress: Progress,
+    ) -> Result<Image, Error> {
+        let (inner, name, credentials) = (self.inner.clone(), reference.clone(), auth.clone());
+        let start = |reports: Arc<Reports>, token| async move {
+            let pulled = pull::run(inner.clone(), name, credentials, reports.clone(), token).await;
+            if let Err(error) = &pulled
+                && !pull::may_succeed_later(error.kind())
+            {
+                // Its blobs would only take room until something else is removed.
+                let swept = tokio::task::spawn_blocking(move || inner.collect()).await;
+                if let Ok(Err(error)) = swept {
+                    tracing::warn!(%error, "leftovers of a failed pull stay until the next collection");
+                }
+            }
+            reports.close();
+            pulled.map_err(Arc::new)
+        };
+        let join = |reports: &Reports| reports.listen(progress);
+        let pulled = self.flights.run((reference.clone(), auth), join, start).await;
+        match pulled.unwrap_or_else(|| Err(Arc::new(pull::Error::Lost))) {
+            Ok(image) => Ok((*image).clone()),
+            Err(source) => Err(Error::Pull { reference: reference.clone(), source }),
+        }
+    }
+
+    /// All images, from memory.
+    pub fn images(&self) -> Vec<Arc<Image>> {
+        self.inner.catalog.images()
+    }
+
+    /// The image that goes by this name, id, or beginning of an id that only one has.
+    pub fn find(&self, name_or_id: &str) -> Result<Option<Arc<Image>>, Error> {
+        self.inner.catalog.find(name_or_id)
+    }
+
+    /// Removes an image with all its names, and whatever nobody else needs. A missing one is nothing to remove.
+    pub fn remove(&self, image_id: &Digest) -> Result<Removed, Error> {
+        let removed = self.inner.catalog.remove(image_id)?;
+        self.inner.sweep(removed)
+    }
+
+    /// Removes a name, the image with its last one, and whatever nobody else needs.
+    pub fn untag(&self, reference: &Reference) -> Result<Removed, Error> {
+        let removed = self.inner.catalog.untag(reference)?;
+        if removed.deleted.is_empty() {
+            return Ok(removed);
+        }
+        self.inner.sweep(removed)
+    }
+
+    /// Deletes blobs and layers that no image, snapshot or pull needs, such as the layers of a removed image whose
+    /// last container is gone now.
+    pub fn collect(&self) -> Result<Vec<ChainId>, Error> {
+        self.inner.collect()
+    }
+
+    /// Layers and writable snapshots.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.inner.snapshots
+    }
+
+    /// What everything takes on the disk.
+    pub fn usage(&self) -> Result<StoreUsage, Error> {
+        let snapshots = &self.inner.snapshots;
+        let (bytes, inodes) = self.inner.content.usage();
+        let mut usage = StoreUsage { images: Usage { bytes, inodes }, containers: Usage::default() };
+        for layer in snapshots.committed().iter().filter_map(|chain| snapshots.layer_usage(chain)) {
+            usage.images.bytes += layer.bytes;
+            usage.images.inodes += layer.inodes;
+        }
+        for key in snapshots.keys() {
+            match snapshots.usage(&key) {
+                Ok(written) => {
+                    usage.containers.bytes += written.bytes;
+                    usage.containers.inodes += written.inodes;
+                }
+                // Removed since the keys were listed.
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(usage)
+    }
+}
+
+impl Inner {
+    fn collect(&self) -> Result<Vec<ChainId>, Error> {
+        self.leases.collect(&self.content, &self.snapshots, || self.catalog.images())
+    }
+
+    fn sweep(&self, mut removed: Removed) -> Result<Removed, Error> {
+        let chains = self.collect()?;
+        removed.deleted.extend(chains.into_iter().map(|chain| chain.digest().clone()));
+        Ok(removed)
+    }
+
+    /// One lock for everybody who wants this blob from this registry.
+    pub(crate) fn blob_lock(&self, domain: &str, digest: &Digest) -> Arc<BlobLock> {
+        let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        fetching.retain(|_, lock| lock.strong_count() > 0);
+        let entry = fetching.entry((domain.to_owned(), digest.clone())).or_default();
+        entry.upgrade().unwrap_or_else(|| {
+            let lock = Arc::new(BlobLock::default());
+            *entry = Arc::downgrade(&lock);
+            lock
+        })
+    }
+}
