@@ -148,14 +148,14 @@ mod tests {
             let start = starts.fetch_add(1, Ordering::SeqCst);
             tokio::select! {
                 () = token.cancelled() => { cancelled.fetch_add(1, Ordering::SeqCst); }
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
             start
         };
         flights.run("key", |()| (), work).await
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn many_who_ask_share_one_piece_of_work() {
         let (flights, starts, cancelled) = <(Counted, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
         let asked = (0..50).map(|_| ask(&flights, &starts, &cancelled));
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(cancelled.load(Ordering::SeqCst), 0);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_leader_that_leaves_takes_nobody_along() {
         let (flights, starts, cancelled) = <(Counted, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
         let leader = tokio::time::timeout(Duration::from_millis(1), ask(&flights, &starts, &cancelled));
@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(followed, Some(0));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_last_to_leave_cancels_the_work_and_the_next_starts_anew() {
         let (flights, starts, cancelled) = <(Counted, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
         let left = tokio::time::timeout(Duration::from_millis(1), ask(&flights, &starts, &cancelled)).await;
