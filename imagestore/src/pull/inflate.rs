@@ -113,7 +113,7 @@ impl Read for Blocks {
 type Peeked<'a, R> = io::Chain<Cursor<Vec<u8>>, &'a mut R>;
 
 enum Decoder<'a, R: BufRead> {
-    Gzip(MultiGzDecoder<Peeked<'a, R>>),
+    Gzip(Box<MultiGzDecoder<Peeked<'a, R>>>),
     Zstd(zstd::stream::read::Decoder<'static, Peeked<'a, R>>),
     Plain(Peeked<'a, R>),
 }
@@ -125,7 +125,7 @@ impl<'a, R: BufRead> Decoder<'a, R> {
         let kind = magic.clone();
         let peeked = Cursor::new(magic).chain(blob);
         Ok(match kind[..] {
-            [0x1f, 0x8b, ..] => Decoder::Gzip(MultiGzDecoder::new(peeked)),
+            [0x1f, 0x8b, ..] => Decoder::Gzip(Box::new(MultiGzDecoder::new(peeked))),
             // A frame, or a frame to be skipped, which tools put in front.
             [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(peeked)?;

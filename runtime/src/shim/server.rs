@@ -155,7 +155,6 @@ impl Server {
     /// Gives back what the last burst of work needed.
     fn rest(&mut self) {
         self.buffers.release();
-        sys::memory::give_back();
     }
 
     fn finished(&mut self) -> Option<Result<(), Error>> {
