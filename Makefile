@@ -50,7 +50,7 @@ setup-build:
 build: setup-build ## debug binaries of every package
 	$(CARGO) build --workspace
 
-release: setup-build ## release binaries of the agent, the command line and the runtime
+release: setup-build ## release binaries of agent, command line and runtime
 	$(CARGO) build --release --bins -p sampan-agent -p sampan-runtime
 
 .PHONY: images
@@ -66,13 +66,21 @@ demo: setup ## pulls nginx, runs it, fetches its page, shows its stats, cleans u
 	$(MAKE) $(if $(filter debug,$(PROFILE)),build,release)
 	BIN_DIR='$(BIN_DIR)' deploy/demo.sh
 
+# Arguments of the benchmark program, such as BENCH="--pods 10 --pulls 0"; --help lists them.
+BENCH ?=
+.PHONY: bench
+bench: ## measures Sampan beside Debian's containerd and runc
+	@deploy/setup.sh build test bench
+	$(MAKE) release
+	$(CARGO) run --release -p sampan-tests --bin bench -- $(BENCH)
+
 .PHONY: lint
 lint: setup ## formatting, warnings, unused dependencies, shell scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(call cargo-tool,cargo-machete,$(MACHETE_VERSION))
 	cargo-machete
-	git ls-files "*.sh" .ci/run | xargs shellcheck
+	git ls-files "*.sh" .ci/run | xargs shellcheck --severity=warning
 
 .PHONY: deny
 deny: setup-build ## licences and sources of the dependencies; after a change of Cargo.lock

@@ -11,9 +11,9 @@ cd "$(dirname "$0")/.."
 declare -A PACKAGES=(
     # protobuf-compiler: the tests' CRI client was written by others and compiles its .proto files with protoc.
     [build]="git gcc libc6-dev make pkg-config libseccomp-dev protobuf-compiler"
-    [test]="ca-certificates docker-registry skopeo buildah umoci mmdebstrap busybox-static nftables iproute2
-        e2fsprogs procps strace curl jq xz-utils shellcheck"
-    [bench]="containerd runc crun"
+    [test]="ca-certificates docker-registry skopeo umoci mmdebstrap busybox-static nftables iproute2
+        e2fsprogs procps curl jq shellcheck"
+    [bench]="containerd runc containernetworking-plugins"
 )
 
 die() {

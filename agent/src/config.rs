@@ -242,4 +242,34 @@ mod tests {
             assert!(load(text, &Overrides::default()).is_err(), "{text}");
         }
     }
+
+    #[test]
+    fn the_file_to_install_shows_every_key_with_its_default() {
+        let installed = include_str!("../../deploy/config.toml");
+        assert_eq!(
+            format!("{:?}", load(installed, &Overrides::default()).unwrap()),
+            format!("{:?}", Config::default())
+        );
+        // A key without a default shows an example.
+        let example = ["mtu", "path"];
+        let (mut text, mut keys) = (String::new(), 0);
+        for line in installed.lines() {
+            let setting = line.strip_prefix("# ").and_then(|rest| Some((rest.split_once(" = ")?.0, rest)));
+            match setting.filter(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase())) {
+                Some((key, rest)) => {
+                    keys += 1;
+                    if !example.contains(&key) {
+                        text.push_str(rest);
+                    }
+                }
+                None => text.push_str(line),
+            }
+            text.push('\n');
+        }
+        assert_eq!(
+            format!("{:?}", load(&text, &Overrides::default()).unwrap()),
+            format!("{:?}", Config::default())
+        );
+        assert_eq!(keys, 11);
+    }
 }
