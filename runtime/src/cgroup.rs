@@ -209,6 +209,19 @@ impl Cgroup {
         Directory::open(&path).and_then(|directory| v1::pids::forbid_forks(&directory)).is_ok()
     }
 
+    /// Moves the processes left in an exec's cgroup to its parent, where they live on.
+    ///
+    /// They may fork meanwhile, so the cgroup is empty only when `remove` says so.
+    pub fn dissolve(&self) -> Result<(), Error> {
+        let path = self.processes_path();
+        let Some(parent) = path.parent().filter(|_| self.exec) else { return Ok(()) };
+        let parent = Directory::open(parent)?;
+        tree::each_process(&path, &mut |pid| {
+            // One that has ended meanwhile needs no moving.
+            let _ = parent.write("cgroup.procs", &pid.to_string());
+        })
+    }
+
     /// Stops every task where it stands, or lets all go on. Takes effect soon after the call.
     pub fn freeze(&self, frozen: bool) -> Result<(), Error> {
         match self.unified() {

@@ -11,7 +11,9 @@ use std::io;
 use rustix::io::Errno;
 
 pub(crate) mod credential;
+pub(crate) mod descriptor;
 pub(crate) mod file;
+pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod signal;

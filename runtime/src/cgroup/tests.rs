@@ -121,6 +121,21 @@ fn processes_are_listed_with_those_of_sub_cgroups_and_killed() {
 }
 
 #[test]
+fn what_an_exec_leaves_behind_moves_to_the_container() {
+    let scratch = Scratch::new("dissolve");
+    scratch.0.create().unwrap();
+    let exec = Cgroup::new_exec(&format!("{}/exec-1", scratch.0.path())).unwrap();
+    exec.create().unwrap();
+    let mut left = spawn_in(exec.path(), true, &["sleep", "1000"]);
+    eventually("the process is there", || !exec.pids().unwrap().is_empty());
+    exec.dissolve().unwrap();
+    exec.remove(Duration::from_secs(5)).unwrap();
+    assert_eq!(scratch.0.pids().unwrap(), [left.id() as i32]);
+    scratch.0.kill().unwrap();
+    left.wait().unwrap();
+}
+
+#[test]
 fn a_fork_bomb_is_killed_whole() {
     let scratch = Scratch::new("bomb");
     let cgroup = &scratch.0;

@@ -34,6 +34,15 @@ pub(crate) fn block(signals: &[i32]) -> io::Result<()> {
     check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) }.into())
 }
 
+/// Ignores `signal`. Ignoring `SIGCHLD` makes the kernel reap children by itself.
+pub(crate) fn ignore(signal: i32) -> io::Result<()> {
+    // SAFETY: SIG_IGN installs no code of ours.
+    match unsafe { libc::signal(signal, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// A nonblocking, close-on-exec descriptor that becomes readable when one of `signals`, which must be blocked, is pending.
 pub(crate) fn signalfd(signals: &[i32]) -> io::Result<OwnedFd> {
     let set = set_of(signals);

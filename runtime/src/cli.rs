@@ -1,0 +1,105 @@
+//! The command line.
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use sampan_runtime::shim;
+
+/// Makes and watches containers.
+#[derive(Debug, Parser)]
+#[command(name = "sampan-runtime", version, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Monitor a pod. The listening socket for the agent is standard input.
+    Shim(Shim),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Shim {
+    /// The pod's id, for lists of processes.
+    #[arg(long)]
+    pod: String,
+    /// The cgroup of the monitor itself, below the hierarchies' roots.
+    #[arg(long)]
+    cgroup: String,
+    /// The pod's host name.
+    #[arg(long)]
+    hostname: Option<String>,
+    /// Stay in the host's network and UTS namespaces.
+    #[arg(long)]
+    host_network: bool,
+    /// Stay in the host's IPC namespace.
+    #[arg(long)]
+    host_ipc: bool,
+    /// Make a pid namespace that the pod's containers can share.
+    #[arg(long)]
+    shared_pid: bool,
+    /// A sysctl of the pod's namespaces.
+    #[arg(long = "sysctl", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    sysctls: Vec<(String, String)>,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+impl Shim {
+    pub(crate) fn run(self) -> ExitCode {
+        let options = shim::Options {
+            pod: self.pod,
+            cgroup: self.cgroup,
+            hostname: self.hostname,
+            host_network: self.host_network,
+            host_ipc: self.host_ipc,
+            shared_pid: self.shared_pid,
+            sysctls: self.sysctls,
+        };
+        match shim::run(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        }
+    }
+}
+
+/// Says why on standard error.
+pub(crate) fn fail(error: &dyn Error) -> ExitCode {
+    let mut text = format!("sampan-runtime: {error}");
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text.push('\n');
+    // There is nobody to tell that telling failed.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shims_options_are_parsed() {
+        let line = "sampan-runtime shim --pod p --cgroup /sampan/p/monitor --hostname h --host-ipc \
+                    --sysctl net.ipv4.ip_forward=1 --sysctl kernel.sem=1=2";
+        let Command::Shim(shim) = Cli::try_parse_from(line.split_whitespace()).unwrap().command;
+        assert_eq!((shim.pod.as_str(), shim.host_ipc, shim.host_network), ("p", true, false));
+        assert_eq!(shim.sysctls[1], ("kernel.sem".to_owned(), "1=2".to_owned()));
+    }
+
+    #[test]
+    fn unknown_verbs_and_missing_options_are_errors() {
+        for line in ["sampan-runtime frobnicate", "sampan-runtime shim", "sampan-runtime"] {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        }
+    }
+}

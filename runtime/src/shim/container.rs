@@ -1,0 +1,105 @@
+//! One container of the pod, as its monitor sees it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use super::log::{Buffers, Log, Progress, Stream};
+use super::protocol::{ContainerState, ErrorKind, Exit, PidMode, Status};
+use crate::container::Channel;
+
+/// How far it is. A client is the number of the connection that waits for the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The process is on its way to being a container.
+    Creating {
+        client: u32,
+    },
+    /// It waits for its start.
+    Created,
+    /// It is on its way to its program.
+    Starting {
+        client: u32,
+    },
+    Running,
+    Exited(Exit),
+}
+
+pub(super) struct Container {
+    pub(super) number: u32,
+    pub(super) id: String,
+    pub(super) bundle: PathBuf,
+    pub(super) cgroup: String,
+    pub(super) pid_mode: PidMode,
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    /// Until the program is executed.
+    pub(super) channel: Option<Channel>,
+    pub(super) log: Option<Log>,
+    pub(super) stdout: Option<Stream>,
+    pub(super) stderr: Option<Stream>,
+    pub(super) phase: Phase,
+    /// Nanoseconds since 1970; 0 until it has been started.
+    pub(super) started_at: i64,
+    /// Why it never came to run its program.
+    pub(super) failure: Option<(ErrorKind, String)>,
+    /// The connection that wants it forgotten when it has ended.
+    pub(super) forget: Option<u32>,
+}
+
+/// After the end of a container its pipes are read until they are empty, which somebody could prevent who still holds
+/// them: no more than twice the largest pipe is read.
+const MAX_DRAIN: usize = 2 << 20;
+
+impl Container {
+    pub(super) fn has_exited(&self) -> bool {
+        matches!(self.phase, Phase::Exited(_))
+    }
+
+    pub(super) fn state(&self) -> Option<ContainerState> {
+        let (status, exit) = match &self.phase {
+            Phase::Creating { .. } => return None,
+            Phase::Created | Phase::Starting { .. } => (Status::Created, None),
+            Phase::Running => (Status::Running, None),
+            Phase::Exited(exit) => (Status::Exited, Some(exit.clone())),
+        };
+        Some(ContainerState { id: self.id.clone(), pid: self.pid, status, started_at: self.started_at, exit })
+    }
+
+    pub(super) fn signal(&self, signal: i32) -> std::io::Result<()> {
+        crate::sys::signal::pidfd_send_signal(self.pidfd.as_fd(), signal)
+    }
+
+    /// Moves a batch of output to the log; what begins to be dropped is returned for a word about it.
+    pub(super) fn pump(&mut self, errors: bool, buffers: &mut Buffers) -> (Progress, std::io::Result<()>) {
+        let stream = if errors { &mut self.stderr } else { &mut self.stdout };
+        let (Some(reader), Some(log)) = (stream.as_mut(), self.log.as_mut()) else {
+            return (Progress::End, Ok(()));
+        };
+        let (progress, result) = reader.pump(buffers, log);
+        if progress == Progress::End {
+            *stream = None;
+        }
+        (progress, result)
+    }
+
+    /// Moves everything that is in the pipes to the log and closes them. Waits for nobody.
+    pub(super) fn drain(&mut self, buffers: &mut Buffers) -> std::io::Result<()> {
+        let mut outcome = Ok(());
+        for errors in [false, true] {
+            let mut total = 0;
+            while let (Progress::Read(count), result) = self.pump(errors, buffers) {
+                outcome = outcome.and(result);
+                total += count;
+                if total > MAX_DRAIN {
+                    break;
+                }
+            }
+        }
+        for stream in [self.stdout.take(), self.stderr.take()].into_iter().flatten() {
+            if let Some(log) = self.log.as_mut() {
+                outcome = outcome.and(stream.finish(buffers, log));
+            }
+        }
+        outcome
+    }
+}

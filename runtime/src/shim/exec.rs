@@ -1,0 +1,30 @@
+//! A process that a client runs in a container, beside the container's own.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::protocol::ErrorKind;
+use crate::container::Channel;
+
+pub(super) struct Exec {
+    pub(super) number: u32,
+    /// The connection that it belongs to, until that is closed.
+    pub(super) client: Option<u32>,
+    pub(super) cgroup: String,
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    /// Until the program is executed.
+    pub(super) channel: Option<Channel>,
+    /// Why it never came to run its program.
+    pub(super) failure: Option<(ErrorKind, String)>,
+}
+
+impl Exec {
+    /// The client has gone before the end: every process of the exec goes too.
+    pub(super) fn kill(&mut self) {
+        self.client = None;
+        // It may not have reached its cgroup yet. One that is gone already is what we want.
+        let _ = crate::sys::signal::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        // What this misses is found when the process has been reaped and the cgroup is removed.
+        let _ = crate::cgroup::Cgroup::new_exec(&self.cgroup).and_then(|cgroup| cgroup.kill());
+    }
+}

@@ -1,0 +1,159 @@
+//! What a shim does to itself before it serves: it becomes the process that holds the pod's namespaces.
+//!
+//! It stays in the host's mount, pid and cgroup namespaces. What only makes it sturdier (its own cgroup, its OOM
+//! score) may fail with a word about it; what makes the pod may not.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::UnshareFlags;
+
+use super::server::OomScore;
+use super::{Error, Options, say};
+use crate::cgroup::Cgroup;
+use crate::sys;
+use crate::sys::process::Forked;
+
+/// The first process of a pod's shared pid namespace.
+pub(super) struct PodInit {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+}
+
+/// Leaves the parent's session and memory limit, and asks for the pod's orphans.
+///
+/// Returns the OOM scores, for the containers not to inherit ours.
+pub(super) fn settle(options: &Options) -> Option<OomScore> {
+    let tolerate = |what: &str, result: io::Result<()>| {
+        if let Err(error) = result {
+            say(&format!("{what}: {error}"));
+        }
+    };
+    // A parent may have made us a leader already.
+    let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(c"sampan-shim");
+    let entered =
+        Cgroup::new(&options.cgroup).and_then(|cgroup| cgroup.create().and_then(|()| cgroup.enter()));
+    if let Err(error) = entered {
+        say(&format!("monitor cgroup {}: {}", options.cgroup, super::chain(&error)));
+    }
+    let oom_score = lower_oom_score();
+    tolerate("lower the OOM score", oom_score.as_ref().map(drop).map_err(|error| error.kind().into()));
+    tolerate(
+        "become a subreaper",
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(Into::into),
+    );
+    let not_dumpable = rustix::process::DumpableBehavior::NotDumpable;
+    tolerate("forbid dumps", rustix::process::set_dumpable_behavior(not_dumpable).map_err(Into::into));
+    oom_score.ok()
+}
+
+fn lower_oom_score() -> io::Result<OomScore> {
+    const OWN: &str = "-1000";
+    let original = std::fs::read_to_string(OOM_SCORE)?.trim_end().to_owned();
+    set_oom_score(OWN)?;
+    Ok(OomScore { own: OWN, original })
+}
+
+/// Sets this process's `oom_score_adj`.
+pub(super) fn set_oom_score(value: &str) -> io::Result<()> {
+    write_file(OOM_SCORE, value)
+}
+
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+
+/// Makes the pod's namespaces and sets what belongs to them.
+pub(super) fn make_namespaces(options: &Options) -> Result<(), Error> {
+    let mut flags = UnshareFlags::empty();
+    flags.set(UnshareFlags::NEWNET, !options.host_network);
+    // A pod on the host's network has the host's name too, as its connections show it.
+    flags.set(UnshareFlags::NEWUTS, !options.host_network);
+    flags.set(UnshareFlags::NEWIPC, !options.host_ipc);
+    if !flags.is_empty() {
+        sys::process::unshare(flags).map_err(|source| Error::Namespaces { source })?;
+    }
+    if let Some(hostname) = options.hostname.as_deref().filter(|_| !options.host_network) {
+        let set = rustix::system::sethostname(hostname.as_bytes());
+        set.map_err(|errno| Error::Hostname { hostname: hostname.to_owned(), source: errno.into() })?;
+    }
+    options.sysctls.iter().try_for_each(|(name, value)| set_sysctl(options, name, value))
+}
+
+/// Only what a namespace of the pod's own holds may be set: anything else would be the host's.
+fn set_sysctl(options: &Options, name: &str, value: &str) -> Result<(), Error> {
+    let failed = |source: io::Error| Error::Sysctl { name: name.to_owned(), value: value.to_owned(), source };
+    let refuse = |why: &str| Err(failed(io::Error::new(io::ErrorKind::InvalidInput, why)));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'/');
+    if !name.bytes().all(plain) || name.split(['.', '/']).any(str::is_empty) || value.contains(['\0', '\n']) {
+        return refuse("not the name and value of a sysctl");
+    }
+    let dotted = name.replace('/', ".");
+    let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| dotted.starts_with(prefix))
+        || dotted == "kernel.sem";
+    match () {
+        () if dotted.starts_with("net.") && options.host_network => {
+            return refuse("the pod has the host's network");
+        }
+        () if ipc && options.host_ipc => return refuse("the pod has the host's IPC"),
+        () if dotted.starts_with("net.") || ipc => {}
+        () => return refuse("not in a namespace of the pod"),
+    }
+    // With slashes, a dot is part of a name, such as that of a VLAN interface.
+    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    write_file(&format!("/proc/sys/{path}"), value).map_err(failed)
+}
+
+fn write_file(path: &str, value: &str) -> io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+    Ok(rustix::io::write(&file, value.as_bytes()).map(drop)?)
+}
+
+/// Makes the pod's own pid namespace: a process that does nothing but be its first and have its orphans reaped.
+///
+/// It is in the monitor's cgroup, so that it is out of reach of the containers' limits.
+pub(super) fn fork_init(null: &OwnedFd) -> Result<PodInit, Error> {
+    let failed = |source| Error::PodInit { source };
+    match sys::process::fork(libc::CLONE_NEWPID as u64, None).map_err(failed)? {
+        Forked::Parent { pid, pidfd } => Ok(PodInit { pid, pidfd }),
+        Forked::Child => {
+            use std::os::fd::AsFd;
+            let null = null.as_fd();
+            let ready = sys::process::keep_only([null, null, null], &[]).is_ok()
+                && sys::signal::ignore(libc::SIGCHLD).is_ok();
+            if ready {
+                let _ = rustix::thread::set_name(c"sampan-pod");
+                loop {
+                    // All signals but SIGKILL are as nothing to a first process without handlers.
+                    rustix::event::pause();
+                }
+            }
+            sys::process::exit(1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(host: bool) -> Options {
+        Options { host_network: host, host_ipc: host, ..Options::default() }
+    }
+
+    #[test]
+    fn sysctls_of_the_host_and_things_that_are_none_are_refused() {
+        for (host, name, value) in [
+            (false, "kernel.core_pattern", "|/bin/sh"),
+            (false, "kernel.shm_rmid_forced/../core_pattern", "x"),
+            (false, "net..ipv4", "1"),
+            (false, "net.ipv4.ip_forward", "1\n2"),
+            (false, "kernel.shmmax+x", "1"),
+            (true, "net.ipv4.ip_forward", "1"),
+            (true, "kernel.msgmax", "1"),
+        ] {
+            let error = set_sysctl(&options(host), name, value).unwrap_err();
+            assert!(error.is_invalid_argument(), "{name}: {error}");
+        }
+    }
+}

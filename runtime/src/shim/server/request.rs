@@ -1,0 +1,379 @@
+//! What clients ask for.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rustix::fs::OFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{SHUTDOWN, Server, Shutdown};
+use crate::cgroup::Cgroup;
+use crate::container::{Child, PidNamespace, SpawnOptions, spawn};
+use crate::exec::ExecOptions;
+use crate::shim::connection::Message;
+use crate::shim::container::{Container, Phase};
+use crate::shim::exec::Exec;
+use crate::shim::log::{Log, Stream};
+use crate::shim::poll::{EventFlags, Source};
+use crate::shim::protocol::{ErrorKind, MAX_ID, PidMode, Request, Response, VERSION};
+use crate::shim::{chain, say};
+use crate::sys;
+
+/// Containers in one message of a state: with the longest ids they fit.
+const STATE_BATCH: usize = 8;
+
+/// A refusal.
+type Refusal = (ErrorKind, String);
+
+/// What to say now, or nothing when the answer comes with a later event.
+type Answer = Result<Option<Response>, Refusal>;
+
+const DONE: Answer = Ok(Some(Response::Done));
+
+impl Server {
+    pub(super) fn request(&mut self, client: u32, message: Message) {
+        let Some(connection) = self.connection(client) else { return };
+        connection.busy = true;
+        let greeted = connection.greeted;
+        let answer = match message.request {
+            Err(text) => Err((ErrorKind::InvalidArgument, text)),
+            Ok(Request::Hello { version }) => self.hello(client, version),
+            Ok(_) if !greeted => {
+                Err((ErrorKind::FailedPrecondition, "the first request must be hello".to_owned()))
+            }
+            Ok(request) => self.answer(client, request, message.descriptors),
+        };
+        match answer {
+            Ok(Some(response)) => self.reply(client, response),
+            Ok(None) => {}
+            Err((kind, text)) => self.reply_error(client, kind, text),
+        }
+    }
+
+    fn hello(&mut self, client: u32, version: u32) -> Answer {
+        if version == 0 {
+            return Err((ErrorKind::InvalidArgument, "there is no version 0".to_owned()));
+        }
+        if let Some(connection) = self.connection(client) {
+            connection.greeted = true;
+        }
+        Ok(Some(Response::Hello { version: VERSION, pid: rustix::process::getpid().as_raw_nonzero().get() }))
+    }
+
+    fn answer(&mut self, client: u32, request: Request, descriptors: Vec<OwnedFd>) -> Answer {
+        let making = matches!(request, Request::Create { .. } | Request::Start { .. } | Request::Exec { .. });
+        if self.shutdown.is_some() && making {
+            return Err((ErrorKind::FailedPrecondition, "the pod is shutting down".to_owned()));
+        }
+        match request {
+            Request::Hello { version } => self.hello(client, version),
+            Request::Create { id, bundle, cgroup, log, pid } => {
+                self.create(client, New { id, bundle, cgroup, log, pid })
+            }
+            Request::Start { id } => self.start(client, &id),
+            Request::Kill { id, signal, all } => self.kill(&id, signal, all),
+            Request::ReopenLog { id } => self.reopen_log(&id),
+            Request::Forget { id } => self.forget(client, &id),
+            Request::State => self.state(client),
+            Request::Subscribe => {
+                if let Some(connection) = self.connection(client) {
+                    connection.subscribed = true;
+                }
+                DONE
+            }
+            Request::Exec { id, exec } => self.exec(client, &id, &exec, descriptors),
+            Request::Shutdown => self.shut_down(Some(client)),
+        }
+    }
+
+    fn find(&mut self, id: &str) -> Result<&mut Container, Refusal> {
+        let found = self.containers.iter_mut().find(|container| container.id == id);
+        found.ok_or_else(|| (ErrorKind::NotFound, format!("no container {id:?}")))
+    }
+
+    fn create(&mut self, client: u32, new: New) -> Answer {
+        new.check()?;
+        if self.containers.iter().any(|container| container.id == new.id) {
+            return Err((ErrorKind::AlreadyExists, format!("there is a container {:?} already", new.id)));
+        }
+        let number = self.next_number();
+        let container = self.make(number, client, new)?;
+        self.containers.push(container);
+        Ok(None)
+    }
+
+    fn make(&self, number: u32, client: u32, new: New) -> Result<Container, Refusal> {
+        let log = new.log.as_deref().map(open_log).transpose()?;
+        let ((stdout, out), (stderr, err)) = match &log {
+            Some(_) => (self.output(Source::Stdout(number))?, self.output(Source::Stderr(number))?),
+            None => Default::default(),
+        };
+        let output = |end: &Option<OwnedFd>| match end {
+            Some(end) => internal("duplicate a descriptor", rustix::io::fcntl_dupfd_cloexec(end, 0)),
+            None => internal("duplicate a descriptor", rustix::io::fcntl_dupfd_cloexec(&self.null, 0)),
+        };
+        let (out, err) = (output(&out)?, output(&err)?);
+        let options = SpawnOptions {
+            bundle: &new.bundle,
+            cgroup: &new.cgroup,
+            pid_namespace: self.pid_namespace(&new.pid)?,
+            stdio: [self.null.as_fd(), out.as_fd(), err.as_fd()],
+        };
+        let Child { pid, pidfd, channel } =
+            self.with_original_oom_score(|| spawn(&options)).map_err(internal_error)?;
+        if let Err(refusal) = self.watch_child(Source::Container(number), &channel) {
+            // It is reaped as somebody whom nobody knows.
+            let _ = sys::signal::pidfd_send_signal(&pidfd, libc::SIGKILL);
+            return Err(refusal);
+        }
+        Ok(Container {
+            number,
+            id: new.id,
+            bundle: new.bundle,
+            cgroup: new.cgroup,
+            pid_mode: new.pid,
+            pid,
+            pidfd,
+            channel: Some(channel),
+            log,
+            stdout: stdout.map(|pipe| Stream::new(b"stdout", pipe)),
+            stderr: stderr.map(|pipe| Stream::new(b"stderr", pipe)),
+            phase: Phase::Creating { client },
+            started_at: 0,
+            failure: None,
+            forget: None,
+        })
+    }
+
+    /// A pipe whose end for reading is watched. Only that end is nonblocking: the other is the container's.
+    fn output(&self, source: Source) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Refusal> {
+        let (reader, writer) = internal("make a pipe", pipe_with(PipeFlags::CLOEXEC))?;
+        internal("make a pipe nonblocking", rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK))?;
+        internal("watch a pipe", self.poll.add(source, &reader, EventFlags::IN))?;
+        Ok((Some(reader), Some(writer)))
+    }
+
+    fn watch_child(&self, source: Source, channel: impl AsFd) -> Result<(), Refusal> {
+        internal("watch a process", self.poll.add(source, channel, EventFlags::IN))
+    }
+
+    fn pid_namespace(&self, mode: &PidMode) -> Result<PidNamespace<'_>, Refusal> {
+        let missing = |what: String| (ErrorKind::FailedPrecondition, what);
+        match mode {
+            PidMode::Private => Ok(PidNamespace::New),
+            PidMode::Host => Ok(PidNamespace::Inherit),
+            PidMode::Pod => match &self.pod_init {
+                Some(init) => Ok(PidNamespace::Join(init.pidfd.as_fd())),
+                None => Err(missing("the pod has no pid namespace to share".to_owned())),
+            },
+            PidMode::Target(id) => {
+                let target =
+                    self.containers.iter().find(|container| container.id == *id && !container.has_exited());
+                let target = target
+                    .ok_or_else(|| missing(format!("no container {id:?} whose pids could be shared")))?;
+                Ok(PidNamespace::Join(target.pidfd.as_fd()))
+            }
+        }
+    }
+
+    fn start(&mut self, client: u32, id: &str) -> Answer {
+        let container = self.find(id)?;
+        if container.phase != Phase::Created {
+            return Err((ErrorKind::FailedPrecondition, format!("container {id:?} is not created")));
+        }
+        let Some(channel) = &container.channel else {
+            return Err((ErrorKind::FailedPrecondition, format!("container {id:?} is ending")));
+        };
+        channel.start().map_err(internal_error)?;
+        container.started_at = now();
+        container.phase = Phase::Starting { client };
+        Ok(None)
+    }
+
+    fn kill(&mut self, id: &str, signal: i32, all: bool) -> Answer {
+        if !(1..=libc::SIGRTMAX()).contains(&signal) {
+            return Err((ErrorKind::InvalidArgument, format!("{signal} is no signal")));
+        }
+        let container = self.find(id)?;
+        if container.has_exited() {
+            return Err((ErrorKind::FailedPrecondition, format!("container {id:?} has exited")));
+        }
+        if all {
+            let cgroup = Cgroup::new(&container.cgroup).map_err(internal_error)?;
+            match signal {
+                libc::SIGKILL => cgroup.kill().map_err(internal_error)?,
+                _ => cgroup.signal(signal).map(drop).map_err(internal_error)?,
+            }
+        }
+        // A process that hasn't reached its cgroup yet was not in the list.
+        if !all || signal == libc::SIGKILL {
+            match container.signal(signal) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(error) => return Err((ErrorKind::Internal, format!("signal container {id:?}: {error}"))),
+            }
+        }
+        DONE
+    }
+
+    fn reopen_log(&mut self, id: &str) -> Answer {
+        let container = self.find(id)?;
+        if container.has_exited() {
+            return Err((ErrorKind::FailedPrecondition, format!("container {id:?} has exited")));
+        }
+        let Some(log) = &mut container.log else {
+            return Err((ErrorKind::FailedPrecondition, format!("container {id:?} has no log")));
+        };
+        match log.reopen() {
+            Ok(()) => DONE,
+            Err(error) => Err((ErrorKind::Internal, format!("reopen {}: {error}", log.path().display()))),
+        }
+    }
+
+    fn forget(&mut self, client: u32, id: &str) -> Answer {
+        let container = self.find(id)?;
+        match container.phase {
+            Phase::Exited(_) => {
+                let number = container.number;
+                self.forget_now(number, Some((client, Response::Done)));
+                Ok(None)
+            }
+            Phase::Created if container.forget.is_none() => {
+                container.forget = Some(client);
+                container.signal(libc::SIGKILL).map_err(|error| (ErrorKind::Internal, error.to_string()))?;
+                Ok(None)
+            }
+            _ => Err((ErrorKind::FailedPrecondition, format!("container {id:?} has not exited"))),
+        }
+    }
+
+    fn state(&mut self, client: u32) -> Answer {
+        let mut states: Vec<_> = self.containers.iter().filter_map(Container::state).collect();
+        while states.len() > STATE_BATCH {
+            let rest = states.split_off(STATE_BATCH);
+            let containers = std::mem::replace(&mut states, rest);
+            self.tell(client, &Response::State { containers, more: true });
+        }
+        Ok(Some(Response::State { containers: states, more: false }))
+    }
+
+    fn exec(&mut self, client: u32, id: &str, name: &str, descriptors: Vec<OwnedFd>) -> Answer {
+        let Ok([process, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(descriptors) else {
+            let text = "an exec needs four descriptors: process, input, output, errors";
+            return Err((ErrorKind::InvalidArgument, text.to_owned()));
+        };
+        let number = self.next_number();
+        let container = self.find(id)?;
+        if container.phase != Phase::Running {
+            return Err((ErrorKind::FailedPrecondition, format!("container {id:?} is not running")));
+        }
+        let cgroup = format!("{}/exec-{number}", container.cgroup);
+        let (bundle, pidfd, container_pid) =
+            (container.bundle.clone(), clone(&container.pidfd)?, container.pid);
+        let options = ExecOptions {
+            pidfd: pidfd.as_fd(),
+            container_pid,
+            bundle: &bundle,
+            cgroup: &cgroup,
+            process: process.as_fd(),
+            stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        };
+        let child = self.with_original_oom_score(|| crate::exec::exec(&options));
+        let child =
+            child.map_err(|error| (ErrorKind::Internal, format!("exec {name:?}: {}", chain(&error))))?;
+        let Child { pid, pidfd, channel } = child;
+        if let Err(refusal) = self.watch_child(Source::Exec(number), &channel) {
+            let _ = sys::signal::pidfd_send_signal(&pidfd, libc::SIGKILL);
+            return Err(refusal);
+        }
+        let channel = Some(channel);
+        self.execs.push(Exec { number, client: Some(client), cgroup, pid, pidfd, channel, failure: None });
+        Ok(None)
+    }
+
+    /// Kills everything. The loop sees when it is gone.
+    pub(super) fn shut_down(&mut self, client: Option<u32>) -> Answer {
+        if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.client.is_some()) {
+            return Err((ErrorKind::FailedPrecondition, "the pod is shutting down".to_owned()));
+        }
+        for exec in &mut self.execs {
+            exec.kill();
+        }
+        for container in self.containers.iter().filter(|container| !container.has_exited()) {
+            let killed = Cgroup::new(&container.cgroup).and_then(|cgroup| cgroup.kill());
+            if let Err(error) = killed {
+                say(&chain(&error));
+            }
+            // One that is gone already is what we want.
+            let _ = container.signal(libc::SIGKILL);
+        }
+        self.shutdown = Some(Shutdown { client, until: Instant::now() + SHUTDOWN });
+        Ok(None)
+    }
+
+    /// Runs `work`, which clones, while our own OOM score is that of any process: a container must not inherit ours.
+    fn with_original_oom_score<T>(&self, work: impl FnOnce() -> T) -> T {
+        let Some(score) = &self.oom_score else { return work() };
+        let set = |value: &str| {
+            if let Err(error) = crate::shim::pod::set_oom_score(value) {
+                say(&format!("set the OOM score to {value}: {error}"));
+            }
+        };
+        set(&score.original);
+        let result = work();
+        set(score.own);
+        result
+    }
+}
+
+/// A container that is asked for.
+struct New {
+    id: String,
+    bundle: PathBuf,
+    cgroup: String,
+    log: Option<PathBuf>,
+    pid: PidMode,
+}
+
+impl New {
+    fn check(&self) -> Result<(), Refusal> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        if self.id.is_empty() || self.id.len() > MAX_ID || !self.id.bytes().all(plain) {
+            return Err((ErrorKind::InvalidArgument, format!("{:?} is no name for a container", self.id)));
+        }
+        Cgroup::new(&self.cgroup).map(drop).map_err(|error| (ErrorKind::InvalidArgument, chain(&error)))
+    }
+}
+
+fn open_log(path: &Path) -> Result<Log, Refusal> {
+    Log::open(path).map_err(|error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
+            _ => ErrorKind::Internal,
+        };
+        (kind, format!("open the log {}: {error}", path.display()))
+    })
+}
+
+fn clone(descriptor: &OwnedFd) -> Result<OwnedFd, Refusal> {
+    internal("duplicate a descriptor", rustix::io::fcntl_dupfd_cloexec(descriptor, 0))
+}
+
+fn internal<T>(step: &str, result: rustix::io::Result<T>) -> Result<T, Refusal> {
+    result.map_err(|errno| (ErrorKind::Internal, format!("{step}: {errno}")))
+}
+
+fn internal_error(error: impl std::error::Error) -> Refusal {
+    (ErrorKind::Internal, chain(&error))
+}
+
+/// Nanoseconds since 1970.
+pub(super) fn now() -> i64 {
+    let now = clock_gettime(ClockId::Realtime);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}

@@ -1,0 +1,10 @@
+//! The shim as a process: the built binary, real containers, real cgroups. Needs root and busybox-static.
+
+mod client;
+mod pod;
+
+mod exec;
+mod lifecycle;
+mod logs;
+mod monitor;
+mod namespaces;
