@@ -52,7 +52,7 @@ impl Prepared {
             )?,
             working_directory: process.cwd().clone(),
             capabilities: Sets::of(process.capabilities().as_ref()).map_err(Error::Capabilities)?,
-            seccomp: seccomp.as_ref().map(seccomp::Program::filters),
+            seccomp: seccomp.map(|program| credential::filters(&program.to_bytes())),
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             rlimits: process.rlimits().clone().unwrap_or_default(),
             oom_score: process.oom_score_adj(),

@@ -65,6 +65,18 @@ pub(crate) fn no_new_privs() -> Result<()> {
     named(rustix::thread::set_no_new_privs(true), || "prctl(PR_SET_NO_NEW_PRIVS)")
 }
 
+/// The instructions of a seccomp program whose bytes are `struct sock_filter`s.
+pub(crate) fn filters(program: &[u8]) -> Vec<libc::sock_filter> {
+    let (instructions, _) = program.as_chunks();
+    let filter = |&[c0, c1, jt, jf, k0, k1, k2, k3]: &[u8; 8]| libc::sock_filter {
+        code: u16::from_ne_bytes([c0, c1]),
+        jt,
+        jf,
+        k: u32::from_ne_bytes([k0, k1, k2, k3]),
+    };
+    instructions.iter().map(filter).collect()
+}
+
 /// `seccomp(SECCOMP_SET_MODE_FILTER, 0, filters)`.
 pub(crate) fn load_seccomp(filters: &[libc::sock_filter]) -> Result<()> {
     let Ok(len) = u16::try_from(filters.len()) else {
