@@ -117,7 +117,7 @@ fn every_way_takes_odd_paths() {
         let stack = Stack::new();
         let lower = [
             stack.layer("with:colon"),
-            stack.layer("with,a comma"),
+            stack.layer("with,the comma"),
             stack.layer("with\\back\\slashes"),
             stack.layer("with space=1"),
         ];
