@@ -7,6 +7,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
 use super::{Error, Result};
+use crate::seccomp::{self, Program};
 
 /// `config.json`.
 pub(super) fn read_spec(bundle: &Path) -> Result<Spec> {
@@ -15,9 +16,9 @@ pub(super) fn read_spec(bundle: &Path) -> Result<Spec> {
     serde_json::from_slice(&text).map_err(|source| Error::Parse { path, source })
 }
 
-/// The filter to load, as the bytes of its instructions: `seccomp.bpf` when it is there, else what
+/// The filter to load: `seccomp.bpf` when it is there, else what
 /// the configuration's profile compiles to.
-pub(super) fn seccomp(bundle: &Path, profile: Option<&LinuxSeccomp>) -> Result<Option<Vec<u8>>> {
+pub(super) fn seccomp(bundle: &Path, profile: Option<&LinuxSeccomp>) -> Result<Option<Program>> {
     match compiled(bundle)? {
         Some(filter) => Ok(Some(filter)),
         None => compile(profile),
@@ -25,25 +26,22 @@ pub(super) fn seccomp(bundle: &Path, profile: Option<&LinuxSeccomp>) -> Result<O
 }
 
 /// The same for an exec, which reads the configuration only when it has to.
-pub(crate) fn seccomp_of_exec(bundle: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn seccomp_of_exec(bundle: &Path) -> Result<Option<Program>> {
     match compiled(bundle)? {
         Some(filter) => Ok(Some(filter)),
         None => compile(read_spec(bundle)?.linux().as_ref().and_then(|linux| linux.seccomp().as_ref())),
     }
 }
 
-fn compiled(bundle: &Path) -> Result<Option<Vec<u8>>> {
+fn compiled(bundle: &Path) -> Result<Option<Program>> {
     let path = bundle.join("seccomp.bpf");
     match fs::read(&path) {
-        Ok(bytes) => Ok(Some(bytes)),
+        Ok(bytes) => Program::from_bytes(&bytes).map(Some).map_err(Error::SeccompProgram),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path, source }),
     }
 }
 
-fn compile(profile: Option<&LinuxSeccomp>) -> Result<Option<Vec<u8>>> {
-    match profile {
-        None => Ok(None),
-        Some(_) => Err(Error::Unsupported { what: "a seccomp profile that is not compiled".to_owned() }),
-    }
+fn compile(profile: Option<&LinuxSeccomp>) -> Result<Option<Program>> {
+    profile.map(seccomp::compile).transpose().map_err(Error::SeccompProgram)
 }

@@ -153,6 +153,8 @@ pub(crate) enum Error {
     Capabilities(#[source] sys::Error),
     #[error("set no_new_privs")]
     NoNewPrivs(#[source] sys::Error),
+    #[error("prepare the seccomp filter")]
+    SeccompProgram(#[source] crate::seccomp::Error),
     #[error("load the seccomp filter")]
     Seccomp(#[source] sys::Error),
     #[error("working directory {}", path.display())]

@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit};
 use super::{Error, Result, capability::Sets, program::Program, supported};
 use crate::beneath;
 use crate::container::Reporter;
+use crate::seccomp;
 use crate::sys::{self, credential, file};
 
 /// A process ready to be executed.
@@ -24,7 +25,7 @@ pub(crate) struct Prepared {
     program: Program,
     working_directory: PathBuf,
     capabilities: Sets,
-    seccomp: Option<Vec<u8>>,
+    seccomp: Option<Vec<libc::sock_filter>>,
     no_new_privs: bool,
     rlimits: Vec<PosixRlimit>,
     oom_score: Option<i32>,
@@ -36,7 +37,7 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    pub(crate) fn new(process: &Process, seccomp: Option<Vec<u8>>) -> Result<Prepared> {
+    pub(crate) fn new(process: &Process, seccomp: Option<seccomp::Program>) -> Result<Prepared> {
         supported::check_process(process)?;
         let user = process.user();
         let groups = user.additional_gids().clone().unwrap_or_default();
@@ -51,7 +52,7 @@ impl Prepared {
             )?,
             working_directory: process.cwd().clone(),
             capabilities: Sets::of(process.capabilities().as_ref()).map_err(Error::Capabilities)?,
-            seccomp,
+            seccomp: seccomp.map(|program| credential::filters(&program.to_bytes())),
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             rlimits: process.rlimits().clone().unwrap_or_default(),
             oom_score: process.oom_score_adj(),
@@ -113,7 +114,7 @@ impl Prepared {
     fn load_seccomp(&self) -> Result<()> {
         self.seccomp
             .as_ref()
-            .map_or(Ok(()), |program| credential::load_seccomp(program).map_err(Error::Seccomp))
+            .map_or(Ok(()), |filters| credential::load_seccomp(filters).map_err(Error::Seccomp))
     }
 
     fn change_user(&self) -> Result<()> {

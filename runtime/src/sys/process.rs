@@ -120,10 +120,17 @@ fn close_range(first: u32, flags: u32) -> Result<()> {
 
 /// Default disposition for every signal and an empty mask: what a program expects at its start.
 pub(crate) fn reset_signals() -> Result<()> {
-    for signal in 1..=libc::SIGRTMAX() {
-        // Fails for SIGKILL, SIGSTOP and the C library's own two, which nobody could have changed.
-        // SAFETY: SIG_DFL installs no code of ours.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    /// The kernel's `struct sigaction`, which is at most this long; zeros are SIG_DFL without flags.
+    const DEFAULT: [u64; 8] = [0; 8];
+    /// Bytes of the kernel's `sigset_t`.
+    const SET_SIZE: usize = 8;
+    // Past the C library, which keeps two signals to itself and lets nobody undo what a parent did to them.
+    for signal in 1..=64 {
+        // Fails for SIGKILL and SIGSTOP, which nobody could have changed.
+        // SAFETY: the kernel reads a prefix of DEFAULT, writes nothing, and SIG_DFL runs no code of ours.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null::<u64>(), SET_SIZE)
+        };
     }
     // SAFETY: sigset_t is plain data, and sigemptyset gives it its value.
     let result = unsafe {
