@@ -25,8 +25,7 @@ pub(crate) struct Prepared {
     program: Program,
     working_directory: PathBuf,
     capabilities: Sets,
-    /// The bytes of its instructions.
-    seccomp: Option<Vec<u8>>,
+    seccomp: Option<Vec<libc::sock_filter>>,
     no_new_privs: bool,
     rlimits: Vec<PosixRlimit>,
     oom_score: Option<i32>,
@@ -53,7 +52,7 @@ impl Prepared {
             )?,
             working_directory: process.cwd().clone(),
             capabilities: Sets::of(process.capabilities().as_ref()).map_err(Error::Capabilities)?,
-            seccomp: seccomp.as_ref().map(seccomp::Program::to_bytes),
+            seccomp: seccomp.map(|program| credential::filters(&program.to_bytes())),
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             rlimits: process.rlimits().clone().unwrap_or_default(),
             oom_score: process.oom_score_adj(),
@@ -115,7 +114,7 @@ impl Prepared {
     fn load_seccomp(&self) -> Result<()> {
         self.seccomp
             .as_ref()
-            .map_or(Ok(()), |program| credential::load_seccomp(program).map_err(Error::Seccomp))
+            .map_or(Ok(()), |filters| credential::load_seccomp(filters).map_err(Error::Seccomp))
     }
 
     fn change_user(&self) -> Result<()> {

@@ -7,6 +7,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -122,12 +123,12 @@ fn with_context(layers: &Layers, options: &Options, target: &Path) -> sys::Resul
     sys::mount::attach_at(detached, rustix::fs::CWD, target)
 }
 
-/// A parameter takes 255 bytes, and some of them have their backslashes taken away by the kernel; a path that is
-/// longer or has any goes by its descriptor, which `open` keeps until the mount is made.
+/// A parameter takes 255 bytes, and which of them mean themselves differs between parameters and
+/// kernels: a long or an odd path goes by its descriptor, which `open` keeps until the mount is made.
 fn path_parameter(context: &Context, key: &str, path: &Path, open: &mut Vec<OwnedFd>) -> sys::Result<()> {
     const MAX_PARAMETER: usize = 255;
-    let bytes = path.as_os_str().as_encoded_bytes();
-    if bytes.len() <= MAX_PARAMETER && !bytes.contains(&b'\\') {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() <= MAX_PARAMETER && !bytes.iter().any(|byte| b":,\\".contains(byte)) {
         return context.string(key, path);
     }
     let directory = sys::mount::open_directory(path)?;

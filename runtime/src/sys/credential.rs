@@ -65,22 +65,25 @@ pub(crate) fn no_new_privs() -> Result<()> {
     named(rustix::thread::set_no_new_privs(true), || "prctl(PR_SET_NO_NEW_PRIVS)")
 }
 
-/// `seccomp(SECCOMP_SET_MODE_FILTER, 0, program)`, the program as the bytes of its `sock_filter`s.
-pub(crate) fn load_seccomp(program: &[u8]) -> Result<()> {
-    let filters: Vec<libc::sock_filter> = program
-        .chunks_exact(size_of::<libc::sock_filter>())
-        .map(|bytes| libc::sock_filter {
-            code: u16::from_ne_bytes([bytes[0], bytes[1]]),
-            jt: bytes[2],
-            jf: bytes[3],
-            k: u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
-        })
-        .collect();
+/// The instructions of a seccomp program whose bytes are `struct sock_filter`s.
+pub(crate) fn filters(program: &[u8]) -> Vec<libc::sock_filter> {
+    let (instructions, _) = program.as_chunks();
+    let filter = |&[c0, c1, jt, jf, k0, k1, k2, k3]: &[u8; 8]| libc::sock_filter {
+        code: u16::from_ne_bytes([c0, c1]),
+        jt,
+        jf,
+        k: u32::from_ne_bytes([k0, k1, k2, k3]),
+    };
+    instructions.iter().map(filter).collect()
+}
+
+/// `seccomp(SECCOMP_SET_MODE_FILTER, 0, filters)`.
+pub(crate) fn load_seccomp(filters: &[libc::sock_filter]) -> Result<()> {
     let Ok(len) = u16::try_from(filters.len()) else {
         return named(Err(rustix::io::Errno::TOOBIG), || "seccomp(SECCOMP_SET_MODE_FILTER)");
     };
     let program = libc::sock_fprog { len, filter: filters.as_ptr().cast_mut() };
-    // SAFETY: the kernel copies the program, which lives through the call, and verifies it.
+    // SAFETY: the kernel only reads the program, which lives through the call, and checks it.
     let result = check(unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::from_ref(&program))
     });

@@ -248,7 +248,7 @@ fn own_executable_is_out_of_reach() {
     )));
     assert_eq!(outcome.stderr.matches("Read-only file system").count(), 2, "{}", outcome.stderr);
     assert_eq!(stat(), before);
-    // The first process ends only when all of its namespace are reaped, and this one is ours to reap.
+    // Pid 1 of a namespace ends only after all others in it were reaped.
     drop(evil);
     container.kill();
 }
@@ -269,6 +269,6 @@ fn process_in_the_making_is_out_of_reach() {
     assert_eq!(container.process.report(), Report::Executed);
     let after = holder.exec(&look);
     assert!(after.stdout.starts_with("/bin/busybox\n"), "as soon as it is the container's: {after:?}");
-    container.kill();
+    drop(container);
     holder.kill();
 }

@@ -164,7 +164,7 @@ fn exec_has_only_stdio() {
     let process = container.exec_start(&process);
     assert_eq!(process.report(), Report::Executed);
     assert_eq!(process.descriptors(), ["0", "1", "2"]);
-    // The first process ends only when all of its namespace are reaped, and this one is ours to reap.
+    // Pid 1 of a namespace ends only after all others in it were reaped.
     drop(process);
     container.kill();
 }

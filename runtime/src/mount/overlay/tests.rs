@@ -117,7 +117,7 @@ fn every_way_takes_odd_paths() {
         let stack = Stack::new();
         let lower = [
             stack.layer("with:colon"),
-            stack.layer("with,a,comma"),
+            stack.layer("with,the comma"),
             stack.layer("with\\back\\slashes"),
             stack.layer("with space=1"),
         ];
@@ -184,6 +184,11 @@ fn failure_says_what_the_kernel_says() {
         assert!(error.is_not_found(), "{name}: {error:?}");
         assert_eq!(error.to_string(), format!("mount overlay at {}", stack.merged().display()));
     }
+    let mut options = stack.options(&[stack.layer("a")]);
+    options.data.push(("nonsense".to_owned(), Some("1".to_owned())));
+    let error = mount(&options, &stack.merged()).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.ends_with("Unknown parameter 'nonsense'"), "{cause}");
 }
 
 #[test]

@@ -38,7 +38,9 @@ impl Server {
             } else if let Some(exec) = self.execs.iter().find(|exec| exec.pid == pid) {
                 self.exec_ended(exec.number, status);
             } else if self.pod_init.as_ref().is_some_and(|init| init.pid == pid) {
-                say("the first process of the pod's pid namespace has ended");
+                if self.shutdown.is_none() {
+                    say("the first process of the pod's pid namespace has ended");
+                }
                 self.pod_init = None;
             }
             // Anybody else was an orphan of the pod, and it is enough that it is reaped.
