@@ -33,7 +33,7 @@ use crate::{
     store::Inner,
 };
 
-pub use error::Error;
+pub(crate) use error::Error;
 pub(crate) use flight::Flights;
 pub(crate) use progress::Reports;
 pub use progress::{Phase, Progress, ProgressEvent};

@@ -29,7 +29,7 @@ use auth::{Challenge, Token};
 use transport::{Request, host};
 
 pub use auth::Auth;
-pub use error::Error;
+pub(crate) use error::Error;
 pub use transport::Patience;
 pub(crate) use transport::Transport;
 
