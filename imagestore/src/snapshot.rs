@@ -77,6 +77,8 @@ pub struct Directories {
 pub struct Snapshots {
     folders: Arc<Folders>,
     state: Mutex<State>,
+    /// Held while layers are synced: two would write the same records.
+    syncing: Mutex<()>,
 }
 
 /// The directories that everything happens in.
@@ -116,7 +118,7 @@ impl Snapshots {
     pub fn open(root: &Path) -> Result<Snapshots, Error> {
         let folders = Folders::open(root)?;
         let state = recover::recover(&folders)?;
-        Ok(Snapshots { folders: Arc::new(folders), state: Mutex::new(state) })
+        Ok(Snapshots { folders: Arc::new(folders), state: Mutex::new(state), syncing: Mutex::default() })
     }
 
     /// Whether the layers of the chain are unpacked.
@@ -169,6 +171,7 @@ impl Snapshots {
 
     /// Makes all that is committed durable: first the files, then the records that vouch for them.
     pub fn sync(&self) -> Result<(), Error> {
+        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let unsynced: Vec<(record::Layer, Arc<OwnedFd>)> = {
             let state = self.state();
             let unsynced = |layer: &Committed| Some((layer.record.clone(), layer.unsynced.clone()?));

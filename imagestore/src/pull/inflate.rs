@@ -41,7 +41,7 @@ type Block = io::Result<Vec<u8>>;
 
 /// Sends blocks until the blob ends, fails, or nobody wants more.
 fn produce<R: BufRead>(blob: &mut R, size: u64, full: &SyncSender<Block>, emptied: &Receiver<Vec<u8>>) {
-    let mut decoder = match Decoder::new(blob) {
+    let mut decoder = match decoder(blob) {
         Ok(decoder) => decoder,
         Err(error) => return drop(full.send(Err(error))),
     };
@@ -110,41 +110,22 @@ impl Read for Blocks {
     }
 }
 
-type Peeked<'a, R> = io::Chain<Cursor<Vec<u8>>, &'a mut R>;
-
-enum Decoder<'a, R: BufRead> {
-    Gzip(Box<MultiGzDecoder<Peeked<'a, R>>>),
-    Zstd(zstd::stream::read::Decoder<'static, Peeked<'a, R>>),
-    Plain(Peeked<'a, R>),
-}
-
-impl<'a, R: BufRead> Decoder<'a, R> {
-    fn new(blob: &'a mut R) -> io::Result<Decoder<'a, R>> {
-        let mut magic = Vec::with_capacity(4);
-        blob.by_ref().take(4).read_to_end(&mut magic)?;
-        let kind = magic.clone();
-        let peeked = Cursor::new(magic).chain(blob);
-        Ok(match kind[..] {
-            [0x1f, 0x8b, ..] => Decoder::Gzip(Box::new(MultiGzDecoder::new(peeked))),
-            // A frame, or a frame to be skipped, which tools put in front.
-            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(peeked)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-                Decoder::Zstd(decoder)
-            }
-            _ => Decoder::Plain(peeked),
-        })
-    }
-}
-
-impl<R: BufRead> Read for Decoder<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Decoder::Gzip(decoder) => decoder.read(buffer),
-            Decoder::Zstd(decoder) => decoder.read(buffer),
-            Decoder::Plain(blob) => blob.read(buffer),
+/// A reader of what is inside, by the first bytes.
+fn decoder<'a, R: BufRead>(blob: &'a mut R) -> io::Result<Box<dyn Read + 'a>> {
+    let mut magic = Vec::with_capacity(4);
+    blob.by_ref().take(4).read_to_end(&mut magic)?;
+    let kind = magic.clone();
+    let peeked = Cursor::new(magic).chain(blob);
+    Ok(match kind[..] {
+        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(peeked)),
+        // A frame, or a frame to be skipped, which tools put in front.
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(peeked)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(decoder)
         }
-    }
+        _ => Box::new(peeked),
+    })
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ pub(crate) struct Reports(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     listeners: Vec<Progress>,
-    /// By position in the image: two layers may be one blob.
+    /// By position in the image, for two layers may be one blob; and when it was last told.
     latest: BTreeMap<usize, (ProgressEvent, Instant)>,
 }
 
@@ -96,20 +96,19 @@ impl Reports {
     pub(crate) fn report(&self, layer: usize, event: ProgressEvent) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let counts = match state.latest.get(&layer) {
-            Some((before, _)) if before.phase == event.phase && before.current == event.current => return,
-            Some((before, at)) if before.phase == event.phase && event.current < event.total => {
-                if now - *at < PACE {
-                    return;
-                }
-                true
+        let (mut told, mut counts) = (now, false);
+        if let Some((before, at)) = state.latest.get(&layer) {
+            counts = before.phase == event.phase;
+            if counts && (before.current == event.current || event.current < event.total && now - *at < PACE)
+            {
+                told = *at;
             }
-            Some((before, _)) => before.phase == event.phase,
-            None => false,
-        };
-        state.listeners.retain(|listener| listener.0.as_ref().is_some_and(|sender| !sender.is_closed()));
-        state.listeners.iter().for_each(|listener| listener.send(&event, counts));
-        state.latest.insert(layer, (event, now));
+        }
+        if !counts || told == now {
+            state.listeners.retain(|listener| listener.0.as_ref().is_some_and(|sender| !sender.is_closed()));
+            state.listeners.iter().for_each(|listener| listener.send(&event, counts));
+        }
+        state.latest.insert(layer, (event, told));
     }
 
     /// Ends the channels of all listeners.

@@ -3,6 +3,8 @@
 //! Whoever takes the bytes sees each of them once and in order, whatever happens on the wire. A connection that
 //! breaks is resumed where it broke. Progress buys patience; without progress the attempts are bounded.
 
+use std::io;
+
 use bytes::Bytes;
 use reqwest::{
     Response, StatusCode,
@@ -67,6 +69,9 @@ impl Repository {
             let mut chunk = match timeout_at(deadline, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => chunk,
                 Ok(Ok(None)) => return Err(Error::Truncated { what, expected: size, actual: *at }),
+                Ok(Err(source)) if ended_early(&source) => {
+                    return Err(Error::Truncated { what, expected: size, actual: *at });
+                }
                 Ok(Err(source)) => {
                     let source = source.without_url();
                     return Err(Error::BrokenOff { host, what, expected: size, actual: *at, source });
@@ -95,6 +100,14 @@ impl Repository {
         }
         Ok(())
     }
+}
+
+/// Whether the other side closed the connection in good order, only too soon.
+fn ended_early(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        cause.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof)
+    })
 }
 
 /// The first byte of the blob that this answer has: what was asked for, or 0.

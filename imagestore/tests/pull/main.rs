@@ -1,0 +1,9 @@
+//! Pulls over real sockets, from a registry that also misbehaves.
+
+mod access;
+mod contents;
+mod faults;
+mod images;
+mod removal;
+mod server;
+mod sharing;
