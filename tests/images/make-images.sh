@@ -40,6 +40,7 @@ sources() {
         sort -u
 }
 
+# shellcheck disable=SC1091
 codename() { . /etc/os-release && echo "$VERSION_CODENAME"; }
 
 # How this machine's apt fetches (proxies and the like): apt within a chroot must do the same.
