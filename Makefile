@@ -54,8 +54,8 @@ release: setup-build ## release binaries of agent, command line and runtime
 	$(CARGO) build --release --bins -p sampan-agent -p sampan-runtime
 
 .PHONY: images
-images: setup ## test images, made of Debian packages; those that exist are kept
-	tests/images/make-images.sh
+images: setup ## the images of tests and demo, made of Debian packages; those that exist are kept
+	tests/images/make-images.sh "$${SAMPAN_TEST_IMAGES:-/var/cache/sampan-test-images}" busybox nginx
 
 .PHONY: test
 test: build images ## every test, against the debug binaries and a registry on loopback
