@@ -35,10 +35,12 @@ made() { [ "$(cat "$dir/.stamp-$1" 2>/dev/null)" = "$stamp" ] && [ -f "$dir/$1/i
 
 # The suites of this machine's own Debian mirror, as one-line sources.
 sources() {
+    # shellcheck disable=SC2016  # apt's own placeholders
     apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 'Origin: Debian' |
         sort -u
 }
 
+# shellcheck disable=SC1091
 codename() { . /etc/os-release && echo "$VERSION_CODENAME"; }
 
 # How this machine's apt fetches (proxies and the like): apt within a chroot must do the same.
