@@ -72,7 +72,7 @@ BENCH ?=
 bench: ## measures Sampan beside Debian's containerd and runc
 	@deploy/setup.sh build test bench
 	$(MAKE) release
-	$(CARGO) run --release -p sampan-tests --bin bench -- $(BENCH)
+	$(CARGO) run --release -p sampan-tests --bin sampan-bench -- $(BENCH)
 
 .PHONY: lint
 lint: setup ## formatting, warnings, unused dependencies, shell scripts
