@@ -55,12 +55,6 @@ impl Program {
         }
     }
 
-    /// The instructions as the kernel's `struct sock_fprog` points to them.
-    pub(crate) fn filters(&self) -> Vec<libc::sock_filter> {
-        let filter = |i: &Instruction| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k };
-        self.0.iter().map(filter).collect()
-    }
-
     #[cfg(test)]
     pub(super) fn instructions(&self) -> &[Instruction] {
         &self.0
