@@ -188,9 +188,13 @@ impl Cgroup {
                 Err(error) => return Err(error),
             }
         }
-        let stopped = self.stop_forks();
-        // A fork under way when forking was forbidden shows up in the second round; the third is for hosts that can't forbid.
-        for _ in 0..if stopped { 3 } else { 32 } {
+        // Forks are forbidden only after the first round: a shell whose fork fails would exit before its signal comes,
+        // and its exit code would be the wrong one.
+        if self.signal(libc::SIGKILL)? == 0 {
+            return Ok(());
+        }
+        // A fork under way at that moment shows up in the second of these; the others are for hosts that can't forbid.
+        for _ in 0..if self.stop_forks() { 3 } else { 32 } {
             if self.signal(libc::SIGKILL)? == 0 {
                 break;
             }

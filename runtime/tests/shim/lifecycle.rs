@@ -160,6 +160,19 @@ fn signals_reach_the_first_process_or_all() {
 }
 
 #[test]
+fn killing_all_of_a_busy_container_is_seen_as_a_signal() {
+    let pod = Pod::new();
+    let (client, events) = (pod.connect(), pod.subscribe());
+    for round in 0..10 {
+        let name = format!("c{round}");
+        pod.run(&client, &name, &["/bin/sh", "-c", "while :; do echo x | cat; done"], Variation::default());
+        eventually("it forks", || !pod.lines(&name).is_empty());
+        client.done(&Request::Kill { id: name.clone(), signal: 9, all: true });
+        assert_eq!(events.exit_of(&name).signal, Some(9));
+    }
+}
+
+#[test]
 fn real_time_signals_pass() {
     let pod = Pod::new();
     let (client, events) = (pod.connect(), pod.subscribe());

@@ -200,19 +200,19 @@ impl Server {
         if container.has_exited() {
             return Err((ErrorKind::FailedPrecondition, format!("container {id:?} has exited")));
         }
-        if all {
-            let cgroup = Cgroup::new(&container.cgroup).map_err(internal_error)?;
-            match signal {
-                libc::SIGKILL => cgroup.kill().map_err(internal_error)?,
-                _ => cgroup.signal(signal).map(drop).map_err(internal_error)?,
-            }
-        }
-        // A process that hasn't reached its cgroup yet was not in the list.
+        // The first process comes first, so that it ends by the signal and not because of what becomes of the others.
         if !all || signal == libc::SIGKILL {
             match container.signal(signal) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(error) => return Err((ErrorKind::Internal, format!("signal container {id:?}: {error}"))),
+            }
+        }
+        if all {
+            let cgroup = Cgroup::new(&container.cgroup).map_err(internal_error)?;
+            match signal {
+                libc::SIGKILL => cgroup.kill().map_err(internal_error)?,
+                _ => cgroup.signal(signal).map(drop).map_err(internal_error)?,
             }
         }
         DONE
@@ -302,12 +302,12 @@ impl Server {
             exec.kill();
         }
         for container in self.containers.iter().filter(|container| !container.has_exited()) {
+            // One that is gone already is what we want.
+            let _ = container.signal(libc::SIGKILL);
             let killed = Cgroup::new(&container.cgroup).and_then(|cgroup| cgroup.kill());
             if let Err(error) = killed {
                 say(&chain(&error));
             }
-            // One that is gone already is what we want.
-            let _ = container.signal(libc::SIGKILL);
         }
         self.shutdown = Some(Shutdown { client, until: Instant::now() + SHUTDOWN });
         Ok(None)
