@@ -193,7 +193,9 @@ fn failure_says_what_the_kernel_says() {
     options.data.push(("nonsense".to_owned(), Some("1".to_owned())));
     let error = mount(&options, &stack.merged()).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(cause.ends_with("Unknown parameter 'nonsense'"), "{cause}");
+    // The classic call logs for the whole machine only; its own text then has to do.
+    let told = if has_layer_parameters() { "Unknown parameter 'nonsense'" } else { "nonsense=1" };
+    assert!(cause.contains(told), "{cause}");
 }
 
 #[test]
