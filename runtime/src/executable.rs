@@ -53,7 +53,6 @@ fn protect_self() -> Result<(), Cause> {
     if is_read_only(&own)? {
         return Ok(());
     }
-    // Through the magic link, since a descriptor of a mount that is not in this namespace can't be cloned from.
     let mount = sys::mount::clone_tree(&own, "", false).map_err(Cause::Call)?;
     let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
     sys::mount::set_attributes(&mount, attributes, false).map_err(Cause::Call)?;

@@ -58,6 +58,8 @@ pub(crate) fn run(setup: &Setup<'_>, reporter: &Reporter) -> Result<Infallible> 
     let prepared = Prepared::new(process, bundle::seccomp(setup.bundle, linux.seccomp().as_ref())?)?;
     let root = spec.root().as_ref().ok_or(Error::Missing { field: "root" })?;
 
+    // Modes of what is made are meant as they are written, whatever the parent's mask.
+    rustix::process::umask(rustix::fs::Mode::empty());
     sys::process::setsid().map_err(Error::Session)?;
     prepared.set_oom_score()?;
     let namespaces = namespace::Namespaces::of(linux)?;

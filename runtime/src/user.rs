@@ -208,11 +208,14 @@ fn read(root: BorrowedFd<'_>, path: &'static str) -> Result<String, Error> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(Error::NotRegular { path });
     }
+    if stat.st_size as u64 > MAX_SIZE {
+        return Err(Error::TooLarge { path });
+    }
     let link = format!("/proc/self/fd/{}", found.as_raw_fd());
     let read_error = |source| Error::Read { path, source };
     let file = std::fs::File::open(link).map_err(read_error)?;
     let mut bytes = Vec::new();
-    // The size that stat tells may change; what is read counts.
+    // The size may have changed since; what is read counts.
     file.take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(read_error)?;
     if bytes.len() as u64 > MAX_SIZE {
         return Err(Error::TooLarge { path });

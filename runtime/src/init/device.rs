@@ -28,8 +28,6 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 pub(super) fn make(rootfs: &Rootfs, mounts: &[Mount], devices: &[LinuxDevice]) -> Result<()> {
-    // Modes are meant as they are written.
-    rustix::process::umask(rustix::fs::Mode::empty());
     if !is_bound(mounts) {
         let failed = |name: &str| {
             let path = Path::new("/dev").join(name);

@@ -1,15 +1,15 @@
 //! What a configuration may ask for and this runtime doesn't do: said before anything is done,
 //! and never ignored, because whoever asked relies on it.
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 
 use super::{Error, Result};
 
 pub(super) fn check(spec: &Spec) -> Result<()> {
-    refuse(spec.hooks().is_some(), "hooks")?;
+    refuse(spec.hooks().as_ref().is_some_and(has_any), "hooks")?;
     for mount in spec.mounts().iter().flatten() {
         refuse(
-            mount.uid_mappings().is_some() || mount.gid_mappings().is_some(),
+            is_given(mount.uid_mappings()) || is_given(mount.gid_mappings()),
             &format!("id mapping of the mount at {}", mount.destination().display()),
         )?;
     }
@@ -18,7 +18,7 @@ pub(super) fn check(spec: &Spec) -> Result<()> {
         let unsupported = matches!(namespace.typ(), LinuxNamespaceType::User | LinuxNamespaceType::Time);
         refuse(unsupported, &format!("a {} namespace", namespace.typ()))?;
     }
-    refuse(linux.uid_mappings().is_some() || linux.gid_mappings().is_some(), "id mapping")?;
+    refuse(is_given(linux.uid_mappings()) || is_given(linux.gid_mappings()), "id mapping")?;
     refuse(linux.time_offsets().is_some(), "timeOffsets")?;
     refuse(linux.net_devices().is_some(), "netDevices")?;
     refuse(linux.intel_rdt().is_some(), "intelRdt")?;
@@ -36,6 +36,17 @@ pub(super) fn check_process(process: &Process) -> Result<()> {
     refuse(process.io_priority().is_some(), "ioPriority")?;
     refuse(process.scheduler().is_some(), "scheduler")?;
     refuse(process.exec_cpu_affinity().is_some(), "execCPUAffinity")
+}
+
+fn has_any(hooks: &Hooks) -> bool {
+    #[allow(deprecated, reason = "a hook of the old kind would be lost as well")]
+    let lists = [hooks.prestart(), hooks.create_runtime(), hooks.create_container()];
+    let lists = lists.into_iter().chain([hooks.start_container(), hooks.poststart(), hooks.poststop()]);
+    lists.into_iter().any(is_given)
+}
+
+fn is_given<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_some_and(|list| !list.is_empty())
 }
 
 fn refuse(asked: bool, what: &str) -> Result<()> {

@@ -27,6 +27,7 @@ crate::cases![
     host_mounts_are_gone,
     mounts_of_the_host_do_not_change,
     missing_root_is_an_error_that_names_it,
+    parents_umask_does_not_matter,
 ];
 
 fn default_mounts_have_their_options() {
@@ -278,4 +279,15 @@ fn missing_root_is_an_error_that_names_it() {
     let bundle = Bundle::new(&["true"]).set("/root/path", json!("/no/such/root"));
     let (message, _) = bundle.failure();
     assert!(message.starts_with("root file system /no/such/root: "), "{message}");
+}
+
+fn parents_umask_does_not_matter() {
+    let data = tempfile::tempdir().unwrap();
+    let bundle = Bundle::shell("stat -c '%a' /dev/pts /dev/null /made/here /made /work")
+        .set("/process/cwd", json!("/work"));
+    let bundle = bundle.add_mount(bind(data.path(), "/made/here/data", &[]));
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let outcome = bundle.run();
+    rustix::process::umask(before);
+    assert_eq!(outcome.stdout, "755\n666\n755\n755\n755\n", "{outcome:?}");
 }

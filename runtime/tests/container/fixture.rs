@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use sampan_runtime::cgroup::Cgroup;
-use sampan_runtime::container::{Child, PidNamespace, Report, SpawnOptions, spawn};
+use sampan_runtime::container::{self, Child, PidNamespace, Report, SpawnOptions, spawn};
 use sampan_runtime::exec::{ExecOptions, exec};
 use serde_json::{Value, json};
 
@@ -166,6 +166,10 @@ impl Container<'_> {
     }
 
     pub(crate) fn exec_start(&self, process: &Value) -> Process {
+        self.try_exec(process).unwrap()
+    }
+
+    pub(crate) fn try_exec(&self, process: &Value) -> Result<Process, container::Error> {
         let mut file = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut file, process.to_string().as_bytes()).unwrap();
         std::io::Seek::rewind(&mut file).unwrap();
@@ -177,9 +181,8 @@ impl Container<'_> {
             cgroup: &format!("{}/exec-1", self.bundle.cgroup),
             process: file.as_fd(),
             stdio: stdio.for_child(),
-        })
-        .unwrap();
-        Process::new(child, stdio)
+        })?;
+        Ok(Process::new(child, stdio))
     }
 
     /// Waits until it has exited.

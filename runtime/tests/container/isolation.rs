@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 
-use sampan_runtime::cgroup::Cgroup;
+use sampan_runtime::cgroup::{Cgroup, Layout, layout};
 use sampan_runtime::container::{PidNamespace, Report};
 use serde_json::json;
 
@@ -24,6 +24,7 @@ crate::cases![
     container_sees_its_own_cgroup_only,
     limits_are_in_place,
     unsupported_requests_are_refused,
+    empty_requests_are_no_requests,
     descendants_die_with_pid_1,
 ];
 
@@ -139,13 +140,17 @@ fn other_sysctls_are_refused() {
 }
 
 fn container_sees_its_own_cgroup_only() {
-    let bundle = Bundle::shell(
-        "cat /proc/self/cgroup; cat /sys/fs/cgroup/pids/pids.max; ls /sys/fs/cgroup/pids; \
-         echo 1 > /sys/fs/cgroup/pids/pids.max; mkdir /sys/fs/cgroup/x; echo x > /sys/fs/cgroup/memory/release_agent; exit 0",
-    );
+    let unified = layout().unwrap() == Layout::V2;
+    let directory = if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
+    let bundle = Bundle::shell(&format!(
+        "cat /proc/self/cgroup; cat {directory}/pids.max; ls {directory}; \
+         echo 1 > {directory}/pids.max; mkdir {directory}/x; echo x > /sys/fs/cgroup/release_agent; exit 0",
+    ));
     let outcome = bundle.run();
-    let own = outcome.stdout.lines().filter(|line| line.contains(":pids:") || line.contains(":memory:"));
-    assert!(own.clone().count() == 2 && own.clone().all(|line| line.ends_with(":/")), "{}", outcome.stdout);
+    let own = if unified { vec!["0::/"] } else { vec![":pids:/", ":memory:/"] };
+    for end in own {
+        assert!(outcome.stdout.lines().any(|line| line.ends_with(end)), "{}", outcome.stdout);
+    }
     assert!(outcome.stdout.contains("\n64\n"), "{}", outcome.stdout);
     assert_eq!(outcome.stderr.matches("Read-only file system").count(), 3, "{}", outcome.stderr);
     assert!(!outcome.stdout.contains("release_agent"), "{}", outcome.stdout);
@@ -166,7 +171,7 @@ fn unsupported_requests_are_refused() {
     user.spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
     assert_eq!(user.failure().0, "a user namespace is not supported");
     for (pointer, value) in [
-        ("/hooks", json!({})),
+        ("/hooks", json!({ "poststop": [{ "path": "/bin/true" }] })),
         ("/process/apparmorProfile", json!("docker-default")),
         ("/linux/uidMappings", json!([{ "hostID": 1, "containerID": 0, "size": 1 }])),
     ] {
@@ -174,6 +179,14 @@ fn unsupported_requests_are_refused() {
         assert!(message.ends_with("is not supported"), "{message}");
         assert_eq!(code, 128);
     }
+}
+
+fn empty_requests_are_no_requests() {
+    let bundle = Bundle::new(&["true"])
+        .set("/hooks", json!({ "prestart": [] }))
+        .set("/linux/uidMappings", json!([]))
+        .set("/process/apparmorProfile", json!("unconfined"));
+    bundle.output();
 }
 
 fn descendants_die_with_pid_1() {

@@ -71,7 +71,7 @@ impl Drop for Stack {
 
 type Way = fn(&Layers, &Options, &Path) -> Result<(), Error>;
 
-/// Every way to make the same mount. The kernel at hand knows them all.
+/// Every way to make the same mount. A kernel before 6.8 doesn't know the first.
 const WAYS: [(&str, Way); 3] = [
     ("context", |layers, options, target| {
         with_context(layers, options, target).map_err(Error::mount("overlay", target))
@@ -85,6 +85,11 @@ fn by_descriptors(layers: &Layers, options: &Options, target: &Path) -> Result<(
     classic(layers, options, target, layers.data(escape).len().min(page_size()))
 }
 
+/// Those that the kernel at hand knows.
+fn ways() -> &'static [(&'static str, Way)] {
+    if has_layer_parameters() { &WAYS } else { &WAYS[1..] }
+}
+
 #[test]
 fn this_kernel_takes_layers_one_by_one() {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
@@ -95,7 +100,7 @@ fn this_kernel_takes_layers_one_by_one() {
 
 #[test]
 fn every_way_stacks_layers_in_their_order() {
-    for (name, way) in WAYS {
+    for (name, way) in ways() {
         let stack = Stack::new();
         let lower = [stack.layer("top"), stack.layer("middle"), stack.layer("lowest!")];
         let options = stack.options(&lower);
@@ -113,7 +118,7 @@ fn every_way_stacks_layers_in_their_order() {
 
 #[test]
 fn every_way_takes_odd_paths() {
-    for (name, way) in WAYS {
+    for (name, way) in ways() {
         let stack = Stack::new();
         let lower = [
             stack.layer("with:colon"),
@@ -147,7 +152,7 @@ fn layers_that_exceed_a_page_are_mounted_both_ways() {
     let layers = Layers::of(&options).unwrap();
     assert!(layers.data(escape).len() > 3 * page_size());
     let before = std::env::current_dir().unwrap();
-    for way in [WAYS[0].1, WAYS[1].1] {
+    for (_, way) in &ways()[..ways().len() - 1] {
         way(&layers, &options, &stack.merged()).unwrap();
         assert_eq!(stack.read("who"), format!("{:0>64}", 0));
         stack.assert_writes_go_to_the_upper_directory();
@@ -179,7 +184,7 @@ fn failure_says_what_the_kernel_says() {
     let stack = Stack::new();
     let options = stack.options(&[stack.path("missing")]);
     let layers = Layers::of(&options).unwrap();
-    for (name, way) in WAYS {
+    for (name, way) in ways() {
         let error = way(&layers, &options, &stack.merged()).unwrap_err();
         assert!(error.is_not_found(), "{name}: {error:?}");
         assert_eq!(error.to_string(), format!("mount overlay at {}", stack.merged().display()));
@@ -188,7 +193,9 @@ fn failure_says_what_the_kernel_says() {
     options.data.push(("nonsense".to_owned(), Some("1".to_owned())));
     let error = mount(&options, &stack.merged()).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(cause.ends_with("Unknown parameter 'nonsense'"), "{cause}");
+    // The classic call logs for the whole machine only; its own text then has to do.
+    let told = if has_layer_parameters() { "Unknown parameter 'nonsense'" } else { "nonsense=1" };
+    assert!(cause.contains(told), "{cause}");
 }
 
 #[test]
