@@ -90,6 +90,8 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
     command
         .current_dir(launch.folder)
         .env_clear()
+        // glibc's per-thread cache would hold pages that a single-threaded monitor can do without.
+        .env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
         .stdin(Stdio::from(listener))
         .stdout(Stdio::null())
         .stderr(Stdio::from(log))
@@ -97,8 +99,9 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
     let mut child = command.spawn().map_err(|source| {
         gone(io::Error::new(source.kind(), format!("start {}: {source}", launch.runtime.display())))
     })?;
-    let connection = Connection::open(launch.pod, launch.folder).await;
-    match connection {
+    // It holds the listening socket. A monitor that dies at once is noticed when nobody holds it any more.
+    drop(command);
+    match Connection::open(launch.pod, launch.folder).await {
         Ok(connection) => {
             // The monitor is our child until the agent ends: reap it whenever it goes.
             tokio::spawn(async move { child.wait().await });

@@ -19,7 +19,7 @@ async fn version_is_what_kubelet_accepts() {
         let answer = agent.cri().runtime.version(request).await.unwrap().into_inner();
         assert_eq!(answer.version, "0.1.0");
         assert_eq!(answer.runtime_name, "sampan");
-        assert_eq!(answer.runtime_api_version, "v1");
+        assert_eq!(answer.runtime_api_version, "1.0.0");
         let numbers = answer.runtime_version.split(['-', '+']).next().unwrap().split('.');
         assert_eq!(numbers.filter_map(|number| number.parse::<u32>().ok()).count(), 3, "{answer:?}");
     })

@@ -293,7 +293,7 @@ async fn version(_: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse
         version: "0.1.0".into(),
         runtime_name: "sampan".into(),
         runtime_version: "9.9.9".into(),
-        runtime_api_version: "v1".into(),
+        runtime_api_version: "1.0.0".into(),
     })
 }
 
