@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
+    num::NonZeroU64,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -16,6 +17,7 @@ use std::{
     },
 };
 
+use rustix::fs::Advice;
 use sha2::{Digest as _, Sha256};
 
 use crate::{Digest, Kind};
@@ -162,7 +164,7 @@ impl Content {
             .mode(0o600)
             .open(&path)
             .map_err(|source| Error::Begin { source })?;
-        Ok(Ingest { content: self.clone(), file, path, hash: Sha256::new(), size: 0 })
+        Ok(Ingest { content: self.clone(), file, path, hash: Sha256::new(), size: 0, started: 0 })
     }
 
     /// Stores these bytes, which must be what `digest` names.
@@ -222,7 +224,12 @@ pub(crate) struct Ingest {
     path: PathBuf,
     hash: Sha256,
     size: u64,
+    /// How much of it the kernel was told to begin writing.
+    started: u64,
 }
+
+/// How much is written before the kernel is told to begin with it.
+const WRITE_BACK: u64 = 8 << 20;
 
 impl Ingest {
     /// How much has been written.
@@ -259,6 +266,13 @@ impl Write for Ingest {
         self.file.write_all(bytes)?;
         self.hash.update(bytes);
         self.size += bytes.len() as u64;
+        if self.size - self.started >= WRITE_BACK {
+            // Starts the writing without waiting for it (Linux: mm/fadvise.c), so that the sync at the end of a
+            // large blob finds little left to do. Pages on their way to the disk stay in memory.
+            let length = NonZeroU64::new(self.size - self.started);
+            let _ = rustix::fs::fadvise(&self.file, self.started, length, Advice::DontNeed);
+            self.started = self.size;
+        }
         Ok(bytes.len())
     }
 

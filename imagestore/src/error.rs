@@ -101,6 +101,17 @@ impl Error {
     }
 }
 
+/// An error with all its causes, for one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
 impl snapshot::Error {
     /// What a caller can act on.
     pub fn kind(&self) -> Kind {

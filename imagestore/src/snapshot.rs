@@ -1,16 +1,16 @@
 //! Overlay snapshots: a stack of read-only layers and one writable directory.
 //!
 //! ```text
-//! stage() ─ unpack ─▶ commit(chain) ─▶ sync() ─▶ prepare(key, chain) ─▶ mounts ─▶ remove(key)
-//!   │ drop                 │ kept until remove_committed(chain)
+//! stage() ─ unpack ─▶ commit(chain) ─▶ prepare(key, chain) ─▶ mounts ─▶ remove(key)
+//!   │ drop                 │ sync() at any time; kept until remove_committed(chain)
 //!   ▼                      ▼
 //! nothing            committed/HEX/{fs,record.json}       active/KEY/{fs,work,merged,record.json}
 //! ```
 //!
 //! A committed layer never changes; only an active snapshot is writable. A layer counts after a restart only
-//! if it has a record, and it gets one only after its files are known to be on disk: so `sync` comes after
-//! `commit`, and before anything that names the chain is made durable. An active snapshot is not synced: it
-//! need not survive a power cut. This module returns mounts and performs none of them.
+//! if it has a record. Until `sync` has its files on the disk the record names the boot of the machine, and is
+//! void in any other: a killed process loses nothing, and a power cut leaves no layer with holes. An active
+//! snapshot is not synced: it need not survive a power cut. This module returns mounts and performs none.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -91,6 +91,8 @@ struct Folders {
     removing: OwnedFd,
     /// The next name in `staging` and `removing`.
     next: AtomicU64,
+    /// Names the time since the machine was started.
+    boot: String,
 }
 
 #[derive(Debug, Default)]
@@ -102,7 +104,7 @@ struct State {
 #[derive(Debug)]
 struct Committed {
     record: record::Layer,
-    /// Its directory, as long as it has no durable record.
+    /// Its directory, as long as its record is good for this boot only and a sync can mend that.
     unsynced: Option<Arc<OwnedFd>>,
 }
 
@@ -116,7 +118,11 @@ struct Active {
 impl Snapshots {
     /// Opens what is below `root`, and deletes what no record names: leftovers of a crash.
     pub fn open(root: &Path) -> Result<Snapshots, Error> {
-        let folders = Folders::open(root)?;
+        Snapshots::open_in_boot(root, record::boot())
+    }
+
+    fn open_in_boot(root: &Path, boot: String) -> Result<Snapshots, Error> {
+        let folders = Folders::open(root, boot)?;
         let state = recover::recover(&folders)?;
         Ok(Snapshots { folders: Arc::new(folders), state: Mutex::new(state), syncing: Mutex::default() })
     }
@@ -132,7 +138,7 @@ impl Snapshots {
     }
 
     /// Makes what was unpacked in `stage` the layer that completes `chain`, on top of `parent`.
-    /// Where the chain is there already, that one stays. It is durable after the next [`Snapshots::sync`].
+    /// Where the chain is there already, that one stays. It survives a power cut after the next [`Snapshots::sync`].
     pub fn commit(
         &self,
         stage: Stage,
@@ -156,7 +162,9 @@ impl Snapshots {
             bytes: unpacked.bytes,
             inodes: unpacked.inodes,
             opaque,
+            boot: Some(self.folders.boot.clone()),
         };
+        record::write(stage.directory(), &record).map_err(Error::io("write record of", &path))?;
         let mut state = self.state();
         if state.committed.contains_key(chain) {
             return Ok(());
@@ -169,6 +177,11 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Whether there are layers that a power cut would take.
+    pub(crate) fn has_unsynced(&self) -> bool {
+        self.state().committed.values().any(|layer| layer.unsynced.is_some())
+    }
+
     /// Makes all that is committed durable: first the files, then the records that vouch for them.
     pub fn sync(&self) -> Result<(), Error> {
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,26 +191,22 @@ impl Snapshots {
             state.committed.values().filter_map(unsynced).collect()
         };
         let sync = || fs::syncfs(&self.folders.committed).map_err(Error::io("syncfs", &self.folders.path));
-        sync()?;
+        // The kernel reports a failed write once and forgets the data: a later success would vouch for nothing,
+        // so these layers stay what they are, good until the next boot.
+        sync().inspect_err(|_| self.state().settle(&unsynced))?;
         if unsynced.is_empty() {
             return Ok(());
         }
         for (layer, directory) in &unsynced {
-            match record::write(directory.as_fd(), layer) {
+            let durable = record::Layer { boot: None, ..layer.clone() };
+            match record::write(directory.as_fd(), &durable) {
                 // It was removed meanwhile, and perhaps committed anew.
                 Err(_) if !self.state().is_unsynced(&layer.chain, directory) => {}
                 result => result.map_err(Error::io("write record of", self.folders.layer(&layer.chain)))?,
             }
         }
         sync()?;
-        let mut state = self.state();
-        for (layer, directory) in unsynced {
-            if state.is_unsynced(&layer.chain, &directory)
-                && let Some(committed) = state.committed.get_mut(&layer.chain)
-            {
-                committed.unsynced = None;
-            }
-        }
+        self.state().settle(&unsynced);
         Ok(())
     }
 
@@ -382,6 +391,17 @@ impl State {
     }
 
     /// Whether the chain is what was committed in `directory`, and not yet durable.
+    /// Nothing more is to be done for these layers.
+    fn settle(&mut self, layers: &[(record::Layer, Arc<OwnedFd>)]) {
+        for (layer, directory) in layers {
+            if self.is_unsynced(&layer.chain, directory)
+                && let Some(committed) = self.committed.get_mut(&layer.chain)
+            {
+                committed.unsynced = None;
+            }
+        }
+    }
+
     fn is_unsynced(&self, chain: &ChainId, directory: &Arc<OwnedFd>) -> bool {
         let unsynced = self.committed.get(chain).and_then(|layer| layer.unsynced.as_ref());
         unsynced.is_some_and(|current| Arc::ptr_eq(current, directory))

@@ -8,13 +8,18 @@ use std::{
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use crate::{
     Auth, ChainId, Digest, Error, Image, Kind, Patience, Platform, Progress, Reference, Removed, Snapshots,
     catalog::Catalog,
     content::Content,
+    error,
     gc::Leases,
     pull::{self, Flights, Reports},
     registry::Transport,
@@ -74,8 +79,14 @@ pub(crate) struct Inner {
     pub(crate) transport: Arc<Transport>,
     /// Of the blobs that are being fetched, by registry: a slow one holds nobody else up.
     fetching: Mutex<HashMap<(String, Digest), Weak<BlobLock>>>,
+    /// Whether a thread is waiting to sync what was unpacked.
+    settling: AtomicBool,
     faults: Vec<String>,
 }
+
+/// How long unpacked layers may stay in memory only. Right after a pull somebody wants to start what was pulled,
+/// and on ext4 every small durable write waits for a large sync that runs.
+const SETTLE: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Opens the store below `root`, made if missing, and deletes what an earlier process left half done.
@@ -87,11 +98,14 @@ impl Store {
             .map_err(|source| Error::Open { path: root.to_owned(), source })?;
         let content = Arc::new(Content::open(root)?);
         let snapshots = Snapshots::open(&root.join("snapshots"))?;
-        let usable =
-            |image: &Image| match image.layers.iter().find(|layer| !snapshots.contains(&layer.chain_id)) {
-                Some(layer) => Err(format!("layer {} is not unpacked", layer.chain_id)),
-                None => Ok(()),
-            };
+        // After a power cut layers can be missing whose blobs are here.
+        let usable = |image: &Image| {
+            let mut missing = image.layers.iter().filter(|layer| !snapshots.contains(&layer.chain_id));
+            let Some(first) = missing.next() else { return Ok(()) };
+            tracing::info!(image.id = %image.id, "layers are unpacked again");
+            pull::restore(&content, &snapshots, image)
+                .map_err(|error| format!("layer {} is not there: {}", first.chain_id, error::chain(&error)))
+        };
         let (catalog, faults) = Catalog::open(root, usable)?;
         for fault in &faults {
             tracing::warn!(fault, "image is left out until it is pulled again");
@@ -105,9 +119,14 @@ impl Store {
             leases: Leases::default(),
             transport: Arc::new(transport),
             fetching: Mutex::default(),
+            settling: AtomicBool::new(false),
             faults,
         };
-        Ok(Store { inner: Arc::new(inner), flights: Flights::default() })
+        let store = Store { inner: Arc::new(inner), flights: Flights::default() };
+        if store.inner.snapshots.has_unsynced() {
+            store.inner.settle_later();
+        }
+        Ok(store)
     }
 
     /// What was found damaged when the store was opened. Each cost one image, which a pull brings back.
@@ -182,6 +201,11 @@ impl Store {
         &self.inner.snapshots
     }
 
+    /// Makes the unpacked layers durable now rather than soon, before the machine is shut down, for one.
+    pub fn settle(&self) -> Result<(), Error> {
+        Ok(self.inner.snapshots.sync()?)
+    }
+
     /// What everything takes on the disk.
     pub fn usage(&self) -> Result<StoreUsage, Error> {
         let snapshots = &self.inner.snapshots;
@@ -209,6 +233,27 @@ impl Store {
 impl Inner {
     fn collect(&self) -> Result<Vec<ChainId>, Error> {
         self.leases.collect(&self.content, &self.snapshots, || self.catalog.images())
+    }
+
+    /// Sees to it that layers get to the disk in a while. A layer that does not is unpacked again after a power cut.
+    pub(crate) fn settle_later(self: &Arc<Self>) {
+        if self.settling.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let store = Arc::downgrade(self);
+        let settle = move || {
+            std::thread::sleep(SETTLE);
+            let Some(store) = store.upgrade() else { return };
+            store.settling.store(false, Ordering::SeqCst);
+            if let Err(error) = store.snapshots.sync() {
+                tracing::error!(error = &error as &dyn std::error::Error, "layers do not reach the disk");
+            }
+        };
+        let thread = std::thread::Builder::new().name("settle".to_owned()).spawn(settle);
+        if let Err(error) = thread {
+            self.settling.store(false, Ordering::SeqCst);
+            tracing::warn!(%error, "layers reach the disk when the kernel sees fit");
+        }
     }
 
     fn sweep(&self, mut removed: Removed) -> Result<Removed, Error> {

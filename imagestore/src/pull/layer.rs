@@ -20,7 +20,8 @@ use super::{
     inflate::inflate,
 };
 use crate::{
-    Kind, content,
+    Image, Kind, Snapshots,
+    content::{self, Content},
     image::Layer,
     layer::{self, Unpacked},
     snapshot::Stage,
@@ -54,7 +55,11 @@ pub(super) async fn prepare(work: Arc<Work>, index: usize) -> Result<Option<Read
     if wanted && ready.is_none() {
         let _place = work.until_cancelled(work.unpacks.acquire()).await?;
         report(Phase::Unpacking, 0);
-        ready = match on_a_thread(&work, move |work| unpack_stored(work, index)).await {
+        let unpack = move |work: &Work| {
+            let report = |current| work.report(index, Phase::Unpacking, current);
+            unpack_stored(&work.store.content, &work.store.snapshots, &work.layers[index], report)
+        };
+        ready = match on_a_thread(&work, unpack).await {
             // It was good when it was stored, so the disk is to blame, and the registry has another.
             Err(Error::Content(content::Error::Mismatch { .. })) => {
                 work.store.content.remove(&layer.digest)?;
@@ -135,19 +140,35 @@ fn store_error(layer: &Layer, source: io::Error) -> Error {
 }
 
 /// Unpacks a blob of the content store.
-fn unpack_stored(work: &Work, index: usize) -> Result<Ready, Error> {
-    let layer = &work.layers[index];
-    let report = |current| work.report(index, Phase::Unpacking, current);
-    let file = work.store.content.reader(&layer.digest)?;
+fn unpack_stored(
+    content: &Content,
+    snapshots: &Snapshots,
+    layer: &Layer,
+    report: impl Fn(u64) + Send,
+) -> Result<Ready, Error> {
+    let file = content.reader(&layer.digest)?;
     let mut blob =
         Stored { file: BufReader::with_capacity(1 << 18, file), hash: Sha256::new(), at: 0, report };
-    let stage = work.store.snapshots.stage()?;
+    let stage = snapshots.stage()?;
     let unpacked = lay_out(layer, &mut blob, &stage);
     if unpacked.as_ref().err().is_none_or(|error| error.kind() != Kind::ResourceExhausted) {
         blob.drain().map_err(|source| content::Error::Read { digest: layer.digest.clone(), source })?;
         content::check(&blob.hash, &layer.digest, blob.at)?;
     }
     Ok(Ready { stage, unpacked: unpacked? })
+}
+
+/// Unpacks again what an image lacks, from the blobs that are here.
+pub(crate) fn restore(content: &Content, snapshots: &Snapshots, image: &Image) -> Result<(), Error> {
+    let mut parent = None;
+    for layer in &image.layers {
+        if !snapshots.contains(&layer.chain_id) {
+            let Ready { stage, unpacked } = unpack_stored(content, snapshots, layer, |_| ())?;
+            snapshots.commit(stage, &layer.chain_id, parent, &unpacked)?;
+        }
+        parent = Some(&layer.chain_id);
+    }
+    Ok(())
 }
 
 /// A blob of the content store, hashed as it is read: it may have rotted since it was stored.

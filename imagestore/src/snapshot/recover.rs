@@ -7,6 +7,7 @@ use std::{
     collections::HashSet,
     ffi::CString,
     os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
 };
 
 use rustix::fs::Dir;
@@ -19,9 +20,20 @@ pub(super) fn recover(folders: &Folders) -> Result<State, Error> {
     let mut state = State::default();
     for name in names(folders, folders.committed.as_fd(), "committed")? {
         let read = open_record::<record::Layer>(folders.committed.as_fd(), &name);
-        match read.filter(|record| record.chain.digest().hex() == name) {
+        let usable = |record: &record::Layer| {
+            record.chain.digest().hex() == name
+                && record.boot.as_ref().is_none_or(|boot| *boot == folders.boot)
+        };
+        match read.filter(usable) {
             Some(record) => {
-                state.committed.insert(record.chain.clone(), Committed { record, unsynced: None });
+                // What an earlier process of this boot has not synced is for us to sync.
+                let directory =
+                    record.boot.as_ref().map(|_| open_directory(folders.committed.as_fd(), &name));
+                let unsynced = directory
+                    .transpose()
+                    .map_err(Error::io("openat", folders.layer(&record.chain)))?
+                    .map(Arc::new);
+                state.committed.insert(record.chain.clone(), Committed { record, unsynced });
             }
             None => retire(folders, folders.committed.as_fd(), &name),
         }

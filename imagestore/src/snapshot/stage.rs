@@ -87,7 +87,7 @@ pub(super) fn open_directory(parent: BorrowedFd<'_>, name: &str) -> rustix::io::
 
 impl Folders {
     /// The folders beneath `root`, made where they are missing and closed to everyone else.
-    pub(super) fn open(root: &Path) -> Result<Folders, Error> {
+    pub(super) fn open(root: &Path, boot: String) -> Result<Folders, Error> {
         let top = match make_at(root) {
             Err(Errno::EXIST) => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -118,6 +118,7 @@ impl Folders {
             removing: folder("removing")?,
             path,
             next: 0.into(),
+            boot,
         })
     }
 

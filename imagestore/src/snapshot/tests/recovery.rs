@@ -27,23 +27,40 @@ fn synced_layers_and_snapshots_are_found_again() {
 }
 
 #[test]
-fn layer_that_was_never_synced_does_not_count() {
+fn layer_that_was_never_synced_counts_until_the_machine_restarts() {
     let directory = tempfile::tempdir().unwrap();
-    let snapshots = Snapshots::open(directory.path()).unwrap();
+    let open = |boot: &str| Snapshots::open_in_boot(directory.path(), boot.to_owned()).unwrap();
+    let snapshots = open("one");
     let synced = add(&snapshots, None, &file("a"));
     snapshots.sync().unwrap();
     let unsynced = add(&snapshots, Some(&synced), &file("b"));
     let above = add(&snapshots, Some(&unsynced), &file("c"));
     snapshots.prepare("key", Some(&above)).unwrap();
     drop(snapshots);
-    let snapshots = Snapshots::open(directory.path()).unwrap();
+
+    let snapshots = open("one");
+    assert_eq!(snapshots.committed().len(), 3);
+    assert_eq!(snapshots.keys(), ["key"]);
+    assert!(snapshots.has_unsynced());
+    drop(snapshots);
+
+    let snapshots = open("two");
     assert_eq!(snapshots.committed(), [synced]);
-    assert!(!snapshots.contains(&unsynced));
+    assert!(!snapshots.contains(&unsynced) && !snapshots.has_unsynced());
     // A snapshot without its layers is of no use to anyone.
     assert!(snapshots.keys().is_empty());
     for folder in ["staging", "removing", "active"] {
         assert_eq!(names(&directory.path().join(folder)), [""; 0], "{folder}");
     }
+}
+
+#[test]
+fn layer_that_an_earlier_process_left_unsynced_is_synced_by_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = |boot: &str| Snapshots::open_in_boot(directory.path(), boot.to_owned()).unwrap();
+    let layer = add(&open("one"), None, &file("a"));
+    open("one").sync().unwrap();
+    assert!(open("two").contains(&layer));
 }
 
 #[test]
