@@ -45,7 +45,7 @@ mod tests;
 pub use error::Error;
 pub(crate) use stage::Stage;
 
-use stage::{make_directory, open_directory};
+use stage::{Purpose, make_directory, open_directory};
 
 /// How many layers overlayfs stacks (OVL_MAX_STACK).
 const LAYERS: usize = 500;
@@ -87,9 +87,12 @@ struct Folders {
     path: PathBuf,
     committed: OwnedFd,
     active: OwnedFd,
+    /// Layers that are being unpacked.
+    unpacking: OwnedFd,
+    /// Active snapshots that are being made.
     staging: OwnedFd,
     removing: OwnedFd,
-    /// The next name in `staging` and `removing`.
+    /// The next name in `unpacking`, `staging` and `removing`.
     next: AtomicU64,
     /// Names the time since the machine was started.
     boot: String,
@@ -134,7 +137,7 @@ impl Snapshots {
 
     /// A temporary directory for one layer.
     pub fn stage(&self) -> Result<Stage, Error> {
-        Stage::new(self.folders.clone())
+        Stage::new(self.folders.clone(), Purpose::Layer)
     }
 
     /// Makes what was unpacked in `stage` the layer that completes `chain`, on top of `parent`.
@@ -331,7 +334,7 @@ impl Snapshots {
 
     fn make_active(&self, key: &str, parent: Option<&ChainId>, lower: &[ChainId]) -> Result<(), Error> {
         let path = self.folders.path.join("active").join(key);
-        let stage = Stage::new(self.folders.clone())?;
+        let stage = Stage::new(self.folders.clone(), Purpose::Snapshot)?;
         if let Some(top) = lower.first() {
             // Merged, the root shows the metadata of the topmost directory: that is the writable one.
             inherit::copy_root(&self.folders, top, stage.root())?;

@@ -54,6 +54,7 @@ pub(super) fn recover(folders: &Folders) -> Result<State, Error> {
             None => retire(folders, folders.active.as_fd(), &name),
         }
     }
+    empty(folders, folders.unpacking.as_fd(), "unpacking")?;
     empty(folders, folders.staging.as_fd(), "staging")?;
     empty(folders, folders.removing.as_fd(), "removing")?;
     Ok(state)

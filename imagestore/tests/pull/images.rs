@@ -163,7 +163,7 @@ impl Setup {
 }
 
 pub(crate) fn assert_no_leftovers(root: &Path) {
-    for folder in ["content/ingest", "snapshots/staging", "snapshots/removing"] {
+    for folder in ["content/ingest", "snapshots/unpacking", "snapshots/staging", "snapshots/removing"] {
         assert_eq!(entries(&root.join(folder)), [""; 0], "{folder}");
     }
     let records = entries(&root.join("metadata/images"));

@@ -49,7 +49,7 @@ fn layer_that_was_never_synced_counts_until_the_machine_restarts() {
     assert!(!snapshots.contains(&unsynced) && !snapshots.has_unsynced());
     // A snapshot without its layers is of no use to anyone.
     assert!(snapshots.keys().is_empty());
-    for folder in ["staging", "removing", "active"] {
+    for folder in ["unpacking", "staging", "removing", "active"] {
         assert_eq!(names(&directory.path().join(folder)), [""; 0], "{folder}");
     }
 }
@@ -96,7 +96,8 @@ fn whatever_no_record_names_is_deleted() {
     assert!(!snapshots.contains(&above), "a layer without its parent");
     assert_eq!(snapshots.keys(), ["good"]);
     assert_eq!(names(&root.join("committed")).len(), 2);
-    for (folder, left) in [("active", &["good"][..]), ("staging", &[]), ("removing", &[])] {
+    for (folder, left) in [("active", &["good"][..]), ("unpacking", &[]), ("staging", &[]), ("removing", &[])]
+    {
         assert_eq!(names(&root.join(folder)), left, "{folder}");
     }
 }
