@@ -7,11 +7,13 @@
 mod agent;
 mod exec;
 mod failure;
+mod history;
 mod human;
 mod images;
 mod info;
 mod inspect;
 mod json;
+mod load;
 mod logs;
 mod options;
 mod output;
@@ -21,9 +23,12 @@ mod pull;
 mod remove;
 mod rmi;
 mod run;
+mod save;
 mod stats;
 mod stop;
+mod system;
 mod table;
+mod tag;
 mod version;
 mod wait;
 
@@ -85,6 +90,16 @@ enum Verb {
     Images(images::Arguments),
     /// Remove images
     Rmi(rmi::Arguments),
+    /// Give an image one more name
+    Tag(tag::Arguments),
+    /// Show the steps in which an image was made
+    History(history::Arguments),
+    /// Write images to a tar
+    Save(save::Arguments),
+    /// Read images from a tar
+    Load(load::Arguments),
+    /// Look after the agent's disk
+    System(system::Arguments),
     /// Show the versions of this command and of the agent
     Version(version::Arguments),
     /// Show how the agent is set up and what it holds
@@ -158,6 +173,11 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
         Verb::Pull(arguments) => pull::execute(arguments, &agent.await?, out).await,
         Verb::Images(arguments) => images::execute(arguments, &agent.await?, out).await,
         Verb::Rmi(arguments) => rmi::execute(arguments, &agent.await?, out).await,
+        Verb::Tag(arguments) => tag::execute(arguments, &agent.await?).await,
+        Verb::History(arguments) => history::execute(arguments, &agent.await?, out).await,
+        Verb::Save(arguments) => save::execute(arguments, &agent.await?, out).await,
+        Verb::Load(arguments) => load::execute(arguments, &agent.await?, out).await,
+        Verb::System(arguments) => system::execute(arguments, &agent.await?, out).await,
         Verb::Version(arguments) => version::execute(arguments, agent, out).await,
         Verb::Info(arguments) => info::execute(arguments, &agent.await?, out).await,
     }

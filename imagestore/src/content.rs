@@ -237,6 +237,11 @@ impl Ingest {
         self.size
     }
 
+    /// The digest of what was written.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::from_sha256(&self.hash.clone().finalize().into())
+    }
+
     /// Whether what was written is `digest`, `size` bytes long.
     pub(crate) fn verify(&self, digest: &Digest, size: u64) -> Result<(), Error> {
         if self.size != size {

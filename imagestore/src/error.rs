@@ -5,7 +5,7 @@
 
 use std::{io, sync::Arc};
 
-use crate::{Reference, content, metadata, pull, reference, snapshot};
+use crate::{Digest, Reference, archive, content, metadata, pull, reference, snapshot};
 
 /// What a caller can act on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -58,6 +58,18 @@ pub enum Error {
         /// What was asked for.
         text: String,
     },
+    /// A tag was asked for, and this is a name by digest.
+    #[error("{name} names an image by its digest; a tag is NAME or NAME:TAG")]
+    TagIsDigest {
+        /// The name.
+        name: Reference,
+    },
+    /// The image has been removed.
+    #[error("image {id} does not exist")]
+    NoImage {
+        /// The image.
+        id: Digest,
+    },
     /// A pull failed. Everybody who waited for it gets the same cause.
     #[error("pull {reference}")]
     Pull {
@@ -66,6 +78,20 @@ pub enum Error {
         /// Why.
         #[source]
         source: Arc<pull::Error>,
+    },
+    /// Images could not be read from an archive.
+    #[error("load images")]
+    Load {
+        /// Why.
+        #[source]
+        source: archive::Error,
+    },
+    /// Images could not be written to an archive.
+    #[error("save images")]
+    Save {
+        /// Why.
+        #[source]
+        source: archive::Error,
     },
     /// A blob could not be stored, read or deleted.
     #[error(transparent)]
@@ -91,8 +117,12 @@ impl Error {
     /// What a caller can act on.
     pub fn kind(&self) -> Kind {
         match self {
-            Error::Reference(_) | Error::Ambiguous { .. } => Kind::InvalidArgument,
+            Error::Reference(_) | Error::Ambiguous { .. } | Error::TagIsDigest { .. } => {
+                Kind::InvalidArgument
+            }
+            Error::NoImage { .. } => Kind::NotFound,
             Error::Pull { source, .. } => source.kind(),
+            Error::Load { source } | Error::Save { source } => source.kind(),
             Error::Content(error) => error.kind(),
             Error::Snapshot(error) => error.kind(),
             Error::Metadata(error) => error.kind(),

@@ -82,6 +82,17 @@ impl Leases {
     }
 }
 
+impl Lease {
+    /// Holds these as well.
+    pub(crate) fn hold(&mut self, more: impl IntoIterator<Item = Digest>) {
+        let mut counts = self.leases.counts();
+        for digest in more {
+            *counts.entry(digest.clone()).or_default() += 1;
+            self.held.push(digest);
+        }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut counts = self.leases.counts();

@@ -3,11 +3,14 @@
 //! Content is named by its digest and admitted only once verified; layers are unpacked once and shared by
 //! chain id; an image is a record that points at both. Nothing here knows containers, gRPC or who asks.
 
+mod archive;
+mod assemble;
 mod catalog;
 mod content;
 mod digest;
 mod error;
 mod gc;
+mod history;
 mod image;
 mod layer;
 mod manifest;
@@ -17,10 +20,13 @@ mod reference;
 mod registry;
 mod snapshot;
 mod store;
+mod usage;
 
+pub use archive::Loaded;
 pub use catalog::Removed;
 pub use digest::{ChainId, Digest};
 pub use error::{Error, Kind};
+pub use history::Step;
 pub use image::{Image, Layer};
 pub use manifest::Platform;
 pub use pull::{Phase, Progress, ProgressEvent};
@@ -28,3 +34,4 @@ pub use reference::Reference;
 pub use registry::{Auth, Patience};
 pub use snapshot::{Directories, Error as SnapshotError, Snapshots, Usage};
 pub use store::{Store, StoreOptions, StoreUsage};
+pub use usage::ImageUsage;

@@ -36,6 +36,7 @@ use crate::{
 
 pub(crate) use error::Error;
 pub(crate) use flight::Flights;
+pub(crate) use inflate::decoder;
 pub(crate) use layer::restore;
 pub(crate) use progress::Reports;
 pub use progress::{Phase, Progress, ProgressEvent};
@@ -219,6 +220,7 @@ fn complete(
         config: resolved.parsed,
         layers: resolved.layers,
         pinned: false,
+        tagged_at: None,
     };
     Ok(store.catalog.enter(image, reference, &resolved.target)?)
 }

@@ -40,7 +40,7 @@ mod stage;
 mod usage;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::Error;
 pub(crate) use stage::Stage;
@@ -255,6 +255,12 @@ impl Snapshots {
         let state = self.state();
         let record = &state.committed.get(chain)?.record;
         Some(Usage { bytes: record.bytes, inodes: record.inodes })
+    }
+
+    /// The directories of the chain's layers, the topmost first.
+    pub fn layer_directories(&self, chain: &ChainId) -> Result<Vec<PathBuf>, Error> {
+        let stack = self.state().stack(Some(chain))?;
+        Ok(stack.iter().map(|chain| self.folders.layer(chain).join("fs")).collect())
     }
 
     /// Makes a writable snapshot on top of `parent`.

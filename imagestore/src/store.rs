@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     fs::DirBuilder,
+    io::{Read, Write},
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::{
@@ -16,14 +17,17 @@ use std::{
 };
 
 use crate::{
-    Auth, ChainId, Digest, Error, Image, Kind, Patience, Platform, Progress, Reference, Removed, Snapshots,
+    Auth, ChainId, Digest, Error, Image, ImageUsage, Kind, Loaded, Patience, Platform, Progress, Reference,
+    Removed, Snapshots, Step, archive,
     catalog::Catalog,
     content::Content,
     error,
     gc::Leases,
+    history, manifest,
     pull::{self, Flights, Reports},
     registry::Transport,
     snapshot::Usage,
+    usage,
 };
 
 /// How a store goes about things.
@@ -175,6 +179,50 @@ impl Store {
         self.inner.catalog.find(name_or_id)
     }
 
+    /// Gives an image one more name, a tag, and takes it from whoever had it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name with a digest, `NotFound` when the image is gone.
+    pub fn tag(&self, image_id: &Digest, name: &Reference) -> Result<Arc<Image>, Error> {
+        if name.digest().is_some() {
+            return Err(Error::TagIsDigest { name: name.clone() });
+        }
+        let tagged = self.inner.catalog.tag(image_id, name)?;
+        tagged.ok_or_else(|| Error::NoImage { id: image_id.clone() })
+    }
+
+    /// The steps in which an image was made, the newest first.
+    pub fn history(&self, image: &Image) -> Vec<Step> {
+        history::steps(image, &self.images(), &self.inner.snapshots)
+    }
+
+    /// The configuration of an image as it was written, with what this version does not know of.
+    pub fn configuration(&self, image: &Image) -> Result<Vec<u8>, Error> {
+        Ok(self.inner.content.read(&image.id, manifest::MAX_DOCUMENT)?)
+    }
+
+    /// What each image takes, by itself and together with others. Costs no look at any file.
+    pub fn image_usage(&self) -> Vec<ImageUsage> {
+        usage::of_images(self.images(), &self.inner.snapshots, &self.inner.content)
+    }
+
+    /// What the images that `which` picks take together. Costs no look at any file.
+    pub fn usage_of_images(&self, which: impl Fn(&Image) -> bool) -> Usage {
+        let mut images = self.images();
+        images.retain(|image| which(image));
+        usage::of_all(&images, &self.inner.snapshots, &self.inner.content)
+    }
+
+    /// Writes images as one tar, each under the given names: an OCI layout and a Docker archive at once.
+    pub fn save(&self, images: &[(Arc<Image>, Vec<Reference>)], out: impl Write) -> Result<(), Error> {
+        archive::save(&self.inner, images, out).map_err(|source| Error::Save { source })
+    }
+
+    /// Takes in the images of a tar that is an OCI layout or a Docker archive, compressed or not.
+    pub fn load(&self, input: impl Read + Send) -> Result<Vec<Loaded>, Error> {
+        archive::load(&self.inner, input).map_err(|source| Error::Load { source })
+    }
+
     /// Removes an image with all its names, and whatever nobody else needs. A missing one is nothing to remove.
     pub fn remove(&self, image_id: &Digest) -> Result<Removed, Error> {
         let removed = self.inner.catalog.remove(image_id)?;
@@ -231,7 +279,7 @@ impl Store {
 }
 
 impl Inner {
-    fn collect(&self) -> Result<Vec<ChainId>, Error> {
+    pub(crate) fn collect(&self) -> Result<Vec<ChainId>, Error> {
         self.leases.collect(&self.content, &self.snapshots, || self.catalog.images())
     }
 

@@ -17,6 +17,7 @@ fn image(seed: &str) -> Image {
         config: Default::default(),
         layers: vec![layer],
         pinned: false,
+        tagged_at: None,
     }
 }
 
