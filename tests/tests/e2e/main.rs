@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sampan_tests::{Agent, fixture};
 
+mod archive;
 mod bad_input;
 mod cli;
 mod crash;
