@@ -25,6 +25,6 @@ pub use image::{Image, Layer};
 pub use manifest::Platform;
 pub use pull::{Phase, Progress, ProgressEvent};
 pub use reference::Reference;
-pub use registry::{Auth, Patience};
+pub use registry::{Auth, CredentialHelper, Credentials, HelperAnswer, Patience};
 pub use snapshot::{Directories, Error as SnapshotError, Snapshots, Usage};
 pub use store::{Store, StoreOptions, StoreUsage};

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -16,13 +16,14 @@ use std::{
 };
 
 use crate::{
-    Auth, ChainId, Digest, Error, Image, Kind, Patience, Platform, Progress, Reference, Removed, Snapshots,
+    Auth, ChainId, Credentials, Digest, Error, Image, Kind, Patience, Platform, Progress, Reference, Removed,
+    Snapshots,
     catalog::Catalog,
     content::Content,
     error,
     gc::Leases,
     pull::{self, Flights, Reports},
-    registry::Transport,
+    registry::{Routes, Transport},
     snapshot::Usage,
 };
 
@@ -31,6 +32,10 @@ use crate::{
 pub struct StoreOptions {
     /// Registries to speak plain HTTP to, as `host` or `host:port`. Loopback always is.
     pub insecure_registries: Vec<String>,
+    /// The folder with the settings of registries, `HOST/hosts.toml` as containerd has them; it need not exist.
+    pub registry_settings: Option<PathBuf>,
+    /// Credentials for pulls that bring none.
+    pub credentials: Credentials,
     /// How many layers of an image to fetch at a time.
     pub parallel_downloads: usize,
     /// Which image of an index to take.
@@ -43,6 +48,8 @@ impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
             insecure_registries: Vec::new(),
+            registry_settings: None,
+            credentials: Credentials::default(),
             parallel_downloads: 4,
             platform: Platform::default(),
             patience: Patience::default(),
@@ -110,7 +117,11 @@ impl Store {
         for fault in &faults {
             tracing::warn!(fault, "image is left out until it is pulled again");
         }
-        let transport = Transport::new(options.insecure_registries.clone(), options.patience.clone());
+        let routes = Routes {
+            insecure: options.insecure_registries.clone(),
+            certs: options.registry_settings.clone(),
+        };
+        let transport = Transport::new(routes, options.patience.clone(), options.credentials.clone());
         let inner = Inner {
             options,
             content,
