@@ -5,7 +5,7 @@
 
 use std::{io, sync::Arc};
 
-use crate::{Digest, Reference, archive, content, metadata, pull, reference, snapshot};
+use crate::{Digest, Reference, archive, commit, content, diff, metadata, pull, reference, snapshot};
 
 /// What a caller can act on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -79,6 +79,24 @@ pub enum Error {
         #[source]
         source: Arc<pull::Error>,
     },
+    /// No image could be made of a container.
+    #[error("commit snapshot {key}")]
+    Commit {
+        /// The snapshot.
+        key: String,
+        /// Why.
+        #[source]
+        source: commit::Error,
+    },
+    /// What a container has changed could not be told.
+    #[error("compare snapshot {key} with its layers")]
+    Diff {
+        /// The snapshot.
+        key: String,
+        /// Why.
+        #[source]
+        source: diff::Error,
+    },
     /// Images could not be read from an archive.
     #[error("load images")]
     Load {
@@ -122,6 +140,8 @@ impl Error {
             }
             Error::NoImage { .. } => Kind::NotFound,
             Error::Pull { source, .. } => source.kind(),
+            Error::Commit { source, .. } => source.kind(),
+            Error::Diff { source, .. } => source.kind(),
             Error::Load { source } | Error::Save { source } => source.kind(),
             Error::Content(error) => error.kind(),
             Error::Snapshot(error) => error.kind(),

@@ -6,7 +6,9 @@
 mod archive;
 mod assemble;
 mod catalog;
+mod commit;
 mod content;
+mod diff;
 mod digest;
 mod error;
 mod gc;
@@ -24,6 +26,8 @@ mod usage;
 
 pub use archive::Loaded;
 pub use catalog::Removed;
+pub use commit::{ChangeError, Commit, apply_changes};
+pub use diff::{Change, ChangeKind, DiffOptions};
 pub use digest::{ChainId, Digest};
 pub use error::{Error, Kind};
 pub use history::Step;
@@ -31,7 +35,7 @@ pub use image::{Image, Layer};
 pub use manifest::Platform;
 pub use pull::{Phase, Progress, ProgressEvent};
 pub use reference::Reference;
-pub use registry::{Auth, Patience};
+pub use registry::{Auth, CredentialHelper, Credentials, HelperAnswer, Patience};
 pub use snapshot::{Directories, Error as SnapshotError, Snapshots, Usage};
 pub use store::{Store, StoreOptions, StoreUsage};
 pub use usage::ImageUsage;

@@ -273,6 +273,15 @@ pub(crate) fn select<'a>(index: &'a [Descriptor], platform: &Platform) -> Result
     })
 }
 
+/// OCI's word for a type of layers that may be Docker's; gzip when it is none of either.
+pub(crate) fn oci_layer_type(media_type: &str) -> &'static str {
+    match LAYERS.iter().position(|known| *known == media_type) {
+        Some(at @ 0..=5) => LAYERS[at],
+        Some(6) => LAYERS[0],
+        _ => LAYERS[1],
+    }
+}
+
 /// What OCI calls a layer's blob, by the bytes that it begins with.
 pub(crate) fn layer_type(content: &Content, digest: &Digest) -> Result<&'static str, content::Error> {
     let mut magic = Vec::new();

@@ -84,7 +84,9 @@ pub(crate) async fn run(
     reports: Arc<Reports>,
     token: CancellationToken,
 ) -> Result<Arc<Image>, Error> {
-    let repository = Repository::new(&store.transport, &reference, auth)?;
+    let (transport, name) = (store.transport.clone(), reference.clone());
+    let repository = spawn_blocking(move || Repository::new(&transport, &name, auth));
+    let repository = repository.await.map_err(|_| Error::Lost)??;
     let resolved = match token.run_until_cancelled(resolve(&store, &repository, &reference)).await {
         Some(resolved) => resolved?,
         None => return Err(Error::Cancelled),
@@ -137,7 +139,7 @@ async fn resolve(store: &Inner, repository: &Repository, reference: &Reference) 
     };
     let config = match store.content.read(&manifest.config.digest, manifest::MAX_DOCUMENT) {
         Ok(config) => config,
-        Err(_) => repository.config(&manifest.config.digest).await?,
+        Err(_) => repository.small_blob(&manifest.config.digest).await?,
     };
     let digest = || manifest.config.digest.clone();
     let parsed: ImageConfiguration =

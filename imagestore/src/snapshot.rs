@@ -37,6 +37,7 @@ mod overlay;
 mod record;
 mod recover;
 mod stage;
+mod upper;
 mod usage;
 
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub(crate) mod tests;
 
 pub use error::Error;
 pub(crate) use stage::Stage;
+pub(crate) use upper::{Upper, is_whiteout};
 
 use stage::{Purpose, make_directory, open_directory};
 
@@ -102,13 +104,16 @@ struct Folders {
 struct State {
     committed: HashMap<ChainId, Committed>,
     active: HashMap<String, Active>,
+    /// How many layers were committed since the snapshots were opened.
+    commits: u64,
 }
 
 #[derive(Debug)]
 struct Committed {
     record: record::Layer,
-    /// Its directory, as long as its record is good for this boot only and a sync can mend that.
-    unsynced: Option<Arc<OwnedFd>>,
+    /// Tells this commit from a later one of the same chain, as long as the record is good for this boot only and
+    /// a sync can mend that.
+    unsynced: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -173,10 +178,10 @@ impl Snapshots {
             return Ok(());
         }
         state.stack(parent)?;
-        let directory = stage
+        stage
             .place(self.folders.committed.as_fd(), chain.digest().hex())
             .map_err(Error::io("renameat2", &path))?;
-        state.committed.insert(chain.clone(), Committed { record, unsynced: Some(Arc::new(directory)) });
+        state.insert_unsynced(record);
         Ok(())
     }
 
@@ -188,24 +193,33 @@ impl Snapshots {
     /// Makes all that is committed durable: first the files, then the records that vouch for them.
     pub fn sync(&self) -> Result<(), Error> {
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let unsynced: Vec<(record::Layer, Arc<OwnedFd>)> = {
+        let unsynced: Vec<(record::Layer, u64)> = {
             let state = self.state();
-            let unsynced = |layer: &Committed| Some((layer.record.clone(), layer.unsynced.clone()?));
+            let unsynced = |layer: &Committed| Some((layer.record.clone(), layer.unsynced?));
             state.committed.values().filter_map(unsynced).collect()
         };
+        if unsynced.is_empty() {
+            return Ok(());
+        }
         let sync = || fs::syncfs(&self.folders.committed).map_err(Error::io("syncfs", &self.folders.path));
         // The kernel reports a failed write once and forgets the data: a later success would vouch for nothing,
         // so these layers stay what they are, good until the next boot.
         sync().inspect_err(|_| self.state().settle(&unsynced))?;
-        if unsynced.is_empty() {
-            return Ok(());
-        }
-        for (layer, directory) in &unsynced {
+        for (layer, commit) in &unsynced {
+            let path = self.folders.layer(&layer.chain);
+            let directory = {
+                let state = self.state();
+                // It was removed meanwhile, and perhaps committed anew.
+                if !state.is_unsynced(&layer.chain, *commit) {
+                    continue;
+                }
+                open_directory(self.folders.committed.as_fd(), layer.chain.digest().hex())
+                    .map_err(Error::io("openat", &path))?
+            };
             let durable = record::Layer { boot: None, ..layer.clone() };
             match record::write(directory.as_fd(), &durable) {
-                // It was removed meanwhile, and perhaps committed anew.
-                Err(_) if !self.state().is_unsynced(&layer.chain, directory) => {}
-                result => result.map_err(Error::io("write record of", self.folders.layer(&layer.chain)))?,
+                Err(_) if !self.state().is_unsynced(&layer.chain, *commit) => {}
+                result => result.map_err(Error::io("write record of", &path))?,
             }
         }
         sync()?;
@@ -399,11 +413,16 @@ impl State {
         Ok(stack)
     }
 
-    /// Whether the chain is what was committed in `directory`, and not yet durable.
+    fn insert_unsynced(&mut self, record: record::Layer) {
+        self.commits += 1;
+        let unsynced = Some(self.commits);
+        self.committed.insert(record.chain.clone(), Committed { record, unsynced });
+    }
+
     /// Nothing more is to be done for these layers.
-    fn settle(&mut self, layers: &[(record::Layer, Arc<OwnedFd>)]) {
-        for (layer, directory) in layers {
-            if self.is_unsynced(&layer.chain, directory)
+    fn settle(&mut self, layers: &[(record::Layer, u64)]) {
+        for (layer, commit) in layers {
+            if self.is_unsynced(&layer.chain, *commit)
                 && let Some(committed) = self.committed.get_mut(&layer.chain)
             {
                 committed.unsynced = None;
@@ -411,9 +430,9 @@ impl State {
         }
     }
 
-    fn is_unsynced(&self, chain: &ChainId, directory: &Arc<OwnedFd>) -> bool {
-        let unsynced = self.committed.get(chain).and_then(|layer| layer.unsynced.as_ref());
-        unsynced.is_some_and(|current| Arc::ptr_eq(current, directory))
+    /// Whether the chain still is what this commit put there, and not yet durable.
+    fn is_unsynced(&self, chain: &ChainId, commit: u64) -> bool {
+        self.committed.get(chain).is_some_and(|layer| layer.unsynced == Some(commit))
     }
 
     fn ready(&self, key: &str) -> Result<&Active, Error> {

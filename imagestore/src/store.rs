@@ -8,7 +8,7 @@ use std::{
     fs::DirBuilder,
     io::{Read, Write},
     os::unix::fs::DirBuilderExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -17,15 +17,16 @@ use std::{
 };
 
 use crate::{
-    Auth, ChainId, Digest, Error, Image, ImageUsage, Kind, Loaded, Patience, Platform, Progress, Reference,
-    Removed, Snapshots, Step, archive,
+    Auth, ChainId, Change, Commit, Credentials, DiffOptions, Digest, Error, Image, ImageUsage, Kind, Loaded,
+    Patience, Platform, Progress, Reference, Removed, Snapshots, Step, archive,
     catalog::Catalog,
+    commit,
     content::Content,
-    error,
+    diff, error,
     gc::Leases,
     history, manifest,
     pull::{self, Flights, Reports},
-    registry::Transport,
+    registry::{Routes, Transport},
     snapshot::Usage,
     usage,
 };
@@ -35,6 +36,10 @@ use crate::{
 pub struct StoreOptions {
     /// Registries to speak plain HTTP to, as `host` or `host:port`. Loopback always is.
     pub insecure_registries: Vec<String>,
+    /// The folder with the settings of registries, `HOST/hosts.toml` as containerd has them; it need not exist.
+    pub registry_settings: Option<PathBuf>,
+    /// Credentials for pulls that bring none.
+    pub credentials: Credentials,
     /// How many layers of an image to fetch at a time.
     pub parallel_downloads: usize,
     /// Which image of an index to take.
@@ -47,6 +52,8 @@ impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
             insecure_registries: Vec::new(),
+            registry_settings: None,
+            credentials: Credentials::default(),
             parallel_downloads: 4,
             platform: Platform::default(),
             patience: Patience::default(),
@@ -114,7 +121,11 @@ impl Store {
         for fault in &faults {
             tracing::warn!(fault, "image is left out until it is pulled again");
         }
-        let transport = Transport::new(options.insecure_registries.clone(), options.patience.clone());
+        let routes = Routes {
+            insecure: options.insecure_registries.clone(),
+            certs: options.registry_settings.clone(),
+        };
+        let transport = Transport::new(routes, options.patience.clone(), options.credentials.clone());
         let inner = Inner {
             options,
             content,
@@ -211,6 +222,25 @@ impl Store {
         let mut images = self.images();
         images.retain(|image| which(image));
         usage::of_all(&images, &self.inner.snapshots, &self.inner.content)
+    }
+
+    /// What the active snapshot `key` has changed of its layers, sorted by path.
+    pub fn changes(&self, key: &str, options: &DiffOptions) -> Result<Vec<Change>, Error> {
+        let upper = self.inner.snapshots.upper(key)?;
+        diff::changes(&upper, options).map_err(|source| Error::Diff { key: key.to_owned(), source })
+    }
+
+    /// Makes an image of `parent` and what the active snapshot `key`, which stands on it, has changed; under these
+    /// names, or under none. Costs as much as was changed.
+    pub fn commit(
+        &self,
+        parent: &Image,
+        key: &str,
+        commit: &Commit,
+        names: &[Reference],
+    ) -> Result<Arc<Image>, Error> {
+        let made = commit::commit(&self.inner, parent, key, commit, names);
+        made.map_err(|source| Error::Commit { key: key.to_owned(), source })
     }
 
     /// Writes images as one tar, each under the given names: an OCI layout and a Docker archive at once.

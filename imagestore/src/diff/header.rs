@@ -51,7 +51,8 @@ impl Header<'_> {
         if !self.records.is_empty() {
             self.records.sort();
             let data: Vec<u8> = self.records.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
-            let extended = Header { kind: EXTENDED, path: b"PaxHeaders", size: data.len() as u64, ..Header::default() };
+            let extended =
+                Header { kind: EXTENDED, path: b"PaxHeaders", size: data.len() as u64, ..Header::default() };
             out.write_all(&extended.block(0))?;
             out.write_all(&data)?;
             pad(out, data.len() as u64)?;

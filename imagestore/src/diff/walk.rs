@@ -191,12 +191,15 @@ impl<'u> Walk<'u> {
         let directory = node.kind() == FileType::Directory;
         if self.mount_points.contains(&node.path) {
             return match node.kind() {
-                FileType::Directory => Ok(self.names(&node.path)?.is_empty() || self.holds_scaffold_only(node)?),
+                FileType::Directory => {
+                    Ok(self.names(&node.path)?.is_empty() || self.holds_scaffold_only(node)?)
+                }
                 FileType::RegularFile => Ok(node.stat.st_size == 0),
                 _ => Ok(false),
             };
         }
-        let within = |point: &Vec<u8>| point.starts_with(&node.path) && point.get(node.path.len()) == Some(&b'/');
+        let within =
+            |point: &Vec<u8>| point.starts_with(&node.path) && point.get(node.path.len()) == Some(&b'/');
         if !directory || !self.mount_points.iter().any(within) {
             return Ok(false);
         }

@@ -66,7 +66,8 @@ impl<W: Write> Layer<'_, W> {
             let inode = (node.stat.st_dev as u64, node.stat.st_ino as u64);
             if let Some(first) = self.links.get(&inode) {
                 let first = first.clone();
-                let header = Header { kind: header::HARD_LINK, path: &node.path, link: &first, ..Header::default() };
+                let header =
+                    Header { kind: header::HARD_LINK, path: &node.path, link: &first, ..Header::default() };
                 // Only the name is new: readers take everything else from the first one.
                 return self.header(node, header);
             }

@@ -79,7 +79,8 @@ async fn download(work: &Arc<Work>, index: usize, unpack: bool) -> Result<Option
     let (sender, receiver) = mpsc::channel(WAITING);
     let taker = on_a_thread(work, move |work| receive(work, index, receiver, unpack));
     let fetched = async {
-        let fetched = work.until_cancelled(work.repository.blob(&layer.digest, layer.size, &sender)).await;
+        let fetched =
+            work.until_cancelled(work.repository.blob(&layer.digest, (0, layer.size), false, &sender)).await;
         // The end of the channel is how the thread learns that no more will come.
         drop(sender);
         fetched

@@ -7,7 +7,6 @@ use std::{
     collections::HashSet,
     ffi::CString,
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
 };
 
 use rustix::fs::Dir;
@@ -27,13 +26,11 @@ pub(super) fn recover(folders: &Folders) -> Result<State, Error> {
         match read.filter(usable) {
             Some(record) => {
                 // What an earlier process of this boot has not synced is for us to sync.
-                let directory =
-                    record.boot.as_ref().map(|_| open_directory(folders.committed.as_fd(), &name));
-                let unsynced = directory
-                    .transpose()
-                    .map_err(Error::io("openat", folders.layer(&record.chain)))?
-                    .map(Arc::new);
-                state.committed.insert(record.chain.clone(), Committed { record, unsynced });
+                if record.boot.is_some() {
+                    state.insert_unsynced(record);
+                } else {
+                    state.committed.insert(record.chain.clone(), Committed { record, unsynced: None });
+                }
             }
             None => retire(folders, folders.committed.as_fd(), &name),
         }

@@ -60,12 +60,11 @@ impl Stage {
     }
 
     /// Moves all to `name` in `parent`. Whatever fails, nothing is left.
-    pub(super) fn place(mut self, parent: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
-        let directory = rustix::io::fcntl_dupfd_cloexec(&self.directory, 0)?;
+    pub(super) fn place(mut self, parent: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
         let (staging, _) = self.folders.stages(self.purpose);
         fs::renameat_with(staging, &self.name, parent, name, fs::RenameFlags::NOREPLACE)?;
         self.armed = false;
-        Ok(directory)
+        Ok(())
     }
 }
 

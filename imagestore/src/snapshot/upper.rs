@@ -87,7 +87,8 @@ impl Upper {
     }
 
     fn open(&self, root: &str, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        let whole = if path.is_empty() { root.as_bytes().to_vec() } else { [root.as_bytes(), b"/", path].concat() };
+        let whole =
+            if path.is_empty() { root.as_bytes().to_vec() } else { [root.as_bytes(), b"/", path].concat() };
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         fs::openat2(&self.folders.committed, whole, flags, Mode::empty(), beneath)

@@ -3,6 +3,7 @@
 mod access;
 mod contents;
 mod faults;
+mod hosts;
 mod images;
 mod removal;
 mod server;

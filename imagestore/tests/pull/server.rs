@@ -11,9 +11,10 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::TcpListener,
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use crate::images::{Blob, TestImage};
 
@@ -104,13 +105,29 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) async fn start() -> Registry {
+        Registry::start_with(None).await
+    }
+
+    /// Over TLS, if there is a configuration for it.
+    pub(crate) async fn start_with(tls: Option<ServerConfig>) -> Registry {
+        let acceptor = tls.map(|tls| TlsAcceptor::from(Arc::new(tls)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
         let serving = state.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, serving.clone()));
+                let (state, acceptor) = (serving.clone(), acceptor.clone());
+                tokio::spawn(async move {
+                    match acceptor {
+                        None => serve(stream, state).await,
+                        Some(acceptor) => {
+                            if let Ok(stream) = acceptor.accept(stream).await {
+                                serve(stream, state).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Registry { address, state }
@@ -158,7 +175,11 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
     sampan_imagestore::Digest::of(bytes).to_string()
 }
 
-async fn serve(stream: TcpStream, state: Arc<State>) {
+/// What a connection is, encrypted or not.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
+async fn serve(stream: impl Stream, state: Arc<State>) {
     let mut stream = BufReader::new(stream);
     while let Some(request) = receive(&mut stream, &state).await {
         let rules = state.rules.lock().unwrap().iter().find_map(|rule| rule(&request));
@@ -169,7 +190,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
     }
 }
 
-async fn receive(stream: &mut BufReader<TcpStream>, state: &State) -> Option<Request> {
+async fn receive(stream: &mut BufReader<impl Stream>, state: &State) -> Option<Request> {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
@@ -206,7 +227,7 @@ fn answer(request: &Request, state: &State) -> Reply {
 }
 
 /// `None` when the connection is at its end.
-async fn send(stream: &mut TcpStream, reply: Reply) -> Option<()> {
+async fn send(stream: &mut impl Stream, reply: Reply) -> Option<()> {
     let length = reply.length.unwrap_or(reply.body.len());
     let mut head = format!("HTTP/1.1 {} Status\r\nContent-Length: {length}\r\n", reply.status);
     for (name, value) in &reply.headers {

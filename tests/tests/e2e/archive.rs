@@ -22,8 +22,12 @@ pub(crate) fn inspect(agent: &Agent, name: &str) -> Value {
 /// Runs `sampan` in a shell, as `$0 --socket $1`, with a path as `$2`.
 fn shell(agent: &Agent, script: &str, path: &Path) -> String {
     let (sampan, socket) = (binary("sampan"), agent.socket());
-    let output =
-        Command::new("bash").args(["-euo", "pipefail", "-c", script]).arg(&sampan).arg(&socket).arg(path).output();
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", script])
+        .arg(&sampan)
+        .arg(&socket)
+        .arg(path)
+        .output();
     let output = output.unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -49,7 +53,10 @@ async fn an_image_takes_further_names_and_gives_them_up() {
         for (arguments, word) in [
             (["tag", "nobody", "x"], "nobody"),
             (["tag", &image, "UPPER"], "lower-case"),
-            (["tag", &image, "x@sha256:0000000000000000000000000000000000000000000000000000000000000000"], "TAG"),
+            (
+                ["tag", &image, "x@sha256:0000000000000000000000000000000000000000000000000000000000000000"],
+                "TAG",
+            ),
         ] {
             let refused = cli.run(&arguments);
             assert!(refused.code == 1 && refused.stderr.contains(word), "{refused:?}");
@@ -64,7 +71,8 @@ async fn history_and_inspect_show_what_other_tools_read() {
         let (cli, image) = (agent.cli(), super::pulled(agent, "nginx").await);
         let remote = format!("docker://{image}");
         let config: Value =
-            serde_json::from_str(&tool("skopeo", &["inspect", "--tls-verify=false", "--config", &remote])).unwrap();
+            serde_json::from_str(&tool("skopeo", &["inspect", "--tls-verify=false", "--config", &remote]))
+                .unwrap();
         let told = config["history"].as_array().unwrap();
         let steps = cli.json(&["history", &image]);
         let steps = steps.as_array().unwrap();
@@ -93,7 +101,9 @@ async fn history_and_inspect_show_what_other_tools_read() {
         assert!(seen["Metadata"]["LastTagTime"].as_str().unwrap().starts_with("20"), "{seen}");
         let directories = &seen["GraphDriver"]["Data"];
         for name in ["LowerDir", "UpperDir"] {
-            for path in directories[name].as_str().unwrap_or_default().split(':').filter(|path| !path.is_empty()) {
+            for path in
+                directories[name].as_str().unwrap_or_default().split(':').filter(|path| !path.is_empty())
+            {
                 assert!(Path::new(path).is_dir(), "{name}: {path}");
             }
         }
@@ -128,7 +138,16 @@ async fn disk_usage_tells_shared_from_unique_and_used_from_free() {
         let (cli, image) = (agent.cli(), super::busybox(agent).await);
         let zstd = super::pulled(agent, "busybox-zstd").await;
         let nginx = super::pulled(agent, "nginx").await;
-        cli.ok(&["run", "-q", "--name", "writer", &image, "sh", "-c", "dd if=/dev/zero of=/x bs=1000 count=1000"]);
+        cli.ok(&[
+            "run",
+            "-q",
+            "--name",
+            "writer",
+            &image,
+            "sh",
+            "-c",
+            "dd if=/dev/zero of=/x bs=1000 count=1000",
+        ]);
         let usage = cli.json(&["system", "df"]);
         let of = |name: &str| {
             let images = usage["images"].as_array().unwrap();
@@ -143,7 +162,10 @@ async fn disk_usage_tells_shared_from_unique_and_used_from_free() {
         let written = &usage["containers"][0]["written"];
         assert!((1_000_000..1_100_000).contains(&number(&written["bytes"])), "{written}");
         let table = cli.ok(&["system", "df"]);
-        assert!(table.starts_with("TYPE") && table.contains("Images") && table.contains("Containers"), "{table}");
+        assert!(
+            table.starts_with("TYPE") && table.contains("Images") && table.contains("Containers"),
+            "{table}"
+        );
         assert!(cli.ok(&["system", "df", "-v"]).contains("UNIQUE SIZE"));
         let before = number(&usage["images_total"]["bytes"]);
         cli.ok(&["rmi", &nginx]);
@@ -166,7 +188,8 @@ async fn what_we_save_other_tools_and_another_agent_read() {
         let seen = inspect(agent, "box:1");
         let id = seen["Id"].as_str().unwrap();
         // As an OCI layout: the manifest as it was pulled. As a Docker archive: the same configuration.
-        let manifest = tool("skopeo", &["inspect", "--format", "{{.Digest}}", &format!("oci-archive:{path}")]);
+        let manifest =
+            tool("skopeo", &["inspect", "--format", "{{.Digest}}", &format!("oci-archive:{path}")]);
         assert_eq!(manifest, seen["ManifestDigest"].as_str().unwrap());
         let raw = tool("skopeo", &["inspect", "--config", "--raw", &format!("docker-archive:{path}:box:1")]);
         let saved: Value = serde_json::from_str(&raw).unwrap();
@@ -236,7 +259,10 @@ async fn what_other_tools_write_we_load() {
         std::fs::write(path("text.tar"), "not a tar").unwrap();
         for file in ["cut.tar", "text.tar", "none.tar"] {
             let refused = cli.run(&["load", "-i", &path(file)]);
-            assert!(refused.code == 1 && refused.stderr.contains("archive") | refused.stderr.contains(file), "{refused:?}");
+            assert!(
+                refused.code == 1 && refused.stderr.contains("archive") | refused.stderr.contains(file),
+                "{refused:?}"
+            );
         }
         buildah(&["rm", "-a"]);
         for entry in std::fs::read_dir(agent.base()).unwrap().flatten() {

@@ -55,6 +55,27 @@ fn layer_that_was_never_synced_counts_until_the_machine_restarts() {
 }
 
 #[test]
+fn layer_that_waits_for_its_sync_holds_no_descriptor() {
+    let directory = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(directory.path()).unwrap();
+    let open = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+        targets.filter(|target| target.starts_with(directory.path())).count()
+    };
+    let before = open();
+    let layer = add(&snapshots, None, &file("a"));
+    assert!(snapshots.has_unsynced());
+    assert_eq!(open(), before);
+    // Removed and committed anew: the record is that of the second.
+    snapshots.remove_committed(&layer).unwrap();
+    add(&snapshots, None, &file("a"));
+    snapshots.sync().unwrap();
+    assert!(!snapshots.has_unsynced());
+    assert_eq!(open(), before);
+}
+
+#[test]
 fn layer_that_an_earlier_process_left_unsynced_is_synced_by_the_next() {
     let directory = tempfile::tempdir().unwrap();
     let open = |boot: &str| Snapshots::open_in_boot(directory.path(), boot.to_owned()).unwrap();
