@@ -5,6 +5,8 @@
 //! Exit codes: 0, 1 for an error, 125 for an error of `run` itself, else what the container's process gave.
 
 mod agent;
+mod commit;
+mod diff;
 mod exec;
 mod failure;
 mod history;
@@ -90,6 +92,10 @@ enum Verb {
     Images(images::Arguments),
     /// Remove images
     Rmi(rmi::Arguments),
+    /// Make an image of a container
+    Commit(commit::Arguments),
+    /// Show what a container has changed of its image's files
+    Diff(diff::Arguments),
     /// Give an image one more name
     Tag(tag::Arguments),
     /// Show the steps in which an image was made
@@ -173,6 +179,8 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
         Verb::Pull(arguments) => pull::execute(arguments, &agent.await?, out).await,
         Verb::Images(arguments) => images::execute(arguments, &agent.await?, out).await,
         Verb::Rmi(arguments) => rmi::execute(arguments, &agent.await?, out).await,
+        Verb::Commit(arguments) => commit::execute(arguments, &agent.await?, out).await,
+        Verb::Diff(arguments) => diff::execute(arguments, &agent.await?, out).await,
         Verb::Tag(arguments) => tag::execute(arguments, &agent.await?).await,
         Verb::History(arguments) => history::execute(arguments, &agent.await?, out).await,
         Verb::Save(arguments) => save::execute(arguments, &agent.await?, out).await,

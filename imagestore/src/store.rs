@@ -274,6 +274,11 @@ impl Store {
         self.inner.collect()
     }
 
+    #[cfg(test)]
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
     /// Layers and writable snapshots.
     pub fn snapshots(&self) -> &Snapshots {
         &self.inner.snapshots

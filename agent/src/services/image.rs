@@ -1,6 +1,7 @@
 //! `ImageService`: what CRI has no word for, a call of more than a few lines in a file of its own.
 
 mod archive;
+mod commit;
 mod inspect;
 mod usage;
 
@@ -128,12 +129,16 @@ impl ImageService for Images {
         Err(Status::unimplemented("check"))
     }
 
-    async fn commit(&self, _: Request<sampan::CommitRequest>) -> Reply<sampan::CommitResponse> {
-        Err(Status::unimplemented("commit"))
+    async fn commit(&self, request: Request<sampan::CommitRequest>) -> Reply<sampan::CommitResponse> {
+        // A task of its own: a client that goes away leaves no container frozen.
+        let (pods, request) = (self.pods.clone(), request.into_inner());
+        let committing = tokio::spawn(async move { commit::commit(&pods, request).await });
+        let made = committing.await.map_err(|error| Status::internal(error.to_string()))??;
+        Ok(made.into())
     }
 
-    async fn changes(&self, _: Request<sampan::ChangesRequest>) -> Reply<sampan::ChangesResponse> {
-        Err(Status::unimplemented("changes"))
+    async fn changes(&self, request: Request<sampan::ChangesRequest>) -> Reply<sampan::ChangesResponse> {
+        Ok(commit::changes(&self.pods, &request.into_inner().container).await?.into())
     }
 }
 

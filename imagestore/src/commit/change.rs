@@ -31,6 +31,9 @@ pub fn apply_changes(config: &mut Config, instructions: &[String]) -> Result<(),
 }
 
 fn apply(config: &mut Config, word: &str, rest: &str, command_set: &mut bool) -> Result<(), Reason> {
+    if word.is_empty() {
+        return Err("it is empty".into());
+    }
     if rest.is_empty() && !matches!(word, "CMD" | "ENTRYPOINT") {
         return Err(format!("{word} needs an argument"));
     }

@@ -54,6 +54,10 @@ pub(super) fn extents(file: BorrowedFd<'_>, size: u64) -> rustix::io::Result<Opt
         }
         at += length;
     }
+    if extents.last().is_none_or(|last| last.offset + last.length < size) {
+        // GNU tar takes the end of the last piece for the end of the file.
+        extents.push(Extent { offset: size, length: 0 });
+    }
     Ok((size - data >= WORTH).then_some(extents))
 }
 

@@ -159,7 +159,7 @@ impl<W: Write> Layer<'_, W> {
 
     fn entry(&mut self, node: &Node, mut header: Header<'_>) -> Result<(), Error> {
         for (name, value) in node.attributes()? {
-            header.records.push(([b"SCHILY.xattr.", &name[..]].concat(), value));
+            header.records.push(([b"SCHILY.xattr.", &keyword(&name)[..]].concat(), value));
         }
         self.header(node, header)
     }
@@ -171,6 +171,16 @@ impl<W: Write> Layer<'_, W> {
         let header = Header { mode, uid: node.stat.st_uid, gid: node.stat.st_gid, mtime, ..header };
         header.write(self.out).map_err(|source| Error::Write { source })
     }
+}
+
+/// The name of an attribute as GNU tar writes it: an equals sign would end the keyword.
+fn keyword(name: &[u8]) -> Vec<u8> {
+    let escaped = |byte: &u8| match byte {
+        b'%' => b"%25".to_vec(),
+        b'=' => b"%3D".to_vec(),
+        byte => vec![*byte],
+    };
+    name.iter().flat_map(escaped).collect()
 }
 
 /// The parent with its slash, and the name.
