@@ -36,6 +36,7 @@ use crate::{
 
 pub(crate) use error::Error;
 pub(crate) use flight::Flights;
+use inflate::Allowance;
 pub(crate) use inflate::decoder;
 pub(crate) use layer::restore;
 pub(crate) use progress::Reports;
@@ -60,6 +61,7 @@ struct Work {
     layers: Vec<Layer>,
     reports: Arc<Reports>,
     token: CancellationToken,
+    allowance: Allowance,
     downloads: Semaphore,
     unpacks: Semaphore,
 }
@@ -100,6 +102,7 @@ pub(crate) async fn run(
     let work = Arc::new(Work {
         downloads: Semaphore::new(store.options.parallel_downloads.max(1)),
         unpacks: Semaphore::new(available_parallelism().map_or(2, usize::from)),
+        allowance: Allowance::new(&resolved.layers),
         domain: reference.domain().to_owned(),
         layers: resolved.layers.clone(),
         store,

@@ -78,6 +78,11 @@ impl Repository {
         })
     }
 
+    /// Whether others than the registry itself give its content.
+    pub(crate) fn has_mirrors(&self) -> bool {
+        self.sources.len() > 1
+    }
+
     /// The manifest or index under a tag or digest.
     pub(crate) async fn manifest(&self, name: &str) -> Result<Fetched, Error> {
         let accept = [OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");

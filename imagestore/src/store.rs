@@ -164,7 +164,14 @@ impl Store {
                 && !pull::may_succeed_later(error.kind())
             {
                 // Its blobs would only take room until something else is removed.
-                let swept = tokio::task::spawn_blocking(move || inner.collect()).await;
+                let full = pulled.as_ref().is_err_and(|error| error.kind() == Kind::ResourceExhausted);
+                let sweep = move || {
+                    if full {
+                        inner.content.discard_older(Duration::ZERO)?;
+                    }
+                    inner.collect()
+                };
+                let swept = tokio::task::spawn_blocking(sweep).await;
                 if let Ok(Err(error)) = swept {
                     tracing::warn!(%error, "leftovers of a failed pull stay until the next collection");
                 }

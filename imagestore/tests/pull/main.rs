@@ -6,5 +6,6 @@ mod faults;
 mod hosts;
 mod images;
 mod removal;
+mod resume;
 mod server;
 mod sharing;

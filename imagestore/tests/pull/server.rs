@@ -161,6 +161,11 @@ impl Registry {
         self.state.rules.lock().unwrap().push(Box::new(rule));
     }
 
+    /// From now on it is an honest registry again.
+    pub(crate) fn clear_rules(&self) {
+        self.state.rules.lock().unwrap().clear();
+    }
+
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.state.requests.lock().unwrap().clone()
     }
