@@ -5,7 +5,7 @@
 
 use std::{io, sync::Arc};
 
-use crate::{Digest, Reference, archive, commit, content, diff, metadata, pull, reference, snapshot};
+use crate::{Digest, Reference, archive, commit, content, diff, metadata, pull, push, reference, snapshot};
 
 /// What a caller can act on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -79,6 +79,15 @@ pub enum Error {
         #[source]
         source: Arc<pull::Error>,
     },
+    /// A push failed.
+    #[error("push {reference}")]
+    Push {
+        /// The image.
+        reference: Reference,
+        /// Why.
+        #[source]
+        source: push::Error,
+    },
     /// No image could be made of a container.
     #[error("commit snapshot {key}")]
     Commit {
@@ -140,6 +149,7 @@ impl Error {
             }
             Error::NoImage { .. } => Kind::NotFound,
             Error::Pull { source, .. } => source.kind(),
+            Error::Push { source, .. } => source.kind(),
             Error::Commit { source, .. } => source.kind(),
             Error::Diff { source, .. } => source.kind(),
             Error::Load { source } | Error::Save { source } => source.kind(),

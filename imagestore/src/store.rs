@@ -16,9 +16,11 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::mpsc;
+
 use crate::{
     Auth, ChainId, Change, Commit, Credentials, DiffOptions, Digest, Error, Image, ImageUsage, Kind, Loaded,
-    Patience, Platform, Progress, Reference, Removed, Snapshots, Step, archive,
+    Patience, Platform, Progress, Pushed, Reference, Removed, Snapshots, Step, UploadEvent, archive,
     catalog::Catalog,
     commit,
     content::Content,
@@ -26,6 +28,7 @@ use crate::{
     gc::Leases,
     history, manifest,
     pull::{self, Flights, Reports},
+    push,
     registry::{Routes, Transport},
     snapshot::Usage,
     usage,
@@ -229,6 +232,19 @@ impl Store {
         let mut images = self.images();
         images.retain(|image| which(image));
         usage::of_all(&images, &self.inner.snapshots, &self.inner.content)
+    }
+
+    /// Pushes an image to where the name says, and notes the name with it. Events come by `events` as long as somebody
+    /// takes them; the push ends when the future is dropped.
+    pub async fn push(
+        &self,
+        image: Arc<Image>,
+        reference: &Reference,
+        auth: Option<Auth>,
+        events: mpsc::Sender<UploadEvent>,
+    ) -> Result<Pushed, Error> {
+        let pushed = push::run(self.inner.clone(), image, reference.clone(), auth, events).await;
+        pushed.map_err(|source| Error::Push { reference: reference.clone(), source })
     }
 
     /// What the active snapshot `key` has changed of its layers, sorted by path.

@@ -245,7 +245,8 @@ async fn what_other_tools_write_we_load() {
         let load = |file: &str| cli.ok(&["load", "-i", &path(file)]);
         assert_eq!(load("docker.tar"), "Loaded image: skopeo/docker:1");
         assert_eq!(load("oci.tar"), "Loaded image: quay.io/skopeo/oci:2");
-        assert_eq!(load("docker-archive.tar"), "Loaded image: buildah/docker-archive:3");
+        let both = "Loaded image: buildah/docker-archive:3\nLoaded image: localhost/made:latest";
+        assert_eq!(load("docker-archive.tar"), both);
         assert_eq!(load("oci-archive.tar"), "Loaded image: buildah/oci-archive:3");
         assert_eq!(inspect(agent, "quay.io/skopeo/oci:2")["Id"], inspect(agent, "skopeo/docker:1")["Id"]);
         let pulled = cli.ok(&["run", "-q", "--rm", "skopeo/docker:1", "echo", "hello"]);
