@@ -8,7 +8,7 @@ mod error;
 mod load;
 mod save;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use error::Error;
 pub use load::Loaded;

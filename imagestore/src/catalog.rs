@@ -4,7 +4,7 @@
 //! A tag belongs to one image; when records disagree after a crash, the one written last is right.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::Path,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -35,11 +35,18 @@ pub(crate) struct Catalog {
 struct State {
     images: HashMap<Digest, Arc<Image>>,
     names: HashMap<String, Digest>,
+    /// Names whose images removing unused ones spares.
+    pinned: HashSet<String>,
 }
 
 impl State {
-    fn insert(&mut self, image: Arc<Image>) {
+    fn insert(&mut self, mut image: Arc<Image>) {
         self.forget(&image.id);
+        // Configured and not recorded: an image is pinned as long as its name is.
+        let pinned = image.repo_tags.iter().chain(&image.repo_digests).any(|name| self.pinned.contains(name));
+        if image.pinned != pinned {
+            Arc::make_mut(&mut image).pinned = pinned;
+        }
         for name in image.repo_tags.iter().chain(&image.repo_digests) {
             self.names.insert(name.clone(), image.id.clone());
         }
@@ -61,13 +68,15 @@ impl Catalog {
     /// Reads all records. `usable` says of each image whether what it is made of is here.
     pub(crate) fn open(
         root: &Path,
+        pinned: &[Reference],
         usable: impl Fn(&Image) -> Result<(), String>,
     ) -> Result<(Catalog, Vec<String>), metadata::Error> {
         let metadata = Metadata::open(root)?;
         let (mut records, mut faults) = metadata.load()?;
         records.sort_by_key(|record| record.generation);
         let generation = records.last().map_or(0, |record| record.generation);
-        let mut state = State::default();
+        let pinned = pinned.iter().map(Reference::to_string).collect();
+        let mut state = State { pinned, ..State::default() };
         for Record { mut image, .. } in records {
             if let Err(fault) = usable(&image) {
                 faults.push(format!("image {} is not usable: {fault}", image.id));

@@ -33,6 +33,11 @@ impl Leases {
         Lease { leases: self.clone(), held }
     }
 
+    /// Whether somebody holds this.
+    pub(crate) fn holds(&self, digest: &Digest) -> bool {
+        self.counts().contains_key(digest)
+    }
+
     fn counts(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

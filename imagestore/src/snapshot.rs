@@ -104,6 +104,8 @@ struct Folders {
 struct State {
     committed: HashMap<ChainId, Committed>,
     active: HashMap<String, Active>,
+    /// When a snapshot on each chain was last made or removed, in nanoseconds since 1970; since the process started.
+    used: HashMap<ChainId, i64>,
     /// How many layers were committed since the snapshots were opened.
     commits: u64,
 }
@@ -241,6 +243,7 @@ impl Snapshots {
             }
             let name = self.folders.retire(self.folders.committed.as_fd(), chain.digest().hex())?;
             state.committed.remove(chain);
+            state.used.remove(chain);
             name
         };
         name.map_or(Ok(()), |name| self.folders.delete(&name))
@@ -262,6 +265,11 @@ impl Snapshots {
             }
         }
         chains
+    }
+
+    /// When a snapshot on exactly this chain was last made or removed by this process, in nanoseconds since 1970.
+    pub(crate) fn last_use(&self, chain: &ChainId) -> Option<i64> {
+        self.state().used.get(chain).copied()
     }
 
     /// What the topmost layer of the chain takes.
@@ -289,6 +297,7 @@ impl Snapshots {
             if lower.len() > LAYERS {
                 return Err(Error::TooManyLayers { layers: lower.len() });
             }
+            state.note_use(parent);
             // From now on the layers are in use.
             state.active.insert(key.to_owned(), Active { parent: parent.cloned(), ready: false });
             lower
@@ -331,7 +340,8 @@ impl Snapshots {
             state.ready(key)?;
             self.check_unmounted(key)?;
             let name = self.folders.retire(self.folders.active.as_fd(), key)?;
-            state.active.remove(key);
+            let parent = state.active.remove(key).and_then(|active| active.parent);
+            state.note_use(parent.as_ref());
             name
         };
         name.map_or(Ok(()), |name| self.folders.delete(&name))
@@ -390,6 +400,13 @@ impl Snapshots {
 }
 
 impl State {
+    fn note_use(&mut self, parent: Option<&ChainId>) {
+        if let Some(chain) = parent {
+            let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+            self.used.insert(chain.clone(), now);
+        }
+    }
+
     /// The chain and all below it, from the top.
     fn stack(&self, top: Option<&ChainId>) -> Result<Vec<ChainId>, Error> {
         let mut stack = Vec::new();

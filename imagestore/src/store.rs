@@ -20,7 +20,8 @@ use tokio::sync::mpsc;
 
 use crate::{
     Auth, ChainId, Change, Commit, Credentials, DiffOptions, Digest, Error, Image, ImageUsage, Kind, Loaded,
-    Patience, Platform, Progress, Pushed, Reference, Removed, Snapshots, Step, UploadEvent, archive,
+    Patience, Platform, Progress, Pushed, Reclaimed, Reference, Removed, Snapshots, Step, Unneeded,
+    UploadEvent, Watermarks, archive,
     catalog::Catalog,
     commit,
     content::Content,
@@ -28,7 +29,7 @@ use crate::{
     gc::Leases,
     history, manifest,
     pull::{self, Flights, Reports},
-    push,
+    push, reclaim,
     registry::{Routes, Transport},
     snapshot::Usage,
     usage,
@@ -45,6 +46,8 @@ pub struct StoreOptions {
     pub credentials: Credentials,
     /// How many layers of an image to fetch at a time.
     pub parallel_downloads: usize,
+    /// Names of images that are spared when unused ones are removed.
+    pub pinned: Vec<Reference>,
     /// Which image of an index to take.
     pub platform: Platform,
     /// How long to wait for a registry.
@@ -58,6 +61,7 @@ impl Default for StoreOptions {
             registry_settings: None,
             credentials: Credentials::default(),
             parallel_downloads: 4,
+            pinned: Vec::new(),
             platform: Platform::default(),
             patience: Patience::default(),
         }
@@ -120,7 +124,7 @@ impl Store {
             pull::restore(&content, &snapshots, image)
                 .map_err(|error| format!("layer {} is not there: {}", first.chain_id, error::chain(&error)))
         };
-        let (catalog, faults) = Catalog::open(root, usable)?;
+        let (catalog, faults) = Catalog::open(root, &options.pinned, usable)?;
         for fault in &faults {
             tracing::warn!(fault, "image is left out until it is pulled again");
         }
@@ -291,6 +295,16 @@ impl Store {
         self.inner.sweep(removed)
     }
 
+    /// Removes images that nobody needs: neither pinned nor what `used` knows of. Leftovers of failed work go too.
+    pub fn prune(&self, which: Unneeded, used: impl Fn(&Image) -> bool) -> Result<Reclaimed, Error> {
+        reclaim::prune(&self.inner, which, &used)
+    }
+
+    /// Removes images that nobody needs, those used longest ago first, if the marks say that there are too many.
+    pub fn make_room(&self, marks: &Watermarks, used: impl Fn(&Image) -> bool) -> Result<Reclaimed, Error> {
+        reclaim::make_room(&self.inner, marks, &used)
+    }
+
     /// Deletes blobs and layers that no image, snapshot or pull needs, such as the layers of a removed image whose
     /// last container is gone now.
     pub fn collect(&self) -> Result<Vec<ChainId>, Error> {
@@ -315,12 +329,7 @@ impl Store {
     /// What everything takes on the disk.
     pub fn usage(&self) -> Result<StoreUsage, Error> {
         let snapshots = &self.inner.snapshots;
-        let (bytes, inodes) = self.inner.content.usage();
-        let mut usage = StoreUsage { images: Usage { bytes, inodes }, containers: Usage::default() };
-        for layer in snapshots.committed().iter().filter_map(|chain| snapshots.layer_usage(chain)) {
-            usage.images.bytes += layer.bytes;
-            usage.images.inodes += layer.inodes;
-        }
+        let mut usage = StoreUsage { images: self.inner.image_bytes(), containers: Usage::default() };
         for key in snapshots.keys() {
             match snapshots.usage(&key) {
                 Ok(written) => {
@@ -362,7 +371,18 @@ impl Inner {
         }
     }
 
-    fn sweep(&self, mut removed: Removed) -> Result<Removed, Error> {
+    /// What blobs and unpacked layers take, by the store's own counters.
+    pub(crate) fn image_bytes(&self) -> Usage {
+        let (bytes, inodes) = self.content.usage();
+        let chains = self.snapshots.committed();
+        let layers = chains.iter().filter_map(|chain| self.snapshots.layer_usage(chain));
+        layers.fold(Usage { bytes, inodes }, |sum, layer| Usage {
+            bytes: sum.bytes + layer.bytes,
+            inodes: sum.inodes + layer.inodes,
+        })
+    }
+
+    pub(crate) fn sweep(&self, mut removed: Removed) -> Result<Removed, Error> {
         let chains = self.collect()?;
         removed.deleted.extend(chains.into_iter().map(|chain| chain.digest().clone()));
         Ok(removed)

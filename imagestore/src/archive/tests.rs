@@ -84,6 +84,29 @@ fn docker_archive() -> (Vec<u8>, Digest) {
     (archive, Digest::of(&config))
 }
 
+/// A Docker archive with an image of one layer with one file of so many bytes; without a name it gets no tag.
+pub(crate) fn docker_image(name: &str, size: usize) -> Vec<u8> {
+    let mut state =
+        name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |state, byte| state.rotate_left(7) ^ u64::from(byte));
+    let content: Vec<u8> = (0..size)
+        .map(|_| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (state >> 40) as u8
+        })
+        .collect();
+    let layer = Archive::new().add(Item::file("file", &content)).bytes();
+    let config = config(std::slice::from_ref(&layer));
+    let names: Vec<&str> = [name].into_iter().filter(|name| !name.is_empty()).collect();
+    let list = json!([{ "Config": "c.json", "RepoTags": names, "Layers": ["l.tar"] }]).to_string();
+    tar(&[("l.tar", &layer), ("c.json", &config), ("manifest.json", list.as_bytes())])
+}
+
+pub(crate) fn load_images(store: &Store, archives: &[Vec<u8>]) {
+    for archive in archives {
+        store.load(&archive[..]).unwrap();
+    }
+}
+
 fn upper(store: &Store, image: &Image) -> Vec<String> {
     store.snapshots().prepare("look", Some(image.chain_id())).unwrap();
     let lower = store.snapshots().directories("look").unwrap().lower;
