@@ -6,6 +6,7 @@
 mod archive;
 mod assemble;
 mod catalog;
+mod check;
 mod commit;
 mod content;
 mod diff;
@@ -28,6 +29,7 @@ mod usage;
 
 pub use archive::Loaded;
 pub use catalog::Removed;
+pub use check::{CheckSummary, Fault};
 pub use commit::{ChangeError, Commit, apply_changes};
 pub use diff::{Change, ChangeKind, DiffOptions};
 pub use digest::{ChainId, Digest};

@@ -38,7 +38,7 @@ pub(crate) use error::Error;
 pub(crate) use flight::Flights;
 use inflate::Allowance;
 pub(crate) use inflate::decoder;
-pub(crate) use layer::restore;
+pub(crate) use layer::{restore, unpack_again};
 pub(crate) use progress::Reports;
 pub use progress::{Phase, Progress, ProgressEvent};
 

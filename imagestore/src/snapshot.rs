@@ -39,6 +39,7 @@ mod recover;
 mod stage;
 mod upper;
 mod usage;
+mod verify;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -46,6 +47,7 @@ pub(crate) mod tests;
 pub use error::Error;
 pub(crate) use stage::Stage;
 pub(crate) use upper::{Upper, is_whiteout};
+pub(crate) use verify::Difference;
 
 use stage::{Purpose, make_directory, open_directory};
 
@@ -256,15 +258,7 @@ impl Snapshots {
 
     /// The chains that active snapshots stand on, with all below them.
     pub fn in_use(&self) -> HashSet<ChainId> {
-        let state = self.state();
-        let mut chains = HashSet::new();
-        for active in state.active.values() {
-            let mut next = active.parent.as_ref();
-            while let Some(chain) = next.filter(|chain| chains.insert((*chain).clone())) {
-                next = state.committed.get(chain).and_then(|layer| layer.record.parent.as_ref());
-            }
-        }
-        chains
+        self.state().in_use()
     }
 
     /// When a snapshot on exactly this chain was last made or removed by this process, in nanoseconds since 1970.
@@ -400,6 +394,17 @@ impl Snapshots {
 }
 
 impl State {
+    fn in_use(&self) -> HashSet<ChainId> {
+        let mut chains = HashSet::new();
+        for active in self.active.values() {
+            let mut next = active.parent.as_ref();
+            while let Some(chain) = next.filter(|chain| chains.insert((*chain).clone())) {
+                next = self.committed.get(chain).and_then(|layer| layer.record.parent.as_ref());
+            }
+        }
+        chains
+    }
+
     fn note_use(&mut self, parent: Option<&ChainId>) {
         if let Some(chain) = parent {
             let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);

@@ -19,11 +19,11 @@ use std::{
 use tokio::sync::mpsc;
 
 use crate::{
-    Auth, ChainId, Change, Commit, Credentials, DiffOptions, Digest, Error, Image, ImageUsage, Kind, Loaded,
-    Patience, Platform, Progress, Pushed, Reclaimed, Reference, Removed, Snapshots, Step, Unneeded,
-    UploadEvent, Watermarks, archive,
+    Auth, ChainId, Change, CheckSummary, Commit, Credentials, DiffOptions, Digest, Error, Fault, Image,
+    ImageUsage, Kind, Loaded, Patience, Platform, Progress, Pushed, Reclaimed, Reference, Removed, Snapshots,
+    Step, Unneeded, UploadEvent, Watermarks, archive,
     catalog::Catalog,
-    commit,
+    check, commit,
     content::Content,
     diff, error,
     gc::Leases,
@@ -249,6 +249,13 @@ impl Store {
     ) -> Result<Pushed, Error> {
         let pushed = push::run(self.inner.clone(), image, reference.clone(), auth, events).await;
         pushed.map_err(|source| Error::Push { reference: reference.clone(), source })
+    }
+
+    /// Compares everything here with its digest: blobs are hashed, layers unpacked again and compared entry by entry.
+    /// With `repair` what is damaged is made anew, from blobs that are here where that is enough and from registries
+    /// where it is not. Each fault goes to `faults`, which has to be read.
+    pub async fn check(&self, repair: bool, faults: mpsc::Sender<Fault>) -> Result<CheckSummary, Error> {
+        check::run(self.inner.clone(), repair, faults).await
     }
 
     /// What the active snapshot `key` has changed of its layers, sorted by path.
