@@ -11,6 +11,7 @@ mod exec;
 mod failure;
 mod history;
 mod human;
+mod image;
 mod images;
 mod info;
 mod inspect;
@@ -20,14 +21,17 @@ mod logs;
 mod options;
 mod output;
 mod progress;
+mod prune;
 mod ps;
 mod pull;
+mod push;
 mod remove;
 mod rmi;
 mod run;
 mod save;
 mod stats;
 mod stop;
+mod store;
 mod system;
 mod table;
 mod tag;
@@ -88,8 +92,12 @@ enum Verb {
     Inspect(inspect::Arguments),
     /// Fetch an image from its registry
     Pull(pull::Arguments),
+    /// Send an image to its registry
+    Push(push::Arguments),
     /// List images
     Images(images::Arguments),
+    /// All that can be done with images
+    Image(image::Arguments),
     /// Remove images
     Rmi(rmi::Arguments),
     /// Make an image of a container
@@ -104,8 +112,12 @@ enum Verb {
     Save(save::Arguments),
     /// Read images from a tar
     Load(load::Arguments),
-    /// Look after the agent's disk
+    /// Remove containers that do not run, and images that nobody uses
+    Prune(prune::Arguments),
+    /// Show what is on the agent's disk, and make room
     System(system::Arguments),
+    /// Check the agent's store
+    Store(store::Arguments),
     /// Show the versions of this command and of the agent
     Version(version::Arguments),
     /// Show how the agent is set up and what it holds
@@ -181,6 +193,12 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
         Verb::Rmi(arguments) => rmi::execute(arguments, &agent.await?, out).await,
         Verb::Commit(arguments) => commit::execute(arguments, &agent.await?, out).await,
         Verb::Diff(arguments) => diff::execute(arguments, &agent.await?, out).await,
+        Verb::Push(arguments) => push::execute(arguments, &agent.await?, out).await,
+        Verb::Image(arguments) => image::execute(arguments, &agent.await?, out).await,
+        Verb::Prune(arguments) => {
+            prune::execute(arguments, prune::Scope::Everything, &agent.await?, out).await
+        }
+        Verb::Store(arguments) => store::execute(arguments, &agent.await?, out).await,
         Verb::Tag(arguments) => tag::execute(arguments, &agent.await?).await,
         Verb::History(arguments) => history::execute(arguments, &agent.await?, out).await,
         Verb::Save(arguments) => save::execute(arguments, &agent.await?, out).await,

@@ -12,6 +12,7 @@ pub mod cri;
 pub mod error;
 pub mod network;
 pub mod pods;
+pub mod room;
 pub mod server;
 pub mod services;
 pub mod stats;

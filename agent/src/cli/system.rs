@@ -1,4 +1,4 @@
-//! `sampan system`: `df` shows what images and containers take on the disk.
+//! `sampan system`: `df` shows what images and containers take on the disk, `prune` makes room.
 
 use clap::{Args, Subcommand};
 use sampan_proto::sampan::{Amount, DiskUsageRequest, DiskUsageResponse, ImageDiskUsage};
@@ -11,6 +11,7 @@ use super::{
     images::names,
     options::Listing,
     output::Output,
+    prune,
     table::Table,
 };
 
@@ -24,6 +25,8 @@ pub(super) struct Arguments {
 enum Verb {
     /// Show what images and containers take on the disk
     Df(Df),
+    /// Remove containers that do not run, and images that nobody uses
+    Prune(prune::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -37,7 +40,12 @@ struct Df {
 }
 
 pub(super) async fn execute(arguments: Arguments, agent: &Agent, out: &mut Output) -> Result<(), Failure> {
-    let Verb::Df(arguments) = arguments.verb;
+    let arguments = match arguments.verb {
+        Verb::Df(arguments) => arguments,
+        Verb::Prune(arguments) => {
+            return prune::execute(arguments, prune::Scope::Everything, agent, out).await;
+        }
+    };
     let usage = agent.images().disk_usage(DiskUsageRequest {}).await.map_err(Failure::plain)?.into_inner();
     if arguments.listing.is_json() {
         out.json(&Report::from(&usage))

@@ -1,8 +1,10 @@
 //! `ImageService`: what CRI has no word for, a call of more than a few lines in a file of its own.
 
 mod archive;
+mod care;
 mod commit;
 mod inspect;
+mod push;
 mod usage;
 
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use crate::{
     pods::Pods,
 };
 
+pub(crate) use care::used_images;
 pub(crate) use inspect::configuration;
 
 /// The service.
@@ -112,21 +115,36 @@ impl ImageService for Images {
 
     type PushStream = Feed<sampan::PushResponse>;
 
-    async fn push(&self, _: Request<sampan::PushRequest>) -> Reply<Self::PushStream> {
-        Err(Status::unimplemented("push"))
+    async fn push(&self, request: Request<sampan::PushRequest>) -> Reply<Self::PushStream> {
+        let request = request.into_inner();
+        let image = find(&self.pods, &request.image)?;
+        let reference = reference(&request.image)?;
+        let auth = request.auth.and_then(credentials);
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let pods = self.pods.clone();
+        tokio::spawn(async move {
+            let result = push::push(&pods, image, &reference, auth, &sender).await;
+            let _ = sender.send(result.map_err(Status::from)).await;
+        });
+        Ok(ReceiverStream::new(receiver).into())
     }
 
     async fn prune_images(
         &self,
-        _: Request<sampan::PruneImagesRequest>,
+        request: Request<sampan::PruneImagesRequest>,
     ) -> Reply<sampan::PruneImagesResponse> {
-        Err(Status::unimplemented("prune"))
+        Ok(care::prune(&self.pods, request.into_inner().all).await?.into())
     }
 
     type CheckStoreStream = Feed<sampan::CheckStoreResponse>;
 
-    async fn check_store(&self, _: Request<sampan::CheckStoreRequest>) -> Reply<Self::CheckStoreStream> {
-        Err(Status::unimplemented("check"))
+    async fn check_store(
+        &self,
+        request: Request<sampan::CheckStoreRequest>,
+    ) -> Reply<Self::CheckStoreStream> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        tokio::spawn(care::check(self.pods.clone(), request.into_inner().repair, sender));
+        Ok(ReceiverStream::new(receiver).into())
     }
 
     async fn commit(&self, request: Request<sampan::CommitRequest>) -> Reply<sampan::CommitResponse> {
