@@ -22,8 +22,10 @@ mod log;
 mod metrics;
 mod names;
 mod network;
+mod push;
 mod service;
 mod stats;
+mod store;
 
 /// Longer than anything that is asked for takes, even on a loaded machine.
 const SOON: Duration = Duration::from_secs(20);
