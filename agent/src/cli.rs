@@ -6,6 +6,7 @@
 
 mod agent;
 mod attach;
+mod events;
 mod exec;
 mod failure;
 mod human;
@@ -83,6 +84,8 @@ enum Verb {
     Logs(logs::Arguments),
     /// Show what containers use, again and again
     Stats(stats::Arguments),
+    /// Show what happens to pods, containers and images
+    Events(events::Arguments),
     /// Stop running containers
     Stop(stop::Arguments),
     /// Wait until containers end, then print their exit codes
@@ -168,6 +171,7 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
         Verb::Ps(arguments) => ps::execute(arguments, &agent.await?, out).await,
         Verb::Logs(arguments) => logs::execute(arguments, &agent.await?, out).await,
         Verb::Stats(arguments) => stats::execute(arguments, &agent.await?, out).await,
+        Verb::Events(arguments) => events::execute(arguments, &agent.await?, out).await,
         Verb::Stop(arguments) => stop::execute(arguments, &agent.await?, out).await,
         Verb::Wait(arguments) => wait::execute(arguments, &agent.await?, out).await,
         Verb::Rm(arguments) => remove::execute(arguments, &agent.await?, out).await,

@@ -15,6 +15,7 @@ use sampan_runtime::seccomp;
 use crate::{
     config::Config,
     error::{Error, Result, at},
+    events::Events,
     network::{self, Network},
     pods::{PodId, record::Records},
 };
@@ -28,6 +29,8 @@ pub struct Context {
     pub store: Store,
     /// The bridge.
     pub network: Network,
+    /// What happens.
+    pub events: Arc<Events>,
     /// Records of pods.
     pub(crate) records: Records,
     /// The runtime's binary.
@@ -59,6 +62,7 @@ impl Context {
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = fs::read_to_string(boot_id).map_err(at("read", boot_id))?.trim().to_owned();
         Ok(Context {
+            events: Arc::new(Events::open(&config.root, &boot_id)?),
             records: Records::open(&config.root)?,
             runtime: find_runtime(config.runtime.path.as_deref())?,
             store,

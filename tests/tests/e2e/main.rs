@@ -11,6 +11,7 @@ use sampan_tests::{Agent, fixture};
 mod bad_input;
 mod cli;
 mod crash;
+mod event;
 mod exec;
 mod full_disk;
 mod image;
@@ -23,6 +24,7 @@ mod network;
 mod service;
 mod session;
 mod stats;
+mod update;
 
 /// Longer than anything that is asked for takes, even on a loaded machine.
 const SOON: Duration = Duration::from_secs(20);
