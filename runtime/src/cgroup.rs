@@ -3,13 +3,16 @@
 //! A `Cgroup` is a path below the roots of all hierarchies, the same in each. It is a name and not a guard:
 //! dropping one removes nothing. Version 1 (controllers mounted together or alone), hybrid and version 2 look the
 //! same from outside; in a hybrid layout the controllers' hierarchies count and the unified one is left alone.
-//! Device rules on version 2 need a BPF program and are not applied yet. systemd is not asked: paths are made here.
 
+mod details;
+mod devices;
 mod directory;
 mod error;
 #[cfg(test)]
 mod fake;
 mod hierarchy;
+mod journal;
+mod oom;
 mod stats;
 mod tree;
 mod v1;
@@ -21,15 +24,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::{Mode, OFlags};
 
+pub use details::{Counter, Details, DeviceIo, Pressure, RdmaStats, Stall, Stalls};
 pub use error::Error;
 pub use hierarchy::Layout;
+pub use oom::OomEvents;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
 
 use directory::Directory;
 use hierarchy::Hierarchies;
+use journal::Journal;
 use stats::Readers;
 
 /// How this host arranges its cgroups.
@@ -112,13 +118,47 @@ impl Cgroup {
         tree::make(&root.join(&self.path))
     }
 
-    /// Sets the limits that `resources` names; those it doesn't name stay as they are.
+    /// Sets the limits of a new cgroup that `resources` names; the others stay as they are.
     ///
-    /// Device rules, when there are any, replace the old ones and begin with "deny all".
+    /// Devices are denied but for those that are named and those that every container has, also when none are named.
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
+        self.set_limits(resources, None)?;
+        let named = resources.devices().as_deref();
+        match self.set_devices(named.unwrap_or_default()) {
+            // A host without any means to filter devices runs containers that don't ask for it.
+            Err(Error::Unavailable { .. }) if named.is_none() => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Changes the limits that `resources` names, all of them or none: what was changed before a failure is changed back.
+    ///
+    /// Device rules replace the old ones when there are any; with none, the old ones stay.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
+        let journal = Journal::default();
+        let changed = self.set_limits(resources, Some(&journal)).and_then(|()| match resources.devices() {
+            Some(rules) if !rules.is_empty() => self.set_devices(rules),
+            _ => Ok(()),
+        });
+        let Err(failure) = changed else { return Ok(()) };
+        match journal.undo() {
+            Ok(()) => Err(failure),
+            Err(undo) => Err(Error::Undo { failure: Box::new(failure), source: Box::new(undo) }),
+        }
+    }
+
+    fn set_limits(&self, resources: &LinuxResources, journal: Option<&Journal>) -> Result<(), Error> {
         match self.unified() {
-            Some(root) => v2::apply(&Directory::open(&root.join(&self.path))?, resources),
-            None => self.place().apply(resources),
+            Some(root) => v2::apply(&root.join(&self.path), resources, journal),
+            None => self.place().apply(resources, journal),
+        }
+    }
+
+    fn set_devices(&self, specified: &[LinuxDeviceCgroup]) -> Result<(), Error> {
+        let rules = devices::rules(specified)?;
+        match self.unified() {
+            Some(root) => v2::devices::apply(&Directory::open(&root.join(&self.path))?, &rules),
+            None => self.place().apply_devices(&rules),
         }
     }
 
@@ -156,6 +196,22 @@ impl Cgroup {
             None => Readers::V1(self.place().readers()?),
         };
         self.readers.get_or_init(|| opened).read()
+    }
+
+    /// Everything else that the controllers tell, for whoever wants to know more than `stats` has.
+    pub fn details(&self) -> Result<Details, Error> {
+        match self.unified() {
+            Some(root) => details::v2(&Directory::open(&root.join(&self.path))?),
+            None => details::v1(&self.place()),
+        }
+    }
+
+    /// How long the tasks waited for processor, memory and disk. Only version 2 tells; None elsewhere.
+    pub fn pressure(&self) -> Result<Option<Pressure>, Error> {
+        match self.unified() {
+            Some(root) => details::pressure(&Directory::open(&root.join(&self.path))?).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Every process in the cgroup and below it. None when it is gone.
@@ -199,7 +255,20 @@ impl Cgroup {
                 break;
             }
         }
-        Ok(())
+        self.let_die()
+    }
+
+    /// Version 1 delivers no signal to frozen tasks, not even this one, until they go on.
+    fn let_die(&self) -> Result<(), Error> {
+        if self.unified().is_some() || self.exec {
+            return Ok(());
+        }
+        match self.place().is_frozen() {
+            Ok(true) => self.place().freeze(false),
+            Ok(false) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn stop_forks(&self) -> bool {
@@ -234,6 +303,24 @@ impl Cgroup {
         }
     }
 
+    /// As `freeze`, but returns when every task has stopped (or may go on). What can't be stopped in time is let go again.
+    pub fn freeze_within(&self, frozen: bool, deadline: Duration) -> Result<(), Error> {
+        match self.unified() {
+            Some(root) => {
+                v2::freezer::set_within(&Directory::open(&root.join(&self.path))?, frozen, deadline)
+            }
+            None => self.place().freeze_within(frozen, deadline),
+        }
+    }
+
+    /// Whether the cgroup was told to freeze and not yet to thaw.
+    pub fn is_frozen(&self) -> Result<bool, Error> {
+        match self.unified() {
+            Some(root) => v2::freezer::is_frozen(&Directory::open(&root.join(&self.path))?),
+            None => self.place().is_frozen(),
+        }
+    }
+
     /// Removes the cgroup and those below it, deepest first. Waits up to `deadline` for its processes to end.
     ///
     /// One that is missing counts as removed. A hierarchy that fails doesn't keep the others from being cleaned.
@@ -251,6 +338,14 @@ impl Cgroup {
         match self.unified() {
             Some(root) => v2::memory::oom_kills(&Directory::open(&root.join(&self.path))?),
             None => self.place().oom_kills(),
+        }
+    }
+
+    /// A descriptor that becomes readable when the kernel has killed for want of memory here.
+    pub fn oom_events(&self) -> Result<OomEvents, Error> {
+        match self.unified() {
+            Some(root) => OomEvents::v2(Directory::open(&root.join(&self.path))?),
+            None => OomEvents::v1(self.place().need("memory", "OOM events")?),
         }
     }
 

@@ -1,11 +1,15 @@
 //! The `io` controller: weights, throttles and traffic of block devices.
 
-use oci_spec::runtime::LinuxBlockIo;
+use oci_spec::runtime::{LinuxBlockIo, LinuxWeightDevice};
 
 use crate::cgroup::directory::{ControlFile, Directory, number};
 use crate::cgroup::{Error, IoStats};
 
 pub(super) fn apply(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Error> {
+    let leaf = |device: &LinuxWeightDevice| device.leaf_weight().is_some_and(|weight| weight != 0);
+    if io.leaf_weight().is_some_and(|weight| weight != 0) || io.weight_device().iter().flatten().any(leaf) {
+        return Err(Error::Unavailable { controller: "blkio.leaf_weight", limit: "blockIO.leafWeight" });
+    }
     let weight = io.weight().filter(|weight| *weight != 0);
     let devices = io.weight_device().as_deref().unwrap_or_default();
     if weight.is_some() || !devices.is_empty() {
@@ -17,12 +21,15 @@ pub(super) fn apply(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Erro
             _ => weight.into(),
         };
         if let Some(weight) = weight {
-            directory.write(name, &scale(weight).to_string())?;
+            // The file shows the default among the devices' lines.
+            directory.write_keyed(name, &[format!("default {}", scale(weight))], "100")?;
         }
-        let lines = devices.iter().filter_map(|device| {
-            device.weight().map(|weight| format!("{}:{} {}", device.major(), device.minor(), scale(weight)))
-        });
-        directory.write_each(name, lines)?;
+        let line = |device: &LinuxWeightDevice| {
+            let weight = scale(device.weight().filter(|weight| *weight != 0)?);
+            Some(format!("{}:{} {weight}", device.major(), device.minor()))
+        };
+        let lines: Vec<String> = devices.iter().filter_map(line).collect();
+        directory.write_keyed(name, &lines, "default")?;
     }
     throttle(directory, io)
 }
@@ -47,7 +54,7 @@ fn throttle(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Error> {
         };
         devices.iter().flatten().map(line)
     });
-    directory.write_each("io.max", lines)
+    directory.write_keyed("io.max", &lines.collect::<Vec<_>>(), "rbps=max wbps=max riops=max wiops=max")
 }
 
 pub(super) struct Reader(ControlFile);
@@ -99,7 +106,7 @@ mod tests {
     #[test]
     fn weight_is_scaled_for_the_file_that_exists() {
         let io = LinuxBlockIoBuilder::default().weight(1000u16).build().unwrap();
-        for (name, text) in [("io.weight", "10000"), ("io.bfq.weight", "1000")] {
+        for (name, text) in [("io.weight", "default 10000"), ("io.bfq.weight", "default 1000")] {
             let fake = Fake::with(&[(name, "")]);
             apply(&fake.directory(), &io).unwrap();
             assert_eq!(fake.text(name), text);
