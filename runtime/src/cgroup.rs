@@ -3,6 +3,9 @@
 //! A `Cgroup` is a path below the roots of all hierarchies, the same in each. It is a name and not a guard:
 //! dropping one removes nothing. Version 1 (controllers mounted together or alone), hybrid and version 2 look the
 //! same from outside; in a hybrid layout the controllers' hierarchies count and the unified one is left alone.
+//!
+//! Two drivers: a path (`/sampan/pod/container`) is made here, a scope (`slice:prefix:name`) is made by systemd. Whatever
+//! lies below a scope (`slice:prefix:name/exec-1`) is made here again.
 
 mod details;
 mod devices;
@@ -14,6 +17,7 @@ mod hierarchy;
 mod journal;
 mod oom;
 mod stats;
+mod systemd;
 mod tree;
 mod v1;
 mod v2;
@@ -32,11 +36,13 @@ pub use error::Error;
 pub use hierarchy::Layout;
 pub use oom::OomEvents;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
+pub use systemd::BusError;
 
 use directory::Directory;
 use hierarchy::Hierarchies;
 use journal::Journal;
 use stats::Readers;
+use systemd::Unit;
 
 /// How this host arranges its cgroups.
 pub fn layout() -> Result<Layout, Error> {
@@ -50,6 +56,8 @@ pub struct Cgroup {
     path: String,
     /// A sub-cgroup of a container that only groups processes.
     exec: bool,
+    /// The scope, when systemd manages the cgroup.
+    unit: Option<Unit>,
     readers: OnceLock<Readers>,
 }
 
@@ -60,7 +68,10 @@ impl std::fmt::Debug for Cgroup {
 }
 
 impl Cgroup {
-    /// The cgroup at `path`, with or without a leading slash. Nothing is made yet.
+    /// The cgroup at `path`, with or without a leading slash, or a scope of systemd, `slice:prefix:name`, which has none.
+    /// Nothing is made yet.
+    ///
+    /// A path that looks like a scope (two colons before the first slash) is told apart by a leading slash.
     pub fn new(path: &str) -> Result<Cgroup, Error> {
         Cgroup::within(Hierarchies::of_host()?, path, false)
     }
@@ -74,12 +85,27 @@ impl Cgroup {
     }
 
     fn within(hierarchies: Arc<Hierarchies>, path: &str, exec: bool) -> Result<Cgroup, Error> {
-        let relative = path.strip_prefix('/').unwrap_or(path);
+        let invalid = || Error::Path { path: path.to_owned() };
+        let (first, below) = path.split_once('/').map_or((path, None), |(first, below)| (first, Some(below)));
+        let mut unit = Unit::parse(first).transpose()?;
+        let relative = match (&unit, below) {
+            (Some(unit), None) => unit.path(&systemd::root()?),
+            (Some(unit), Some(below)) => format!("{}/{below}", unit.path(&systemd::root()?)),
+            (None, _) => path.strip_prefix('/').unwrap_or(path).to_owned(),
+        };
+        if below.is_some() {
+            unit = None;
+        }
         let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\0', '\n']);
         if !relative.split('/').all(plain) {
-            return Err(Error::Path { path: path.to_owned() });
+            return Err(invalid());
         }
-        Ok(Cgroup { hierarchies, path: relative.to_owned(), exec, readers: OnceLock::new() })
+        Ok(Cgroup { hierarchies, path: relative, exec, unit, readers: OnceLock::new() })
+    }
+
+    /// Whether systemd makes this cgroup. Then nobody can be born in it: its first process has it made for itself.
+    pub fn is_scope(&self) -> bool {
+        self.unit.is_some()
     }
 
     /// The path below the roots, without a leading slash.
@@ -88,7 +114,16 @@ impl Cgroup {
     }
 
     /// Makes the cgroup and whatever is missing above it. One that exists already is fine.
+    ///
+    /// A scope begins with the calling process in it; one that exists already is an error unless the process is in it.
     pub fn create(&self) -> Result<(), Error> {
+        if let Some(unit) = &self.unit {
+            let pid = systemd::own_pid()?;
+            match unit.start(pid) {
+                Err(Error::Systemd { .. }) if self.pids().is_ok_and(|pids| pids.contains(&(pid as i32))) => {}
+                result => result?,
+            }
+        }
         if let Some(root) = self.unified() {
             return self.create_v2(root);
         }
@@ -122,6 +157,9 @@ impl Cgroup {
     ///
     /// Devices are denied but for those that are named and those that every container has, also when none are named.
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
+        if let Some(unit) = &self.unit {
+            unit.set(resources, self.hierarchies.layout(), true)?;
+        }
         self.set_limits(resources, None)?;
         let named = resources.devices().as_deref();
         match self.set_devices(named.unwrap_or_default()) {
@@ -136,9 +174,16 @@ impl Cgroup {
     /// Device rules replace the old ones when there are any; with none, the old ones stay.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
         let journal = Journal::default();
-        let changed = self.set_limits(resources, Some(&journal)).and_then(|()| match resources.devices() {
-            Some(rules) if !rules.is_empty() => self.set_devices(rules),
-            _ => Ok(()),
+        let changed = self.set_limits(resources, Some(&journal)).and_then(|()| {
+            if let Some(unit) = &self.unit {
+                // systemd writes what it is told, rounded: the exact values are written once more.
+                unit.set(resources, self.hierarchies.layout(), false)?;
+                self.set_limits(resources, Some(&journal))?;
+            }
+            match resources.devices() {
+                Some(rules) if !rules.is_empty() => self.set_devices(rules),
+                _ => Ok(()),
+            }
         });
         let Err(failure) = changed else { return Ok(()) };
         match journal.undo() {
@@ -167,7 +212,11 @@ impl Cgroup {
     /// Version 1 is asked through `tasks`, which costs microseconds where `cgroup.procs` waits for a grace period.
     pub fn enter(&self) -> Result<(), Error> {
         if let Some(root) = self.unified() {
-            return Directory::open(&root.join(&self.path))?.write("cgroup.procs", "0");
+            // A scope has its first process already, and asking again would wait for a grace period.
+            return match self.unit {
+                Some(_) => Ok(()),
+                None => Directory::open(&root.join(&self.path))?.write("cgroup.procs", "0"),
+            };
         }
         let parent = Path::new(&self.path).parent().unwrap_or(Path::new(""));
         for hierarchy in &self.hierarchies.v1 {
@@ -330,7 +379,11 @@ impl Cgroup {
         for path in self.own_paths() {
             result = result.and(tree::remove(&path, deadline, since));
         }
-        result
+        // An empty scope ends by itself, but for version 1, where systemd may never hear of it.
+        match &self.unit {
+            Some(unit) if result.is_ok() => unit.stop(deadline.saturating_sub(since.elapsed())),
+            _ => result,
+        }
     }
 
     /// How many processes the kernel has killed here for want of memory.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::systemd::BusError;
 use crate::sys;
 
 /// A failed operation on a cgroup.
@@ -80,6 +81,15 @@ pub enum Error {
         /// The call and why it failed.
         #[source]
         source: sys::Error,
+    },
+    /// systemd can't be asked, or refused.
+    #[error("have systemd manage {unit}")]
+    Systemd {
+        /// The scope.
+        unit: String,
+        /// Why.
+        #[source]
+        source: BusError,
     },
     /// A new limit is below what is used already, and whoever asked wanted to know before processes are killed for it.
     #[error("{limit} of {new} bytes is less than the {used} bytes in use")]

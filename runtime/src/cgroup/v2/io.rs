@@ -15,11 +15,8 @@ pub(super) fn apply(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Erro
     if weight.is_some() || !devices.is_empty() {
         let name = ["io.bfq.weight", "io.weight"].into_iter().find(|name| directory.has(name));
         let name = name.ok_or(Error::Unavailable { controller: "io.weight", limit: "blockIO.weight" })?;
-        // BFQ counts as version 1 did, the other file from 1 to 10000.
-        let scale = |weight: u16| match name {
-            "io.weight" => 1 + (u64::from(weight).max(10) - 10) * 9999 / 990,
-            _ => weight.into(),
-        };
+        // BFQ counts as version 1 did.
+        let scale = |weight: u16| if name == "io.weight" { scaled(weight) } else { weight.into() };
         if let Some(weight) = weight {
             // The file shows the default among the devices' lines.
             directory.write_keyed(name, &[format!("default {}", scale(weight))], "100")?;
@@ -32,6 +29,11 @@ pub(super) fn apply(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Erro
         directory.write_keyed(name, &lines, "default")?;
     }
     throttle(directory, io)
+}
+
+/// From version 1's 10 to 1000 to the 1 to 10000 of `io.weight`.
+pub(in crate::cgroup) fn scaled(weight: u16) -> u64 {
+    1 + (u64::from(weight).max(10) - 10) * 9999 / 990
 }
 
 fn throttle(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Error> {
