@@ -44,6 +44,9 @@ use journal::Journal;
 use stats::Readers;
 use systemd::Unit;
 
+/// For the tasks of a cgroup to stop, before they are killed where they stand.
+const HOLD: Duration = Duration::from_millis(200);
+
 /// How this host arranges its cgroups.
 pub fn layout() -> Result<Layout, Error> {
     Ok(Hierarchies::of_host()?.layout())
@@ -298,8 +301,9 @@ impl Cgroup {
         if self.signal(libc::SIGKILL)? == 0 {
             return Ok(());
         }
-        // A fork under way at that moment shows up in the second of these; the others are for hosts that can't forbid.
-        for _ in 0..if self.stop_forks() { 3 } else { 32 } {
+        // Where forks can't be forbidden the tasks are frozen; a fork under way at that moment shows up in the second round.
+        let held = self.stop_forks() || self.freeze_within(true, HOLD).is_ok();
+        for _ in 0..if held { 3 } else { 32 } {
             if self.signal(libc::SIGKILL)? == 0 {
                 break;
             }
@@ -309,7 +313,7 @@ impl Cgroup {
 
     /// Version 1 delivers no signal to frozen tasks, not even this one, until they go on.
     fn let_die(&self) -> Result<(), Error> {
-        if self.unified().is_some() || self.exec {
+        if self.unified().is_some() {
             return Ok(());
         }
         match self.place().is_frozen() {
