@@ -21,6 +21,7 @@ mod metrics;
 mod names;
 mod network;
 mod service;
+mod session;
 mod stats;
 
 /// Longer than anything that is asked for takes, even on a loaded machine.
