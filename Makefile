@@ -61,6 +61,13 @@ images: setup ## the images of tests and demo, made of Debian packages; those th
 test: build images ## every test, against the debug binaries and a registry on loopback
 	$(CARGO) test --workspace
 
+# Arguments of tests/vm/test.sh: --quick, and which of v2, hybrid, v1.
+VM ?=
+.PHONY: test-vm
+test-vm: ## the privileged tests in guests with systemd, cgroup v2, hybrid and v1
+	@deploy/setup.sh build vm
+	tests/vm/test.sh $(VM)
+
 .PHONY: demo
 demo: setup ## pulls nginx, runs it, fetches its page, shows its stats, cleans up
 	$(MAKE) $(if $(filter debug,$(PROFILE)),build,release)

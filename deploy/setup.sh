@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs from Debian what is missing on this machine. Asks the network for nothing when nothing is missing.
 #
-#   setup.sh GROUP...     groups: build, test, bench
+#   setup.sh GROUP...     groups: build, test, vm, bench
 #
 # Services of the packages it installs (a registry, containerd) are neither started nor enabled:
 # the tests start their own, on loopback.
@@ -13,6 +13,7 @@ declare -A PACKAGES=(
     [build]="git gcc libc6-dev make pkg-config libseccomp-dev protobuf-compiler"
     [test]="ca-certificates docker-registry skopeo umoci mmdebstrap busybox-static nftables iproute2
         e2fsprogs procps curl jq shellcheck"
+    [vm]="qemu-system-x86 mmdebstrap cpio busybox-static jq"
     [bench]="containerd runc containernetworking-plugins"
 )
 
