@@ -71,6 +71,8 @@ pub struct Registry {
     pub settings: PathBuf,
     /// Credentials for pulls that bring none, in Docker's or podman's form. It need not exist.
     pub credentials: PathBuf,
+    /// Which images may be pulled: `policy.json` of the containers project. It need not exist.
+    pub policy: PathBuf,
 }
 
 /// Where cgroups are made.
@@ -127,6 +129,7 @@ impl Default for Registry {
             insecure: Vec::new(),
             settings: "/etc/sampan/certs.d".into(),
             credentials: "/etc/sampan/auth.json".into(),
+            policy: "/etc/sampan/policy.json".into(),
         }
     }
 }
@@ -201,6 +204,7 @@ impl Config {
             ("socket", &self.socket),
             ("registry.settings", &self.registry.settings),
             ("registry.credentials", &self.registry.credentials),
+            ("registry.policy", &self.registry.policy),
         ] {
             if !path.is_absolute() {
                 return invalid(format!("{key} = {path:?} is not an absolute path"));
@@ -290,6 +294,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 13);
+        assert_eq!(keys, 14);
     }
 }

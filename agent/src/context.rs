@@ -51,6 +51,7 @@ impl Context {
         private_folder(&config.state.join("pods"))?;
         let options = StoreOptions {
             insecure_registries: config.registry.insecure.clone(),
+            policy: Some(config.registry.policy.clone()),
             registry_settings: Some(config.registry.settings.clone()),
             credentials: Credentials {
                 file: Some(config.registry.credentials.clone()),

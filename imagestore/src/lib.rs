@@ -15,6 +15,7 @@ mod metadata;
 mod pull;
 mod reference;
 mod registry;
+mod signature;
 mod snapshot;
 mod store;
 

@@ -9,3 +9,4 @@ mod removal;
 mod resume;
 mod server;
 mod sharing;
+mod signatures;
