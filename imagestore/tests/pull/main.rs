@@ -2,6 +2,7 @@
 
 mod access;
 mod contents;
+mod crash;
 mod faults;
 mod hosts;
 mod images;

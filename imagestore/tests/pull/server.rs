@@ -98,6 +98,7 @@ struct State {
 }
 
 /// A running registry. It ends with the test.
+#[derive(Clone)]
 pub(crate) struct Registry {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
