@@ -7,6 +7,8 @@ mod catalog;
 mod content;
 mod digest;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gc;
 mod image;
 mod layer;

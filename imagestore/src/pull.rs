@@ -38,6 +38,8 @@ use crate::{
 pub(crate) use error::Error;
 pub(crate) use flight::Flights;
 use inflate::Allowance;
+#[cfg(feature = "fuzzing")]
+pub(crate) use inflate::decoder;
 pub(crate) use layer::restore;
 pub(crate) use progress::Reports;
 pub use progress::{Phase, Progress, ProgressEvent};

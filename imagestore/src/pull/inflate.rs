@@ -143,7 +143,7 @@ impl Read for Blocks {
 }
 
 /// A reader of what is inside, by the first bytes.
-fn decoder<'a, R: BufRead>(blob: &'a mut R) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn decoder<'a, R: BufRead>(blob: &'a mut R) -> io::Result<Box<dyn Read + 'a>> {
     let mut magic = Vec::with_capacity(4);
     blob.by_ref().take(4).read_to_end(&mut magic)?;
     let kind = magic.clone();

@@ -6,6 +6,7 @@ mod crash;
 mod faults;
 mod hosts;
 mod images;
+mod proxy;
 mod removal;
 mod resume;
 mod server;

@@ -146,6 +146,11 @@ impl Registry {
         self.state.content.lock().unwrap().insert(path, (content_type.to_owned(), body.into()));
     }
 
+    /// What is there at this path.
+    pub(crate) fn stored(&self, path: &str) -> Option<Vec<u8>> {
+        self.state.content.lock().unwrap().get(path).map(|(_, body)| body.to_vec())
+    }
+
     /// Makes an image available under `app:tag` and by its digest.
     pub(crate) fn publish(&self, repository: &str, tag: &str, image: &TestImage) {
         for blob in image.blobs() {
