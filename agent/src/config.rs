@@ -62,11 +62,17 @@ pub struct Network {
 }
 
 /// Registries.
-#[derive(Debug, Clone, Deserialize, Default)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
     /// `HOST[:PORT]` of registries that are spoken to over plain HTTP; loopback always is.
     pub insecure: Vec<String>,
+    /// The folder with `HOST/hosts.toml`: mirrors, certificates and headers. It need not exist.
+    pub settings: PathBuf,
+    /// Credentials for pulls that bring none, in Docker's or podman's form. It need not exist.
+    pub credentials: PathBuf,
+    /// Which images may be pulled: `policy.json` of the containers project. It need not exist.
+    pub policy: PathBuf,
 }
 
 /// Where cgroups are made.
@@ -113,6 +119,17 @@ impl Default for Network {
             bridge: "sampan0".into(),
             subnets: subnets.into_iter().filter_map(|subnet| subnet.parse().ok()).collect(),
             mtu: None,
+        }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Registry {
+        Registry {
+            insecure: Vec::new(),
+            settings: "/etc/sampan/certs.d".into(),
+            credentials: "/etc/sampan/auth.json".into(),
+            policy: "/etc/sampan/policy.json".into(),
         }
     }
 }
@@ -181,7 +198,14 @@ impl Config {
 
     fn check(&self) -> Result<(), Error> {
         let invalid = |text: String| Err(Error::Invalid(text));
-        for (key, path) in [("root", &self.root), ("state", &self.state), ("socket", &self.socket)] {
+        for (key, path) in [
+            ("root", &self.root),
+            ("state", &self.state),
+            ("socket", &self.socket),
+            ("registry.settings", &self.registry.settings),
+            ("registry.credentials", &self.registry.credentials),
+            ("registry.policy", &self.registry.policy),
+        ] {
             if !path.is_absolute() {
                 return invalid(format!("{key} = {path:?} is not an absolute path"));
             }
@@ -270,6 +294,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 11);
+        assert_eq!(keys, 14);
     }
 }

@@ -9,11 +9,12 @@ use std::{
 };
 
 use oci_spec::runtime::Capability;
-use sampan_imagestore::{Store, StoreOptions};
+use sampan_imagestore::{Credentials, Store, StoreOptions};
 use sampan_runtime::seccomp;
 
 use crate::{
     config::Config,
+    credential::Helpers,
     error::{Error, Result, at},
     events::Events,
     network::{self, Network},
@@ -51,8 +52,16 @@ impl Context {
             private_folder(folder)?;
         }
         private_folder(&config.state.join("pods"))?;
-        let options =
-            StoreOptions { insecure_registries: config.registry.insecure.clone(), ..StoreOptions::default() };
+        let options = StoreOptions {
+            insecure_registries: config.registry.insecure.clone(),
+            policy: Some(config.registry.policy.clone()),
+            registry_settings: Some(config.registry.settings.clone()),
+            credentials: Credentials {
+                file: Some(config.registry.credentials.clone()),
+                helper: Some(Arc::new(Helpers)),
+            },
+            ..StoreOptions::default()
+        };
         let store = Store::open(&config.root, options)?;
         let network = Network::open(network::Config {
             bridge: config.network.bridge.clone(),

@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod config;
 pub mod context;
+mod credential;
 pub mod cri;
 pub mod error;
 pub mod events;

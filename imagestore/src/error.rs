@@ -22,6 +22,8 @@ pub enum Kind {
     Unavailable,
     /// The registry wants other credentials.
     Unauthenticated,
+    /// The policy of this node does not allow the image: a signature is missing or wrong.
+    Untrusted,
     /// The disk is full, or a limit is reached.
     ResourceExhausted,
     /// Content is not what its digest or size says.
@@ -99,6 +101,17 @@ impl Error {
             Error::Open { source, .. } => Kind::of_io(source),
         }
     }
+}
+
+/// An error with all its causes, for one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 impl snapshot::Error {

@@ -50,7 +50,7 @@ impl Leases {
         let mut chains: HashSet<ChainId> = snapshots.in_use();
         chains.extend(images.iter().flat_map(|image| &image.layers).map(|layer| layer.chain_id.clone()));
 
-        let mut result = Ok(());
+        let mut result = content.discard_stale().map_err(Error::from);
         for digest in content.digests() {
             if !blobs.contains(&digest) && !leased.contains_key(&digest) {
                 result = result.and(content.remove(&digest).map_err(Error::from));

@@ -7,6 +7,8 @@ mod catalog;
 mod content;
 mod digest;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gc;
 mod image;
 mod layer;
@@ -15,6 +17,7 @@ mod metadata;
 mod pull;
 mod reference;
 mod registry;
+mod signature;
 mod snapshot;
 mod store;
 
@@ -25,6 +28,6 @@ pub use image::{Image, Layer};
 pub use manifest::Platform;
 pub use pull::{Phase, Progress, ProgressEvent};
 pub use reference::Reference;
-pub use registry::{Auth, Patience};
+pub use registry::{Auth, CredentialHelper, Credentials, HelperAnswer, Patience};
 pub use snapshot::{Directories, Error as SnapshotError, Snapshots, Usage};
 pub use store::{Store, StoreOptions, StoreUsage};

@@ -1,16 +1,16 @@
 //! Overlay snapshots: a stack of read-only layers and one writable directory.
 //!
 //! ```text
-//! stage() ─ unpack ─▶ commit(chain) ─▶ sync() ─▶ prepare(key, chain) ─▶ mounts ─▶ remove(key)
-//!   │ drop                 │ kept until remove_committed(chain)
+//! stage() ─ unpack ─▶ commit(chain) ─▶ prepare(key, chain) ─▶ mounts ─▶ remove(key)
+//!   │ drop                 │ sync() at any time; kept until remove_committed(chain)
 //!   ▼                      ▼
 //! nothing            committed/HEX/{fs,record.json}       active/KEY/{fs,work,merged,record.json}
 //! ```
 //!
 //! A committed layer never changes; only an active snapshot is writable. A layer counts after a restart only
-//! if it has a record, and it gets one only after its files are known to be on disk: so `sync` comes after
-//! `commit`, and before anything that names the chain is made durable. An active snapshot is not synced: it
-//! need not survive a power cut. This module returns mounts and performs none of them.
+//! if it has a record. Until `sync` has its files on the disk the record names the boot of the machine, and is
+//! void in any other: a killed process loses nothing, and a power cut leaves no layer with holes. An active
+//! snapshot is not synced: it need not survive a power cut. This module returns mounts and performs none.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -45,7 +45,7 @@ mod tests;
 pub use error::Error;
 pub(crate) use stage::Stage;
 
-use stage::{make_directory, open_directory};
+use stage::{Purpose, make_directory, open_directory};
 
 /// How many layers overlayfs stacks (OVL_MAX_STACK).
 const LAYERS: usize = 500;
@@ -87,23 +87,31 @@ struct Folders {
     path: PathBuf,
     committed: OwnedFd,
     active: OwnedFd,
+    /// Layers that are being unpacked.
+    unpacking: OwnedFd,
+    /// Active snapshots that are being made.
     staging: OwnedFd,
     removing: OwnedFd,
-    /// The next name in `staging` and `removing`.
+    /// The next name in `unpacking`, `staging` and `removing`.
     next: AtomicU64,
+    /// Names the time since the machine was started.
+    boot: String,
 }
 
 #[derive(Debug, Default)]
 struct State {
     committed: HashMap<ChainId, Committed>,
     active: HashMap<String, Active>,
+    /// How many layers were committed since the snapshots were opened.
+    commits: u64,
 }
 
 #[derive(Debug)]
 struct Committed {
     record: record::Layer,
-    /// Its directory, as long as it has no durable record.
-    unsynced: Option<Arc<OwnedFd>>,
+    /// Tells this commit from a later one of the same chain, as long as the record is good for this boot only and
+    /// a sync can mend that.
+    unsynced: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -116,7 +124,11 @@ struct Active {
 impl Snapshots {
     /// Opens what is below `root`, and deletes what no record names: leftovers of a crash.
     pub fn open(root: &Path) -> Result<Snapshots, Error> {
-        let folders = Folders::open(root)?;
+        Snapshots::open_in_boot(root, record::boot())
+    }
+
+    fn open_in_boot(root: &Path, boot: String) -> Result<Snapshots, Error> {
+        let folders = Folders::open(root, boot)?;
         let state = recover::recover(&folders)?;
         Ok(Snapshots { folders: Arc::new(folders), state: Mutex::new(state), syncing: Mutex::default() })
     }
@@ -128,11 +140,11 @@ impl Snapshots {
 
     /// A temporary directory for one layer.
     pub fn stage(&self) -> Result<Stage, Error> {
-        Stage::new(self.folders.clone())
+        Stage::new(self.folders.clone(), Purpose::Layer)
     }
 
     /// Makes what was unpacked in `stage` the layer that completes `chain`, on top of `parent`.
-    /// Where the chain is there already, that one stays. It is durable after the next [`Snapshots::sync`].
+    /// Where the chain is there already, that one stays. It survives a power cut after the next [`Snapshots::sync`].
     pub fn commit(
         &self,
         stage: Stage,
@@ -156,48 +168,60 @@ impl Snapshots {
             bytes: unpacked.bytes,
             inodes: unpacked.inodes,
             opaque,
+            boot: Some(self.folders.boot.clone()),
         };
+        record::write(stage.directory(), &record).map_err(Error::io("write record of", &path))?;
         let mut state = self.state();
         if state.committed.contains_key(chain) {
             return Ok(());
         }
         state.stack(parent)?;
-        let directory = stage
+        stage
             .place(self.folders.committed.as_fd(), chain.digest().hex())
             .map_err(Error::io("renameat2", &path))?;
-        state.committed.insert(chain.clone(), Committed { record, unsynced: Some(Arc::new(directory)) });
+        state.insert_unsynced(record);
         Ok(())
+    }
+
+    /// Whether there are layers that a power cut would take.
+    pub(crate) fn has_unsynced(&self) -> bool {
+        self.state().committed.values().any(|layer| layer.unsynced.is_some())
     }
 
     /// Makes all that is committed durable: first the files, then the records that vouch for them.
     pub fn sync(&self) -> Result<(), Error> {
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let unsynced: Vec<(record::Layer, Arc<OwnedFd>)> = {
+        let unsynced: Vec<(record::Layer, u64)> = {
             let state = self.state();
-            let unsynced = |layer: &Committed| Some((layer.record.clone(), layer.unsynced.clone()?));
+            let unsynced = |layer: &Committed| Some((layer.record.clone(), layer.unsynced?));
             state.committed.values().filter_map(unsynced).collect()
         };
-        let sync = || fs::syncfs(&self.folders.committed).map_err(Error::io("syncfs", &self.folders.path));
-        sync()?;
         if unsynced.is_empty() {
             return Ok(());
         }
-        for (layer, directory) in &unsynced {
-            match record::write(directory.as_fd(), layer) {
+        let sync = || fs::syncfs(&self.folders.committed).map_err(Error::io("syncfs", &self.folders.path));
+        // The kernel reports a failed write once and forgets the data: a later success would vouch for nothing,
+        // so these layers stay what they are, good until the next boot.
+        sync().inspect_err(|_| self.state().settle(&unsynced))?;
+        for (layer, commit) in &unsynced {
+            let path = self.folders.layer(&layer.chain);
+            let directory = {
+                let state = self.state();
                 // It was removed meanwhile, and perhaps committed anew.
-                Err(_) if !self.state().is_unsynced(&layer.chain, directory) => {}
-                result => result.map_err(Error::io("write record of", self.folders.layer(&layer.chain)))?,
+                if !state.is_unsynced(&layer.chain, *commit) {
+                    continue;
+                }
+                open_directory(self.folders.committed.as_fd(), layer.chain.digest().hex())
+                    .map_err(Error::io("openat", &path))?
+            };
+            let durable = record::Layer { boot: None, ..layer.clone() };
+            match record::write(directory.as_fd(), &durable) {
+                Err(_) if !self.state().is_unsynced(&layer.chain, *commit) => {}
+                result => result.map_err(Error::io("write record of", &path))?,
             }
         }
         sync()?;
-        let mut state = self.state();
-        for (layer, directory) in unsynced {
-            if state.is_unsynced(&layer.chain, &directory)
-                && let Some(committed) = state.committed.get_mut(&layer.chain)
-            {
-                committed.unsynced = None;
-            }
-        }
+        self.state().settle(&unsynced);
         Ok(())
     }
 
@@ -322,7 +346,7 @@ impl Snapshots {
 
     fn make_active(&self, key: &str, parent: Option<&ChainId>, lower: &[ChainId]) -> Result<(), Error> {
         let path = self.folders.path.join("active").join(key);
-        let stage = Stage::new(self.folders.clone())?;
+        let stage = Stage::new(self.folders.clone(), Purpose::Snapshot)?;
         if let Some(top) = lower.first() {
             // Merged, the root shows the metadata of the topmost directory: that is the writable one.
             inherit::copy_root(&self.folders, top, stage.root())?;
@@ -381,10 +405,26 @@ impl State {
         Ok(stack)
     }
 
-    /// Whether the chain is what was committed in `directory`, and not yet durable.
-    fn is_unsynced(&self, chain: &ChainId, directory: &Arc<OwnedFd>) -> bool {
-        let unsynced = self.committed.get(chain).and_then(|layer| layer.unsynced.as_ref());
-        unsynced.is_some_and(|current| Arc::ptr_eq(current, directory))
+    fn insert_unsynced(&mut self, record: record::Layer) {
+        self.commits += 1;
+        let unsynced = Some(self.commits);
+        self.committed.insert(record.chain.clone(), Committed { record, unsynced });
+    }
+
+    /// Nothing more is to be done for these layers.
+    fn settle(&mut self, layers: &[(record::Layer, u64)]) {
+        for (layer, commit) in layers {
+            if self.is_unsynced(&layer.chain, *commit)
+                && let Some(committed) = self.committed.get_mut(&layer.chain)
+            {
+                committed.unsynced = None;
+            }
+        }
+    }
+
+    /// Whether the chain still is what this commit put there, and not yet durable.
+    fn is_unsynced(&self, chain: &ChainId, commit: u64) -> bool {
+        self.committed.get(chain).is_some_and(|layer| layer.unsynced == Some(commit))
     }
 
     fn ready(&self, key: &str) -> Result<&Active, Error> {

@@ -7,17 +7,23 @@ use std::{
     collections::HashMap,
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use crate::{
-    Auth, ChainId, Digest, Error, Image, Kind, Patience, Platform, Progress, Reference, Removed, Snapshots,
+    Auth, ChainId, Credentials, Digest, Error, Image, Kind, Patience, Platform, Progress, Reference, Removed,
+    Snapshots,
     catalog::Catalog,
     content::Content,
+    error,
     gc::Leases,
     pull::{self, Flights, Reports},
-    registry::Transport,
+    registry::{Routes, Transport},
     snapshot::Usage,
 };
 
@@ -26,6 +32,12 @@ use crate::{
 pub struct StoreOptions {
     /// Registries to speak plain HTTP to, as `host` or `host:port`. Loopback always is.
     pub insecure_registries: Vec<String>,
+    /// The folder with the settings of registries, `HOST/hosts.toml` as containerd has them; it need not exist.
+    pub registry_settings: Option<PathBuf>,
+    /// Credentials for pulls that bring none.
+    pub credentials: Credentials,
+    /// Which images may be pulled, as `policy.json` of the containers project; without the file all may.
+    pub policy: Option<PathBuf>,
     /// How many layers of an image to fetch at a time.
     pub parallel_downloads: usize,
     /// Which image of an index to take.
@@ -38,6 +50,9 @@ impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
             insecure_registries: Vec::new(),
+            registry_settings: None,
+            credentials: Credentials::default(),
+            policy: None,
             parallel_downloads: 4,
             platform: Platform::default(),
             patience: Patience::default(),
@@ -74,8 +89,14 @@ pub(crate) struct Inner {
     pub(crate) transport: Arc<Transport>,
     /// Of the blobs that are being fetched, by registry: a slow one holds nobody else up.
     fetching: Mutex<HashMap<(String, Digest), Weak<BlobLock>>>,
+    /// Whether a thread is waiting to sync what was unpacked.
+    settling: AtomicBool,
     faults: Vec<String>,
 }
+
+/// How long unpacked layers may stay in memory only. Right after a pull somebody wants to start what was pulled,
+/// and on ext4 every small durable write waits for a large sync that runs.
+const SETTLE: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Opens the store below `root`, made if missing, and deletes what an earlier process left half done.
@@ -87,16 +108,23 @@ impl Store {
             .map_err(|source| Error::Open { path: root.to_owned(), source })?;
         let content = Arc::new(Content::open(root)?);
         let snapshots = Snapshots::open(&root.join("snapshots"))?;
-        let usable =
-            |image: &Image| match image.layers.iter().find(|layer| !snapshots.contains(&layer.chain_id)) {
-                Some(layer) => Err(format!("layer {} is not unpacked", layer.chain_id)),
-                None => Ok(()),
-            };
+        // After a power cut layers can be missing whose blobs are here.
+        let usable = |image: &Image| {
+            let mut missing = image.layers.iter().filter(|layer| !snapshots.contains(&layer.chain_id));
+            let Some(first) = missing.next() else { return Ok(()) };
+            tracing::info!(image.id = %image.id, "layers are unpacked again");
+            pull::restore(&content, &snapshots, image)
+                .map_err(|error| format!("layer {} is not there: {}", first.chain_id, error::chain(&error)))
+        };
         let (catalog, faults) = Catalog::open(root, usable)?;
         for fault in &faults {
             tracing::warn!(fault, "image is left out until it is pulled again");
         }
-        let transport = Transport::new(options.insecure_registries.clone(), options.patience.clone());
+        let routes = Routes {
+            insecure: options.insecure_registries.clone(),
+            certs: options.registry_settings.clone(),
+        };
+        let transport = Transport::new(routes, options.patience.clone(), options.credentials.clone());
         let inner = Inner {
             options,
             content,
@@ -105,9 +133,14 @@ impl Store {
             leases: Leases::default(),
             transport: Arc::new(transport),
             fetching: Mutex::default(),
+            settling: AtomicBool::new(false),
             faults,
         };
-        Ok(Store { inner: Arc::new(inner), flights: Flights::default() })
+        let store = Store { inner: Arc::new(inner), flights: Flights::default() };
+        if store.inner.snapshots.has_unsynced() {
+            store.inner.settle_later();
+        }
+        Ok(store)
     }
 
     /// What was found damaged when the store was opened. Each cost one image, which a pull brings back.
@@ -130,7 +163,14 @@ impl Store {
                 && !pull::may_succeed_later(error.kind())
             {
                 // Its blobs would only take room until something else is removed.
-                let swept = tokio::task::spawn_blocking(move || inner.collect()).await;
+                let full = pulled.as_ref().is_err_and(|error| error.kind() == Kind::ResourceExhausted);
+                let sweep = move || {
+                    if full {
+                        inner.content.discard_older(Duration::ZERO)?;
+                    }
+                    inner.collect()
+                };
+                let swept = tokio::task::spawn_blocking(sweep).await;
                 if let Ok(Err(error)) = swept {
                     tracing::warn!(%error, "leftovers of a failed pull stay until the next collection");
                 }
@@ -182,6 +222,11 @@ impl Store {
         &self.inner.snapshots
     }
 
+    /// Makes the unpacked layers durable now rather than soon, before the machine is shut down, for one.
+    pub fn settle(&self) -> Result<(), Error> {
+        Ok(self.inner.snapshots.sync()?)
+    }
+
     /// What everything takes on the disk.
     pub fn usage(&self) -> Result<StoreUsage, Error> {
         let snapshots = &self.inner.snapshots;
@@ -209,6 +254,27 @@ impl Store {
 impl Inner {
     fn collect(&self) -> Result<Vec<ChainId>, Error> {
         self.leases.collect(&self.content, &self.snapshots, || self.catalog.images())
+    }
+
+    /// Sees to it that layers get to the disk in a while. A layer that does not is unpacked again after a power cut.
+    pub(crate) fn settle_later(self: &Arc<Self>) {
+        if self.settling.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let store = Arc::downgrade(self);
+        let settle = move || {
+            std::thread::sleep(SETTLE);
+            let Some(store) = store.upgrade() else { return };
+            store.settling.store(false, Ordering::SeqCst);
+            if let Err(error) = store.snapshots.sync() {
+                tracing::error!(error = &error as &dyn std::error::Error, "layers do not reach the disk");
+            }
+        };
+        let thread = std::thread::Builder::new().name("settle".to_owned()).spawn(settle);
+        if let Err(error) = thread {
+            self.settling.store(false, Ordering::SeqCst);
+            tracing::warn!(%error, "layers reach the disk when the kernel sees fit");
+        }
     }
 
     fn sweep(&self, mut removed: Removed) -> Result<Removed, Error> {
