@@ -23,6 +23,8 @@ pub struct Config {
     pub network: Network,
     /// Registries.
     pub registry: Registry,
+    /// Which images stay, and how much room they may take.
+    pub images: Images,
     /// Where cgroups are made.
     pub cgroup: Cgroup,
     /// The runtime.
@@ -75,6 +77,44 @@ pub struct Registry {
     pub policy: PathBuf,
 }
 
+/// Which images stay, and how much room they may take.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Names of images that are spared when unused ones are removed.
+    pub pinned: Vec<String>,
+    /// Beyond as many bytes of images, unused ones are removed; absent: no limit.
+    pub high_bytes: Option<u64>,
+    /// Down to as many bytes; absent: `high_bytes`.
+    pub low_bytes: Option<u64>,
+    /// Beyond as many files, directories and others.
+    pub high_inodes: Option<u64>,
+    /// Down to as many; absent: `high_inodes`.
+    pub low_inodes: Option<u64>,
+    /// Seconds between two looks.
+    pub check_seconds: u64,
+}
+
+impl Images {
+    /// Between two looks at how much room they take.
+    pub fn period(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.check_seconds.max(1))
+    }
+}
+
+impl Default for Images {
+    fn default() -> Images {
+        Images {
+            pinned: Vec::new(),
+            high_bytes: None,
+            low_bytes: None,
+            high_inodes: None,
+            low_inodes: None,
+            check_seconds: 60,
+        }
+    }
+}
+
 /// Where cgroups are made.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -100,6 +140,7 @@ impl Default for Config {
             log: Log::default(),
             network: Network::default(),
             registry: Registry::default(),
+            images: Images::default(),
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
         }
@@ -183,6 +224,7 @@ impl Config {
             .list_separator(",")
             .with_list_parse_key("network.subnets")
             .with_list_parse_key("registry.insecure")
+            .with_list_parse_key("images.pinned")
             .try_parsing(true);
         let builder = config::Config::builder()
             .add_source(source)
@@ -217,6 +259,19 @@ impl Config {
             let family = self.network.subnets.iter().filter(|net| net.addr().is_ipv4() == v4);
             if family.count() > 1 {
                 return invalid("network.subnets has more than one network of a family".into());
+            }
+        }
+        for name in &self.images.pinned {
+            if let Err(error) = name.parse::<sampan_imagestore::Reference>() {
+                return invalid(format!("images.pinned: {error}"));
+            }
+        }
+        for (key, high, low) in [
+            ("bytes", self.images.high_bytes, self.images.low_bytes),
+            ("inodes", self.images.high_inodes, self.images.low_inodes),
+        ] {
+            if low.is_some() && low > high {
+                return invalid(format!("images.low_{key} is above images.high_{key}, or that is not set"));
             }
         }
         if !self.cgroup.root.starts_with('/') || self.cgroup.root.len() < 2 || self.cgroup.root.contains("..")
@@ -275,7 +330,7 @@ mod tests {
             format!("{:?}", Config::default())
         );
         // A key without a default shows an example.
-        let example = ["mtu", "path"];
+        let example = ["mtu", "path", "high_bytes", "low_bytes", "high_inodes", "low_inodes"];
         let (mut text, mut keys) = (String::new(), 0);
         for line in installed.lines() {
             let setting = line.strip_prefix("# ").and_then(|rest| Some((rest.split_once(" = ")?.0, rest)));

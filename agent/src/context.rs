@@ -60,6 +60,8 @@ impl Context {
                 file: Some(config.registry.credentials.clone()),
                 helper: Some(Arc::new(Helpers)),
             },
+            // They parse: the configuration was checked.
+            pinned: config.images.pinned.iter().filter_map(|name| name.parse().ok()).collect(),
             ..StoreOptions::default()
         };
         let store = Store::open(&config.root, options)?;

@@ -13,6 +13,7 @@ pub mod error;
 pub mod events;
 pub mod network;
 pub mod pods;
+pub mod room;
 pub mod server;
 pub mod services;
 pub mod stats;

@@ -278,6 +278,24 @@ impl Content {
         Ok(bytes)
     }
 
+    /// Reads a blob to its end and says how many bytes it has, if they are what its name says.
+    pub(crate) fn rehash(&self, digest: &Digest) -> Result<u64, Error> {
+        let mut file = self.reader(digest)?;
+        let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 256 << 10]);
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => {
+                    hash.update(&buffer[..length]);
+                    size += length as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(Error::Read { digest: digest.clone(), source }),
+            }
+        }
+        check(&hash, digest, size).map(|()| size)
+    }
+
     /// Deletes a blob; one that is not here is none to delete.
     pub(crate) fn remove(&self, digest: &Digest) -> Result<(), Error> {
         self.sizes().remove(digest);
@@ -331,6 +349,11 @@ impl Ingest {
     /// How much has been written.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The digest of what was written.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::from_sha256(&self.hash.clone().finalize().into())
     }
 
     /// How much was here before: what is written continues from there.
@@ -432,9 +455,15 @@ pub(crate) fn check(hash: &Sha256, expected: &Digest, size: u64) -> Result<(), E
 fn tidy(directory: &Path, unwanted: impl Fn(&str, Duration) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-        if unwanted(&entry.file_name().to_string_lossy(), age) {
-            fs::remove_file(entry.path())?;
+        let tidied = entry.metadata().and_then(|metadata| metadata.modified()).and_then(|modified| {
+            let age = modified.elapsed().unwrap_or_default();
+            let gone = unwanted(&entry.file_name().to_string_lossy(), age);
+            if gone { fs::remove_file(entry.path()) } else { Ok(()) }
+        });
+        match tidied {
+            // Whoever was writing it has committed or dropped it since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
         }
     }
     Ok(())

@@ -33,6 +33,11 @@ impl Leases {
         Lease { leases: self.clone(), held }
     }
 
+    /// Whether somebody holds this.
+    pub(crate) fn holds(&self, digest: &Digest) -> bool {
+        self.counts().contains_key(digest)
+    }
+
     fn counts(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,6 +84,17 @@ impl Leases {
             }
         }
         result.map(|()| gone)
+    }
+}
+
+impl Lease {
+    /// Holds these as well.
+    pub(crate) fn hold(&mut self, more: impl IntoIterator<Item = Digest>) {
+        let mut counts = self.leases.counts();
+        for digest in more {
+            *counts.entry(digest.clone()).or_default() += 1;
+            self.held.push(digest);
+        }
     }
 }
 

@@ -4,9 +4,14 @@
 //! manifest and never both, every digest is well formed, and there are limits on how much there is. Foreign
 //! URLs in a descriptor are not even read. Nothing here touches the network.
 
+use std::io::Read;
+
 use serde::Deserialize;
 
-use crate::{Digest, Kind};
+use crate::{
+    Digest, Kind,
+    content::{self, Content},
+};
 
 /// The most a manifest, an index or a configuration may have.
 pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
@@ -17,7 +22,7 @@ pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+jso
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const LAYERS: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar",
@@ -285,6 +290,30 @@ pub(crate) fn select<'a>(index: &'a [Descriptor], platform: &Platform) -> Result
         let found = index.iter().filter_map(|entry| entry.platform.as_ref()).take(20);
         let found: Vec<String> = found.map(Platform::to_string).collect();
         Error::Platform { platform: platform.to_string(), found: found.join(", ") }
+    })
+}
+
+/// OCI's word for a type of layers that may be Docker's; gzip when it is none of either.
+pub(crate) fn oci_layer_type(media_type: &str) -> &'static str {
+    match LAYERS.iter().position(|known| *known == media_type) {
+        Some(at @ 0..=5) => LAYERS[at],
+        Some(6) => LAYERS[0],
+        _ => LAYERS[1],
+    }
+}
+
+/// What OCI calls a layer's blob, by the bytes that it begins with.
+pub(crate) fn layer_type(content: &Content, digest: &Digest) -> Result<&'static str, content::Error> {
+    let mut magic = Vec::new();
+    content
+        .reader(digest)?
+        .take(4)
+        .read_to_end(&mut magic)
+        .map_err(|source| content::Error::Read { digest: digest.clone(), source })?;
+    Ok(match magic[..] {
+        [0x1f, 0x8b, ..] => LAYERS[1],
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => LAYERS[2],
+        _ => LAYERS[0],
     })
 }
 

@@ -38,9 +38,8 @@ use crate::{
 pub(crate) use error::Error;
 pub(crate) use flight::Flights;
 use inflate::Allowance;
-#[cfg(feature = "fuzzing")]
 pub(crate) use inflate::decoder;
-pub(crate) use layer::restore;
+pub(crate) use layer::{restore, unpack_again};
 pub(crate) use progress::Reports;
 pub use progress::{Phase, Progress, ProgressEvent};
 
@@ -241,6 +240,7 @@ fn complete(
         config: resolved.parsed,
         layers: resolved.layers,
         pinned: false,
+        tagged_at: None,
     };
     Ok(store.catalog.enter(image, reference, &resolved.target)?)
 }

@@ -11,6 +11,7 @@ mod blob;
 mod credentials;
 mod error;
 mod hosts;
+mod push;
 mod source;
 mod transport;
 
@@ -29,6 +30,7 @@ use source::Source;
 pub use auth::Auth;
 pub use credentials::{CredentialHelper, Credentials, HelperAnswer};
 pub(crate) use error::Error;
+pub(crate) use push::{Destination, Presence};
 pub use transport::Patience;
 pub(crate) use transport::{Routes, Transport};
 

@@ -37,13 +37,17 @@ mod overlay;
 mod record;
 mod recover;
 mod stage;
+mod upper;
 mod usage;
+mod verify;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::Error;
 pub(crate) use stage::Stage;
+pub(crate) use upper::{Upper, is_whiteout};
+pub(crate) use verify::Difference;
 
 use stage::{Purpose, make_directory, open_directory};
 
@@ -102,6 +106,8 @@ struct Folders {
 struct State {
     committed: HashMap<ChainId, Committed>,
     active: HashMap<String, Active>,
+    /// When a snapshot on each chain was last made or removed, in nanoseconds since 1970; since the process started.
+    used: HashMap<ChainId, i64>,
     /// How many layers were committed since the snapshots were opened.
     commits: u64,
 }
@@ -239,6 +245,7 @@ impl Snapshots {
             }
             let name = self.folders.retire(self.folders.committed.as_fd(), chain.digest().hex())?;
             state.committed.remove(chain);
+            state.used.remove(chain);
             name
         };
         name.map_or(Ok(()), |name| self.folders.delete(&name))
@@ -251,15 +258,12 @@ impl Snapshots {
 
     /// The chains that active snapshots stand on, with all below them.
     pub fn in_use(&self) -> HashSet<ChainId> {
-        let state = self.state();
-        let mut chains = HashSet::new();
-        for active in state.active.values() {
-            let mut next = active.parent.as_ref();
-            while let Some(chain) = next.filter(|chain| chains.insert((*chain).clone())) {
-                next = state.committed.get(chain).and_then(|layer| layer.record.parent.as_ref());
-            }
-        }
-        chains
+        self.state().in_use()
+    }
+
+    /// When a snapshot on exactly this chain was last made or removed by this process, in nanoseconds since 1970.
+    pub(crate) fn last_use(&self, chain: &ChainId) -> Option<i64> {
+        self.state().used.get(chain).copied()
     }
 
     /// What the topmost layer of the chain takes.
@@ -267,6 +271,12 @@ impl Snapshots {
         let state = self.state();
         let record = &state.committed.get(chain)?.record;
         Some(Usage { bytes: record.bytes, inodes: record.inodes })
+    }
+
+    /// The directories of the chain's layers, the topmost first.
+    pub fn layer_directories(&self, chain: &ChainId) -> Result<Vec<PathBuf>, Error> {
+        let stack = self.state().stack(Some(chain))?;
+        Ok(stack.iter().map(|chain| self.folders.layer(chain).join("fs")).collect())
     }
 
     /// Makes a writable snapshot on top of `parent`.
@@ -281,6 +291,7 @@ impl Snapshots {
             if lower.len() > LAYERS {
                 return Err(Error::TooManyLayers { layers: lower.len() });
             }
+            state.note_use(parent);
             // From now on the layers are in use.
             state.active.insert(key.to_owned(), Active { parent: parent.cloned(), ready: false });
             lower
@@ -323,7 +334,8 @@ impl Snapshots {
             state.ready(key)?;
             self.check_unmounted(key)?;
             let name = self.folders.retire(self.folders.active.as_fd(), key)?;
-            state.active.remove(key);
+            let parent = state.active.remove(key).and_then(|active| active.parent);
+            state.note_use(parent.as_ref());
             name
         };
         name.map_or(Ok(()), |name| self.folders.delete(&name))
@@ -382,6 +394,24 @@ impl Snapshots {
 }
 
 impl State {
+    fn in_use(&self) -> HashSet<ChainId> {
+        let mut chains = HashSet::new();
+        for active in self.active.values() {
+            let mut next = active.parent.as_ref();
+            while let Some(chain) = next.filter(|chain| chains.insert((*chain).clone())) {
+                next = self.committed.get(chain).and_then(|layer| layer.record.parent.as_ref());
+            }
+        }
+        chains
+    }
+
+    fn note_use(&mut self, parent: Option<&ChainId>) {
+        if let Some(chain) = parent {
+            let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+            self.used.insert(chain.clone(), now);
+        }
+    }
+
     /// The chain and all below it, from the top.
     fn stack(&self, top: Option<&ChainId>) -> Result<Vec<ChainId>, Error> {
         let mut stack = Vec::new();

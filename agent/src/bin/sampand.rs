@@ -8,7 +8,7 @@ use sampan_agent::{
     config::{Config, Overrides},
     context::Context,
     pods::Pods,
-    server,
+    room, server,
     stats::Collector,
     telemetry,
 };
@@ -86,6 +86,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     pods.recover().await?;
     let collector = Collector::new(pods.clone());
     tokio::spawn(collector.clone().run());
+    tokio::spawn(room::watch(pods.clone()));
     tokio::spawn(watchdog());
     notify(&[NotifyState::Ready]);
     info!(socket = %socket.display(), "serving");

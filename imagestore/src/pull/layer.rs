@@ -215,6 +215,18 @@ pub(crate) fn restore(content: &Content, snapshots: &Snapshots, image: &Image) -
     Ok(())
 }
 
+/// Unpacks a blob that is here beside whatever was made of it before.
+pub(crate) fn unpack_again(
+    content: &Content,
+    snapshots: &Snapshots,
+    image: &Image,
+    layer: &Layer,
+) -> Result<(Stage, Unpacked), Error> {
+    let Ready { stage, unpacked } =
+        unpack_stored(content, snapshots, layer, &Allowance::new(&image.layers), |_| ())?;
+    Ok((stage, unpacked))
+}
+
 /// A blob of the content store, hashed as it is read: it may have rotted since it was stored.
 struct Stored<F> {
     file: BufReader<File>,

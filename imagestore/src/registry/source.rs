@@ -19,7 +19,7 @@ use super::{
     auth::{self, Challenge, Token},
     backoff::retry_after,
     hosts::Endpoint,
-    transport::{Request, Transport, host},
+    transport::{Request, Transport, Upload, host},
 };
 use crate::Digest;
 
@@ -32,6 +32,8 @@ pub(super) struct Source {
     pub(super) transport: Arc<Transport>,
     pub(super) endpoint: Endpoint,
     path: String,
+    /// What leave to ask a token service for.
+    scopes: Vec<String>,
     /// The registry in the image's name.
     domain: String,
     /// Looked up when the host first asks.
@@ -58,6 +60,7 @@ impl Source {
             transport: transport.clone(),
             endpoint,
             path: path.to_owned(),
+            scopes: vec![format!("repository:{path}:pull")],
             domain: domain.to_owned(),
             auth: OnceCell::new_with(auth.map(|auth| Some(auth.clone()))),
             authorization: Mutex::new(authorization),
@@ -65,8 +68,36 @@ impl Source {
         }
     }
 
+    /// Asks for leave to write as well, and to take blobs from these other repositories.
+    pub(super) fn for_push(mut self, others: &[String]) -> Source {
+        let others = others.iter().map(|path| format!("repository:{path}:pull"));
+        self.scopes = [format!("repository:{}:pull,push", self.path)].into_iter().chain(others).collect();
+        self
+    }
+
     pub(super) fn host(&self) -> String {
         host(&self.endpoint.base)
+    }
+
+    /// Any answer to a request that changes something, authorised if that is asked for. `make` is called once more
+    /// when the first attempt met a challenge.
+    pub(super) async fn send(
+        &self,
+        what: &str,
+        progress: &(dyn Fn() -> u64 + Sync),
+        make: impl Fn() -> Result<Upload, Error>,
+    ) -> Result<Response, Error> {
+        let mut known = self.authorization.lock().await.clone();
+        for challenged in [false, true] {
+            let upload = Upload { authorization: known.clone(), ..make()? };
+            let ours = upload.url.origin() == self.endpoint.base.origin();
+            let response = self.transport.upload(&self.endpoint, upload, progress).await?;
+            if response.status() != StatusCode::UNAUTHORIZED || challenged || !ours {
+                return Ok(response);
+            }
+            known = self.authorize(response, known, what).await?;
+        }
+        unreachable!("the second round returns")
     }
 
     /// For messages.
@@ -92,7 +123,7 @@ impl Source {
         Ok(self.auth.get_or_try_init(find).await?.as_ref())
     }
 
-    fn url(&self, path: &str) -> Result<Url, Error> {
+    pub(super) fn url(&self, path: &str) -> Result<Url, Error> {
         let mut url = self.endpoint.base.join(&format!("{}/{path}", self.path)).map_err(|_| {
             Error::Protocol { host: self.host(), reason: "the repository's name makes no address" }
         })?;
@@ -183,8 +214,12 @@ impl Source {
                 "credentials withheld from a token service outside the registry's domain"
             );
         }
-        let scope = format!("repository:{}:pull", self.path);
-        let mut fields = vec![("scope", scope.as_str())];
+        let joined = self.scopes.join(" ");
+        let mut fields: Vec<(&str, &str)> = match auth {
+            // A form has one scope with spaces in it, a query several.
+            Some(Auth::IdentityToken(_)) => vec![("scope", &joined)],
+            _ => self.scopes.iter().map(|scope| ("scope", scope.as_str())).collect(),
+        };
         fields.extend(service.map(|service| ("service", service)));
         let (mut authorization, mut form) = (None, None);
         match auth {
@@ -242,7 +277,7 @@ impl Source {
     }
 
     /// The error that an unsuccessful answer stands for.
-    async fn refusal(&self, response: Response, what: &str) -> Error {
+    pub(super) async fn refusal(&self, response: Response, what: &str) -> Error {
         let (host, what) = (host(response.url()), what.to_owned());
         let status = response.status().as_u16();
         let retry_after = retry_after(response.headers());

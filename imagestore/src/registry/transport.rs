@@ -13,7 +13,7 @@ use std::{
 };
 
 use reqwest::{
-    Certificate, Client, ClientBuilder, Identity, Response, Url,
+    Body, Certificate, Client, ClientBuilder, Identity, Method, Response, Url,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE},
     redirect::Policy,
 };
@@ -74,6 +74,15 @@ pub(crate) struct Transport {
     plain: OnceLock<Client>,
     /// By settings, and whether they are for loopback.
     tls: Mutex<HashMap<(Tls, bool), Client>>,
+}
+
+/// What to send.
+pub(super) struct Upload {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Option<Body>,
 }
 
 /// What to ask for.
@@ -165,6 +174,42 @@ impl Transport {
             url = redirect(&url, response.headers().get(LOCATION))?;
         }
         Err(Error::Protocol { host: host(&url), reason: "it redirects without end" })
+    }
+
+    /// Sends a request that changes something. It goes nowhere else: whoever redirects it is refused. `progress` is
+    /// asked now and then how far the body is; as long as it moves there is no hurry.
+    pub(super) async fn upload(
+        &self,
+        endpoint: &Endpoint,
+        upload: Upload,
+        progress: &(dyn Fn() -> u64 + Sync),
+    ) -> Result<Response, Error> {
+        let own = upload.url.origin() == endpoint.base.origin();
+        let elsewhere = Tls { ca: endpoint.tls.ca.clone(), ..Tls::default() };
+        let client = self.client(&upload.url, if own { &endpoint.tls } else { &elsewhere })?;
+        let mut builder = client.request(upload.method, upload.url.clone()).headers(upload.headers);
+        if own {
+            builder = builder.headers(endpoint.headers.clone());
+            if let Some(authorization) = upload.authorization {
+                builder = builder.header(AUTHORIZATION, authorization);
+            }
+        }
+        if let Some(body) = upload.body {
+            builder = builder.body(body);
+        }
+        let mut answer = std::pin::pin!(builder.send());
+        let limit = self.patience.connect + self.patience.stall;
+        let mut before = progress();
+        loop {
+            match tokio::time::timeout(limit, &mut answer).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(source)) => {
+                    return Err(Error::Unavailable { host: host(&upload.url), source: source.without_url() });
+                }
+                Err(_) if progress() > before => before = progress(),
+                Err(_) => return Err(Error::Stalled { host: host(&upload.url), after: limit }),
+            }
+        }
     }
 
     async fn first_byte(

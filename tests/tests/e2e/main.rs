@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use sampan_tests::{Agent, fixture};
 
+mod archive;
 mod bad_input;
 mod cli;
+mod commit;
 mod crash;
 mod event;
 mod exec;
