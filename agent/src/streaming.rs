@@ -1,0 +1,4 @@
+//! The streaming server: where the URLs lead that Exec, Attach and PortForward answer.
+
+mod pump;
+mod spdy;
