@@ -23,6 +23,7 @@ mod id;
 mod monitor;
 pub mod record;
 mod recovery;
+pub(crate) mod session;
 pub(crate) mod signal;
 mod spec;
 mod task;

@@ -182,6 +182,8 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
         resources: linux.resources.map(resources).transpose()?.unwrap_or_default(),
         security: linux.security_context.map(security).transpose()?.unwrap_or_default(),
         stop_signal,
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
     })
 }
 
@@ -189,7 +191,6 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
 fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<()> {
     let unsupported = [
         (config.tty, "a terminal (tty)"),
-        (config.stdin, "standard input (stdin)"),
         (!config.cdi_devices.is_empty(), "CDI devices"),
         (config.mounts.iter().any(|mount| mount.image.is_some()), "image volumes"),
         (config.mounts.iter().any(|mount| !mount.uid_mappings.is_empty()), "id-mapped mounts"),

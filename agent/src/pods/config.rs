@@ -130,6 +130,12 @@ pub struct ContainerConfig {
     pub security: Security,
     /// Overrides the image's stop signal.
     pub stop_signal: Option<i32>,
+    /// Whether its standard input can be written to, or has ended from the start.
+    #[serde(default)]
+    pub stdin: bool,
+    /// The input ends with the first client that has attached to it.
+    #[serde(default)]
+    pub stdin_once: bool,
 }
 
 /// A host path in a container.

@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     io::{self, Seek, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -53,6 +53,33 @@ pub(crate) async fn run(
     argv: Vec<String>,
     limit: Option<Duration>,
 ) -> Result<Output> {
+    let pipe =
+        || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(at("make", "a pipe"));
+    let (stdout, stdout_end) = pipe()?;
+    let (stderr, stderr_end) = pipe()?;
+    let null = null()?;
+    let stdio = [null.as_fd(), stdout_end.as_fd(), stderr_end.as_fd()];
+    let connection = start(context, pod, container, argv, stdio).await?;
+    drop((stdout_end, stderr_end));
+    let collect = collect(&connection, stdout, stderr);
+    match limit {
+        None => collect.await,
+        Some(limit) => timeout(limit, collect).await.map_err(|_| Error::Deadline {
+            what: format!("the command in container {}", container.id.short()),
+            limit,
+        })?,
+    }
+}
+
+/// Starts a command with these descriptors as its standard input, output and error. Closing the connection makes the
+/// monitor kill every process of it.
+pub(super) async fn start(
+    context: &Context,
+    pod: &PodId,
+    container: &ContainerRecord,
+    argv: Vec<String>,
+    stdio: [BorrowedFd<'_>; 3],
+) -> Result<Connection> {
     if container.phase != ContainerPhase::Running {
         return Err(Error::Precondition(format!("container {} is not running", container.id.short())));
     }
@@ -62,28 +89,29 @@ pub(crate) async fn run(
     let folder = context.pod_state(pod);
     let process = process(&folder.join(container.id.as_str()).join("config.json"), argv)?;
     let connection = Connection::open(pod, &folder).await?;
-    let pipe =
-        || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(at("make", "a pipe"));
-    let (stdout, stdout_end) = pipe()?;
-    let (stderr, stderr_end) = pipe()?;
-    let null = File::open("/dev/null").map_err(at("open", "/dev/null"))?;
     let request =
         Request::Exec { id: container.id.to_string(), exec: ContainerId::random().short().to_owned() };
-    let descriptors = [process.as_fd(), null.as_fd(), stdout_end.as_fd(), stderr_end.as_fd()];
-    match connection.request_with(&request, &descriptors).await? {
-        Response::ExecStarted { .. } => {}
-        other => return Err(Error::Internal(format!("the monitor answered {other:?} to an execution"))),
+    let [stdin, stdout, stderr] = stdio;
+    match connection.request_with(&request, &[process.as_fd(), stdin, stdout, stderr]).await? {
+        Response::ExecStarted { .. } => Ok(connection),
+        other => Err(Error::Internal(format!("the monitor answered {other:?} to an execution"))),
     }
-    drop((stdout_end, stderr_end));
-    let collect = collect(&connection, stdout, stderr);
-    match limit {
-        None => collect.await,
-        // Closing the connection makes the monitor kill every process of the execution.
-        Some(limit) => timeout(limit, collect).await.map_err(|_| Error::Deadline {
-            what: format!("the command in container {}", container.id.short()),
-            limit,
-        })?,
+}
+
+/// Waits for a command's end.
+pub(super) async fn exit_code(connection: &Connection) -> Result<i32> {
+    match connection.receive().await? {
+        Some(Response::ExecExited { exit_code }) => Ok(exit_code),
+        Some(Response::Error { message, .. }) => Err(Error::Internal(message)),
+        Some(other) => Err(Error::Internal(format!("the monitor sent {other:?} during an execution"))),
+        None => Err(Error::Internal("the monitor ended during an execution".into())),
     }
+}
+
+/// What a command without a stream has in its place.
+pub(super) fn null() -> Result<OwnedFd> {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    null.map(OwnedFd::from).map_err(at("open", "/dev/null"))
 }
 
 /// The container's own process with another command line, in a file that has no name.
@@ -112,12 +140,7 @@ async fn collect(connection: &Connection, stdout: OwnedFd, stderr: OwnedFd) -> R
             biased;
             () = stdout.read(), if stdout.open => {}
             () = stderr.read(), if stderr.open => {}
-            answer = connection.receive() => match answer? {
-                Some(Response::ExecExited { exit_code }) => break exit_code,
-                Some(Response::Error { message, .. }) => return Err(Error::Internal(message)),
-                Some(other) => return Err(Error::Internal(format!("the monitor sent {other:?} during an execution"))),
-                None => return Err(Error::Internal("the monitor ended during an execution".into())),
-            }
+            code = exit_code(connection) => break code?,
         }
     };
     stdout.drain();

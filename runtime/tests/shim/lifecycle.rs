@@ -86,8 +86,8 @@ fn a_failed_creation_leaves_nothing() {
 
     fs::write(pod.path("a/config.json"), "{").unwrap();
     assert!(client.refused(&request).1.contains("config.json"));
-    let Request::Create { bundle: _, cgroup, log, pid, id } = request.clone() else { unreachable!() };
-    let missing = Request::Create { bundle: "missing".into(), cgroup, log, pid, id };
+    let Request::Create { bundle: _, cgroup, log, pid, id, stdin } = request.clone() else { unreachable!() };
+    let missing = Request::Create { bundle: "missing".into(), cgroup, log, pid, id, stdin };
     assert!(client.refused(&missing).1.contains("missing/config.json"));
 }
 
@@ -101,6 +101,7 @@ fn senseless_requests_are_refused() {
         cgroup: cgroup.to_owned(),
         log: None,
         pid: Default::default(),
+        stdin: false,
     };
     for request in
         [create("", "/c"), create("a/b", "/c"), create(&"a".repeat(129), "/c"), create("a", "/c/../d")]

@@ -44,6 +44,8 @@ fn container() -> ContainerConfig {
         resources: Resources::default(),
         security: Security::default(),
         stop_signal: None,
+        stdin: false,
+        stdin_once: false,
     }
 }
 

@@ -95,6 +95,7 @@ impl Task {
             cgroup: record.cgroup.clone(),
             log: record.log_path.clone(),
             pid,
+            stdin: record.config.stdin,
         };
         match self.control()?.request(&request).await? {
             Response::Created { pid } => record.pid = Some(pid),

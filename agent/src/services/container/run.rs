@@ -143,6 +143,8 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
             ..Security::default()
         },
         stop_signal: None,
+        stdin: false,
+        stdin_once: false,
     })
 }
 
