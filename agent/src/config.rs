@@ -2,7 +2,10 @@
 //!
 //! A key that nobody knows is an error: a misspelt limit must not be a limit that is silently absent.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -27,6 +30,8 @@ pub struct Config {
     pub cgroup: Cgroup,
     /// The runtime.
     pub runtime: Runtime,
+    /// The server of exec's, attach's and port-forward's streams.
+    pub streaming: Streaming,
 }
 
 /// What is logged and how.
@@ -85,6 +90,20 @@ pub struct Runtime {
     pub path: Option<PathBuf>,
 }
 
+/// The server of exec's, attach's and port-forward's streams.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Where it listens; port 0: any that is free.
+    pub address: SocketAddr,
+    /// What the URLs it gives out begin with; absent: its own address.
+    pub base_url: Option<String>,
+    /// PEM file of the certificate and its chain; absent: no TLS.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of the certificate's key.
+    pub key: Option<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -96,6 +115,7 @@ impl Default for Config {
             registry: Registry::default(),
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
+            streaming: Streaming::default(),
         }
     }
 }
@@ -120,6 +140,17 @@ impl Default for Network {
 impl Default for Cgroup {
     fn default() -> Cgroup {
         Cgroup { root: "/sampan".into() }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Streaming {
+        Streaming {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            base_url: None,
+            certificate: None,
+            key: None,
+        }
     }
 }
 
@@ -199,7 +230,28 @@ impl Config {
         {
             return invalid(format!("cgroup.root = {:?} is not a path below the root", self.cgroup.root));
         }
-        Ok(())
+        self.streaming.check()
+    }
+}
+
+impl Streaming {
+    fn check(&self) -> Result<(), Error> {
+        let invalid = |text: String| Err(Error::Invalid(text));
+        if self.certificate.is_some() != self.key.is_some() {
+            return invalid(
+                "streaming.certificate and streaming.key belong together; set both or none".into(),
+            );
+        }
+        match &self.base_url {
+            Some(url) if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) => {
+                invalid(format!("streaming.base_url = {url:?} begins with neither http:// nor https://"))
+            }
+            None if self.address.ip().is_unspecified() => invalid(format!(
+                "streaming.address = \"{}\" is no address that a client could connect to; set streaming.base_url too",
+                self.address
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -238,6 +290,9 @@ mod tests {
             "[network]\nbridge = \"a-name-that-is-too-long\"",
             "[network]\nsubnets = [\"10.0.0.0/24\", \"10.1.0.0/24\"]",
             "[cgroup]\nroot = \"/../x\"",
+            "[streaming]\ncertificate = \"/etc/sampan/tls.crt\"",
+            "[streaming]\nbase_url = \"127.0.0.1:1\"",
+            "[streaming]\naddress = \"0.0.0.0:10250\"",
         ] {
             assert!(load(text, &Overrides::default()).is_err(), "{text}");
         }
@@ -251,11 +306,11 @@ mod tests {
             format!("{:?}", Config::default())
         );
         // A key without a default shows an example.
-        let example = ["mtu", "path"];
+        let example = ["mtu", "path", "base_url", "certificate", "key"];
         let (mut text, mut keys) = (String::new(), 0);
         for line in installed.lines() {
             let setting = line.strip_prefix("# ").and_then(|rest| Some((rest.split_once(" = ")?.0, rest)));
-            match setting.filter(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase())) {
+            match setting.filter(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')) {
                 Some((key, rest)) => {
                     keys += 1;
                     if !example.contains(&key) {
@@ -270,6 +325,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 11);
+        assert_eq!(keys, 15);
     }
 }

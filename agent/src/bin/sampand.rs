@@ -10,6 +10,7 @@ use sampan_agent::{
     pods::Pods,
     server,
     stats::Collector,
+    streaming::Streaming,
     telemetry,
 };
 use sd_notify::NotifyState;
@@ -81,10 +82,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     pods.recover().await?;
     let collector = Collector::new(pods.clone());
     tokio::spawn(collector.clone().run());
+    let streaming = Streaming::start(&pods.context().config.streaming, pods.clone()).await?;
     tokio::spawn(watchdog());
     notify(&[NotifyState::Ready]);
     info!(socket = %socket.display(), "serving");
-    let mut server = std::pin::pin!(server::serve(listener, pods, collector, told_to_end()));
+    let mut server = std::pin::pin!(server::serve(listener, pods, collector, streaming, told_to_end()));
     tokio::select! {
         ended = &mut server => return ended,
         () = told_to_end() => {}
