@@ -54,7 +54,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// What a ticket is for.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) enum Job {
     /// `exec` and `attach`.
     Command(Command),
@@ -75,6 +75,17 @@ impl Job {
             Job::Command(_) => "attach",
             Job::PortForward { .. } => "portforward",
         }
+    }
+}
+
+impl std::fmt::Debug for Job {
+    /// For logs: a command's words may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let object = match self {
+            Job::Command(command) => &command.container,
+            Job::PortForward { pod, .. } => pod,
+        };
+        write!(f, "{} {object}", self.path())
     }
 }
 
@@ -179,7 +190,6 @@ async fn connection(
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST)
-        .keep_alive(false)
         .max_buf_size(16 << 10)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades()

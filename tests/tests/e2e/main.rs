@@ -22,6 +22,7 @@ mod names;
 mod network;
 mod service;
 mod stats;
+mod streaming;
 
 /// Longer than anything that is asked for takes, even on a loaded machine.
 const SOON: Duration = Duration::from_secs(20);
