@@ -137,10 +137,12 @@ async fn kubectl_port_forward_carries_many_connections_and_both_ends() {
         for speech in Speech::BOTH {
             let mut forward = Forward::start(&api, speech, agent, &["80", "81", "82"]).await;
             let [web, echo, nobody] = [80, 81, 82].map(|port| forward.local(port));
-            eventually("the server answers", super::SOON, async || {
-                fetch(web, "/index.html").await.ends_with("hello\n").then_some(())
+            let listening = "netstat -ltn | grep -q ':80 ' && netstat -ltn | grep -q ':81 ' && echo yes || echo no";
+            eventually("both servers listen", super::SOON, async || {
+                (target.cri.sh(&target.container, listening).await == "yes").then_some(())
             })
             .await;
+            assert!(fetch(web, "/index.html").await.ends_with("hello\n"));
             let fetches: Vec<_> = (0..20).map(|_| tokio::spawn(async move { fetch(web, "/large").await })).collect();
             for fetched in fetches {
                 let (_, body) = fetched.await.unwrap().split_once("\r\n\r\n").map(|(a, b)| (a.len(), b.len())).unwrap();
@@ -186,6 +188,8 @@ impl Forward {
             let (local, remote) = line.strip_prefix("Forwarding from ").unwrap().split_once(" -> ").unwrap();
             locals.insert(remote.parse().unwrap(), local.parse().unwrap());
         }
+        // It prints a line for each connection, and dies when nobody reads it.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Forward { locals, complaints, _child: child }
     }
 
