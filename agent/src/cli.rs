@@ -5,6 +5,7 @@
 //! Exit codes: 0, 1 for an error, 125 for an error of `run` itself, else what the container's process gave.
 
 mod agent;
+mod attach;
 mod exec;
 mod failure;
 mod human;
@@ -15,12 +16,15 @@ mod json;
 mod logs;
 mod options;
 mod output;
+mod port_forward;
 mod progress;
 mod ps;
 mod pull;
 mod remove;
 mod rmi;
 mod run;
+mod session;
+mod start;
 mod stats;
 mod stop;
 mod table;
@@ -65,6 +69,14 @@ enum Verb {
     Run(Box<run::Arguments>),
     /// Run a command in a running container
     Exec(exec::Arguments),
+    /// Make a new container without starting it
+    Create(Box<run::Arguments>),
+    /// Start containers that were created
+    Start(start::Arguments),
+    /// Join the streams of a running container
+    Attach(attach::Arguments),
+    /// Lead local ports to ports of a container
+    PortForward(port_forward::Arguments),
     /// List containers
     Ps(ps::Arguments),
     /// Show what a container wrote
@@ -110,7 +122,8 @@ async fn execute(arguments: impl IntoIterator<Item = OsString>, out: &mut Output
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     match Arguments::try_parse_from(&arguments) {
         Ok(arguments) => {
-            let own_error = if matches!(arguments.verb, Verb::Run(_)) { run::OWN_ERROR } else { 1 };
+            let own_error =
+                if matches!(arguments.verb, Verb::Run(_) | Verb::Create(_)) { run::OWN_ERROR } else { 1 };
             let result = carry_out(arguments, out).await;
             finish(result, own_error, out)
         }
@@ -148,6 +161,10 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
     match arguments.verb {
         Verb::Run(arguments) => return run::execute(*arguments, agent, out).await,
         Verb::Exec(arguments) => return exec::execute(arguments, agent, out).await,
+        Verb::Create(arguments) => return run::create(*arguments, agent, out).await,
+        Verb::Start(arguments) => return start::execute(arguments, &agent.await?, out).await,
+        Verb::Attach(arguments) => return attach::execute(arguments, &agent.await?, out).await,
+        Verb::PortForward(arguments) => port_forward::execute(arguments, &agent.await?, out).await,
         Verb::Ps(arguments) => ps::execute(arguments, &agent.await?, out).await,
         Verb::Logs(arguments) => logs::execute(arguments, &agent.await?, out).await,
         Verb::Stats(arguments) => stats::execute(arguments, &agent.await?, out).await,

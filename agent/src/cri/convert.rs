@@ -183,6 +183,7 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
         security: linux.security_context.map(security).transpose()?.unwrap_or_default(),
         stop_signal,
         stdin: config.stdin,
+        tty: config.tty,
         stdin_once: config.stdin_once,
     })
 }

@@ -133,6 +133,9 @@ pub struct ContainerConfig {
     /// Whether its standard input can be written to, or has ended from the start.
     #[serde(default)]
     pub stdin: bool,
+    /// Whether it has a terminal.
+    #[serde(default)]
+    pub tty: bool,
     /// The input ends with the first client that has attached to it.
     #[serde(default)]
     pub stdin_once: bool,

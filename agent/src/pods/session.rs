@@ -59,6 +59,27 @@ pub(crate) struct Streams {
     pub(crate) resize: mpsc::Receiver<Size>,
 }
 
+/// A command to run in a container, and how it differs from the container's own process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Command {
+    pub(crate) argv: Vec<String>,
+    /// Gives it a terminal.
+    pub(crate) tty: bool,
+    /// Over the container's own.
+    pub(crate) env: Vec<(String, String)>,
+    /// Empty: the container's.
+    pub(crate) working_dir: String,
+    /// `USER[:GROUP]`, names or numbers; empty: the container's.
+    pub(crate) user: String,
+}
+
+impl Command {
+    /// One that differs in its words alone.
+    pub(crate) fn new(argv: Vec<String>, tty: bool) -> Command {
+        Command { argv, tty, ..Command::default() }
+    }
+}
+
 /// Runs a command in a container; gives its exit code once its output is written. Dropping the future kills all its
 /// processes.
 ///
@@ -68,11 +89,10 @@ pub(crate) async fn exec(
     context: &Arc<Context>,
     pod: &PodId,
     container: &ContainerRecord,
-    argv: Vec<String>,
-    tty: bool,
+    command: Command,
     streams: Streams,
 ) -> Result<i32> {
-    if tty {
+    if command.tty {
         return Err(Error::Unimplemented("a command with a terminal".into()));
     }
     let null = exec::null()?;
@@ -81,7 +101,7 @@ pub(crate) async fn exec(
     let (stderr_end, stderr) = optional_pipe(streams.stderr.is_some())?;
     let connection = {
         let stdio = [&stdin, &stdout, &stderr].map(|end| end.as_ref().unwrap_or(&null).as_fd());
-        exec::start(context, pod, container, argv, stdio).await?
+        exec::start(context, pod, container, command, stdio).await?
     };
     drop((stdin, stdout, stderr));
     let (ended, end) = watch::channel(false);
@@ -102,48 +122,65 @@ pub(crate) async fn exec(
     code
 }
 
-/// Joins the streams of a container that waits for its start or runs; ends with the container's end. What it prints
-/// before the call has returned once is not seen. Dropping the future leaves it, and closes an input that is for one
-/// client only.
-///
-/// # Errors
-/// `FailedPrecondition` when the container has ended.
-pub(crate) async fn attach(
-    context: &Arc<Context>,
-    pod: &PodId,
-    container: &ContainerRecord,
-    streams: Streams,
-) -> Result<()> {
-    if container.phase == ContainerPhase::Exited {
-        return Err(Error::Precondition(format!("container {} is not running", container.id.short())));
+/// A place among those who watch a container, and write to it.
+pub(crate) struct Attachment {
+    context: Arc<Context>,
+    pod: PodId,
+    container: Arc<ContainerRecord>,
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    /// Its end is the attachment's.
+    _connection: Connection,
+}
+
+impl Attachment {
+    /// Joins the streams of a container that waits for its start or runs. What it prints from now on is seen.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when the container has ended.
+    pub(crate) async fn new(
+        context: &Arc<Context>,
+        pod: &PodId,
+        container: &Arc<ContainerRecord>,
+    ) -> Result<Attachment> {
+        if container.phase == ContainerPhase::Exited {
+            return Err(Error::Precondition(format!("container {} is not running", container.id.short())));
+        }
+        let connection = Connection::open(pod, &context.pod_state(pod)).await?;
+        let (stdout, stdout_end) = new_pipe()?;
+        let (stderr, stderr_end) = new_pipe()?;
+        for end in [&stdout_end, &stderr_end] {
+            // A smaller one does too.
+            let _ = rustix::pipe::fcntl_setpipe_size(end, ATTACH_PIPE);
+        }
+        let stdin = connection.attach(&container.id, [stdout_end.as_fd(), stderr_end.as_fd()]).await?;
+        let (context, pod, container) = (context.clone(), pod.clone(), container.clone());
+        Ok(Attachment { context, pod, container, stdin, stdout, stderr, _connection: connection })
     }
-    let connection = Connection::open(pod, &context.pod_state(pod)).await?;
-    let (stdout_end, stdout) = new_pipe()?;
-    let (stderr_end, stderr) = new_pipe()?;
-    for end in [&stdout, &stderr] {
-        // A smaller one does too.
-        let _ = rustix::pipe::fcntl_setpipe_size(end, ATTACH_PIPE);
+
+    /// Carries the streams until the container has ended. Dropping the future leaves the container, and closes an
+    /// input that is for one client only.
+    pub(crate) async fn carry(self, streams: Streams) -> Result<()> {
+        let once = (self.container.config.stdin_once && streams.stdin.is_some()).then(|| CloseInput {
+            context: self.context.clone(),
+            pod: self.pod.clone(),
+            container: self.container.id.clone(),
+        });
+        let (_open, end) = watch::channel(false);
+        let outputs = async {
+            tokio::join!(
+                output(Some(self.stdout), streams.stdout, end.clone()),
+                output(Some(self.stderr), streams.stderr, end.clone())
+            )
+        };
+        let feed = async {
+            input(streams.stdin, self.stdin).await;
+            drop(once);
+        };
+        let (stdout, stderr) = while_feeding(outputs, feed).await;
+        stdout.and(stderr).map_err(at("carry the output of", self.container.id.short()))
     }
-    let stdin_end = connection.attach(&container.id, [stdout.as_fd(), stderr.as_fd()]).await?;
-    drop((stdout, stderr));
-    let once = (container.config.stdin_once && streams.stdin.is_some()).then(|| CloseInput {
-        context: context.clone(),
-        pod: pod.clone(),
-        container: container.id.clone(),
-    });
-    let (_open, end) = watch::channel(false);
-    let outputs = async {
-        tokio::join!(
-            output(Some(stdout_end), streams.stdout, end.clone()),
-            output(Some(stderr_end), streams.stderr, end.clone())
-        )
-    };
-    let feed = async {
-        input(streams.stdin, stdin_end).await;
-        drop(once);
-    };
-    let (stdout, stderr) = while_feeding(outputs, feed).await;
-    stdout.and(stderr).map_err(at("carry the output of", container.id.short()))
 }
 
 /// Connects to a port of a pod as its own processes would, on its loopback.

@@ -15,7 +15,7 @@ use crate::{
     error::Result,
     pods::{
         Pods,
-        session::{self, Size, Streams},
+        session::{self, Attachment, Size, Streams},
     },
 };
 
@@ -82,9 +82,13 @@ impl Command {
         let (context, pod) = (pods.context(), &found.pod.record.id);
         match &self.argv {
             Some(argv) => {
-                session::exec(context, pod, &found.container, argv.clone(), self.tty, streams).await
+                let command = session::Command::new(argv.clone(), self.tty);
+                session::exec(context, pod, &found.container, command, streams).await
             }
-            None => session::attach(context, pod, &found.container, streams).await.map(|()| 0),
+            None => {
+                let attachment = Attachment::new(context, pod, &found.container).await?;
+                attachment.carry(streams).await.map(|()| 0)
+            }
         }
     }
 }

@@ -107,7 +107,11 @@ impl Connection {
     }
 
     /// Sends now, with a descriptor. There is room in the socket of a client that has just asked for it.
-    pub(super) fn send_with(&mut self, response: &Response, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub(super) fn send_with(
+        &mut self,
+        response: &Response,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
         let Some(descriptor) = descriptor else { return self.send(response) };
         let bytes = encode(response)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

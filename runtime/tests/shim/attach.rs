@@ -27,7 +27,12 @@ fn attach(pod: &Pod) -> Attached {
     let (answer, mut descriptors) = client.receive_with(DEADLINE).expect("in time").expect("an answer");
     assert_eq!(answer, Response::Attached);
     assert!(descriptors.len() <= 1);
-    Attached { client, stdin: descriptors.pop().map(File::from), stdout: stdout.into(), stderr: stderr.into() }
+    Attached {
+        client,
+        stdin: descriptors.pop().map(File::from),
+        stdout: stdout.into(),
+        stderr: stderr.into(),
+    }
 }
 
 fn shell(pod: &Pod, script: &str, stdin: bool) {

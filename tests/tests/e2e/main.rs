@@ -21,6 +21,7 @@ mod metrics;
 mod names;
 mod network;
 mod service;
+mod session;
 mod stats;
 mod streaming;
 

@@ -45,6 +45,7 @@ fn container() -> ContainerConfig {
         security: Security::default(),
         stop_signal: None,
         stdin: false,
+        tty: false,
         stdin_once: false,
     }
 }
