@@ -27,6 +27,8 @@ pub struct Options {
     pub binaries: Option<PathBuf>,
     /// What is logged; what a developer follows when absent.
     pub log_level: Option<String>,
+    /// More tables for the configuration file.
+    pub config: String,
 }
 
 /// A running `sampand`.
@@ -70,7 +72,8 @@ impl Agent {
         let level = options.log_level.as_deref().unwrap_or("info,sampan_agent=debug,sampan_imagestore=debug");
         let config = format!(
             "[log]\nlevel = {level:?}\n[network]\nbridge = {bridge:?}\nsubnets = {subnets:?}\n\
-             [registry]\ninsecure = {insecure:?}\n[cgroup]\nroot = {cgroup:?}\n"
+             [registry]\ninsecure = {insecure:?}\n[cgroup]\nroot = {cgroup:?}\n{}\n",
+            options.config
         );
         std::fs::write(base.path().join("config.toml"), config).expect("write the configuration");
         let channel = connect(&state.join("sampan.sock"));

@@ -3,7 +3,7 @@
 //! Over SPDY the client opens both for every connection and names the port and the request they belong to. Over
 //! WebSocket the ports are known from the start, and each has two channels and one connection.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use tokio::{
     io::{AsyncWriteExt, DuplexStream, copy, split},
@@ -139,14 +139,23 @@ impl Pair {
             }
         };
         tokio::select! {
-            () = forward(pods, pod, port, self.data, self.error) => {}
+            () = forward(pods, pod, port, self.data, self.error, Ends::Each) => {}
             Err(_) = self.reset => {}
         }
     }
 }
 
-/// Connects, and carries bytes both ways until both sides have ended.
-async fn forward(pods: &Pods, pod: &str, port: u16, data: DuplexStream, mut error: DuplexStream) {
+/// When a connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// When both sides have ended.
+    Each,
+    /// With the pod's side: there is no way in which the client could end its own.
+    WithThePod,
+}
+
+/// Connects, and carries bytes both ways until the connection is over.
+async fn forward(pods: &Pods, pod: &str, port: u16, data: DuplexStream, mut error: DuplexStream, ends: Ends) {
     let socket = match connect(pods, pod, port).await {
         Ok(socket) => socket,
         Err(reason) => {
@@ -170,7 +179,16 @@ async fn forward(pods: &Pods, pod: &str, port: u16, data: DuplexStream, mut erro
         // What the pod does not take must not hold up the client's other connections.
         let _ = drain(&mut from_client).await;
     };
-    tokio::join!(down, up);
+    match ends {
+        Ends::Each => drop(tokio::join!(down, up)),
+        Ends::WithThePod => {
+            let mut down = std::pin::pin!(down);
+            tokio::select! {
+                () = &mut down => {}
+                () = up => down.await,
+            }
+        }
+    }
 }
 
 async fn connect(pods: &Pods, pod: &str, port: u16) -> Result<tokio::net::TcpStream> {
@@ -190,7 +208,7 @@ pub(super) async fn serve_channels(pods: &Pods, pod: &str, ports: &[u16], codec:
         forwards.spawn(async move {
             let number = port.to_le_bytes();
             if data.write_all(&number).await.is_ok() && error.write_all(&number).await.is_ok() {
-                forward(&pods, &pod, port, data, error).await;
+                forward(&pods, &pod, port, data, error, Ends::WithThePod).await;
             }
         });
     }
@@ -199,6 +217,6 @@ pub(super) async fn serve_channels(pods: &Pods, pod: &str, ports: &[u16], codec:
         () = all => {}
         () = channels.closed() => return,
     }
-    // Everything has been sent; a client that wants another connection opens another WebSocket.
-    let _ = tokio::time::timeout(Duration::from_secs(30), channels.finish()).await;
+    // A client that wants another connection opens another WebSocket.
+    channels.finish().await;
 }
