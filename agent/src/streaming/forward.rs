@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncWriteExt, DuplexStream, copy, split},
     sync::oneshot,
@@ -201,16 +202,16 @@ pub(super) async fn serve_channels(pods: &Pods, pod: &str, ports: &[u16], codec:
     let directions: Vec<_> = ports.iter().flat_map(|_| [Direction::Both, Direction::Output]).collect();
     let mut channels = Channels::open(client, codec, &directions).await;
     let mut forwards = JoinSet::new();
+    // Clients take a number only from a message that has nothing else.
+    for (number, port) in (0..).zip(ports.iter().flat_map(|port| [port, port])) {
+        channels.greet(number, Bytes::copy_from_slice(&port.to_le_bytes())).await;
+    }
     for (index, port) in ports.iter().copied().enumerate() {
         let (data, error) = (channels.take(index * 2), channels.take(index * 2 + 1));
-        let (Some((mut data, _)), Some((mut error, _))) = (data, error) else { continue };
-        let (pods, pod) = (pods.clone(), pod.to_owned());
-        forwards.spawn(async move {
-            let number = port.to_le_bytes();
-            if data.write_all(&number).await.is_ok() && error.write_all(&number).await.is_ok() {
-                forward(&pods, &pod, port, data, error, Ends::WithThePod).await;
-            }
-        });
+        if let (Some((data, _)), Some((error, _))) = (data, error) {
+            let (pods, pod) = (pods.clone(), pod.to_owned());
+            forwards.spawn(async move { forward(&pods, &pod, port, data, error, Ends::WithThePod).await });
+        }
     }
     let all = async { while forwards.join_next().await.is_some() {} };
     tokio::select! {

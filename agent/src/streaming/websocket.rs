@@ -190,11 +190,9 @@ impl Channels {
         self.channels.get_mut(number)?.take()
     }
 
-    /// Sends an empty message.
-    async fn greet(&self, number: u32) {
-        // A piece that is not empty becomes a message; an empty one ends a stream and becomes none.
-        let greeting = Piece { stream: number | GREETING, bytes: Bytes::new() };
-        let _ = self.queue.send(greeting).await;
+    /// Sends a first message of its own on a channel, which may be empty.
+    pub(super) async fn greet(&self, number: u32, bytes: Bytes) {
+        let _ = self.queue.send(Piece { stream: number | GREETING, bytes }).await;
     }
 
     /// Waits until the client is gone.
@@ -213,7 +211,7 @@ impl Channels {
     }
 }
 
-/// Marks a piece that is sent though it is empty.
+/// Marks a piece that becomes a message even if it is empty; others that are end a stream, and become none.
 const GREETING: u32 = 1 << 31;
 
 async fn accept(io: Box<dyn Duplex>) -> Socket {
@@ -302,7 +300,7 @@ pub(super) async fn serve(pods: &Pods, command: Command, protocol: Option<&str>,
     } else {
         3
     };
-    channels.greet(first).await;
+    channels.greet(first, Bytes::new()).await;
     let mut sent = Vec::new();
     let [stdin, stdout, stderr, error, resize] = [0, 1, 2, 3, 4].map(|number| {
         let (end, done) = channels.take(number)?;

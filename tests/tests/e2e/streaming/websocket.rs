@@ -197,6 +197,12 @@ async fn each_port_has_two_channels_that_begin_with_its_number() {
         let url = target.cri.runtime.clone().port_forward(request).await.unwrap().into_inner().url;
         let seen = speak(&url, "v4.channel.k8s.io", json!([]), None).await;
         for (number, port) in [(0, "\u{2}\u{1}"), (2, "\u{9}\0")] {
+            let first = |number: u8| {
+                let messages: Vec<_> =
+                    seen["messages"].as_array().unwrap().iter().map(|m| m[1].as_str().unwrap()).collect();
+                messages.into_iter().find_map(|text| text.strip_prefix(char::from(number))).map(str::to_owned)
+            };
+            assert_eq!((first(number).as_deref(), first(number + 1).as_deref()), (Some(port), Some(port)));
             assert_eq!(channel(&seen, number), port);
             let error = channel(&seen, number + 1);
             assert!(error.starts_with(port) && error.contains("refused"), "{error}");
