@@ -7,14 +7,16 @@ use sampan_proto::cri::{self, image_service_server::ImageService, runtime_servic
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use crate::{context::Context, pods::Pods, stats::Collector};
+use crate::{context::Context, pods::Pods, stats::Collector, streaming::Streaming};
 
+mod attach;
 mod checkpoint;
 mod container_stats;
 mod container_status;
 mod convert;
 mod convert_stats;
 mod create_container;
+mod exec;
 mod exec_sync;
 mod get_container_events;
 mod image_fs_info;
@@ -26,6 +28,7 @@ mod list_pod_sandbox;
 mod list_pod_sandbox_stats;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
+mod port_forward;
 mod pull_image;
 mod remove_container;
 mod remove_image;
@@ -50,6 +53,8 @@ pub struct Runtime {
     pub pods: Pods,
     /// Where samples come from.
     pub collector: Collector,
+    /// Where the URLs of streams lead.
+    pub streaming: Streaming,
 }
 
 /// `runtime.v1.ImageService`.
@@ -245,16 +250,19 @@ impl RuntimeService for Runtime {
         call!(request, "ReopenContainerLog", |request| reopen_container_log::call(&self.pods, request))
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Reply<cri::ExecResponse> {
-        unimplemented("Exec", "use ExecSync")
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Reply<cri::ExecResponse> {
+        call!(request, "Exec", |request| exec::call(&self.pods, &self.streaming, request))
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Reply<cri::AttachResponse> {
-        unimplemented("Attach", "read the container's log")
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Reply<cri::AttachResponse> {
+        call!(request, "Attach", |request| attach::call(&self.pods, &self.streaming, request))
     }
 
-    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Reply<cri::PortForwardResponse> {
-        unimplemented("PortForward", "publish the port when the pod is created")
+    async fn port_forward(
+        &self,
+        request: Request<cri::PortForwardRequest>,
+    ) -> Reply<cri::PortForwardResponse> {
+        call!(request, "PortForward", |request| port_forward::call(&self.pods, &self.streaming, request))
     }
 
     async fn update_runtime_config(

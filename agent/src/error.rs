@@ -76,6 +76,9 @@ pub enum Error {
     /// The agent or this machine cannot do it.
     #[error("{0}")]
     Unimplemented(String),
+    /// As much as may be is in use.
+    #[error("{0}")]
+    Exhausted(String),
     /// The wait is over.
     #[error("{what} did not finish within {limit:?}")]
     Deadline {
@@ -165,6 +168,7 @@ impl Error {
             Error::Invalid(_) | Error::Ambiguous { .. } | Error::User(_) => Kind::InvalidArgument,
             Error::Precondition(_) => Kind::FailedPrecondition,
             Error::Unimplemented(_) => Kind::Unimplemented,
+            Error::Exhausted(_) => Kind::ResourceExhausted,
             Error::Deadline { .. } => Kind::DeadlineExceeded,
             Error::Image(error) => image_kind(error.kind()),
             Error::Network(error) => network_kind(error.kind()),

@@ -18,4 +18,5 @@ pub mod server;
 pub mod services;
 pub mod stats;
 mod status;
+pub mod streaming;
 pub mod telemetry;

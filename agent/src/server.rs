@@ -27,6 +27,7 @@ use crate::{
     pods::Pods,
     services,
     stats::Collector,
+    streaming::Streaming,
 };
 
 /// Largest request, and what kubelet's client takes as an answer by default.
@@ -82,14 +83,15 @@ pub async fn serve(
     listener: UnixListener,
     pods: Pods,
     collector: Collector,
+    streaming: Streaming,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let router = router(pods, collector).await?;
+    let router = router(pods, collector, streaming).await?;
     router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await?;
     Ok(())
 }
 
-async fn router(pods: Pods, collector: Collector) -> anyhow::Result<Router> {
+async fn router(pods: Pods, collector: Collector, streaming: Streaming) -> anyhow::Result<Router> {
     let context: Arc<_> = pods.context().clone();
     macro_rules! limited {
         ($server:ident, $service:expr) => {
@@ -98,8 +100,10 @@ async fn router(pods: Pods, collector: Collector) -> anyhow::Result<Router> {
                 .max_encoding_message_size(ANSWER_LIMIT)
         };
     }
-    let runtime =
-        limited!(RuntimeServiceServer, cri::Runtime { pods: pods.clone(), collector: collector.clone() });
+    let runtime = limited!(
+        RuntimeServiceServer,
+        cri::Runtime { pods: pods.clone(), collector: collector.clone(), streaming }
+    );
     let images = limited!(ImageServiceServer, cri::Images { context: context.clone() });
     let containers = limited!(ContainerServiceServer, services::container::Containers { pods: pods.clone() });
     let sampan_images = limited!(SampanImagesServer, services::image::Images { pods: pods.clone() });

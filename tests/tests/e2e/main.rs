@@ -26,6 +26,7 @@ mod network;
 mod service;
 mod session;
 mod stats;
+mod streaming;
 mod update;
 
 /// Longer than anything that is asked for takes, even on a loaded machine.
