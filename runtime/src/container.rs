@@ -51,6 +51,8 @@ pub struct SpawnOptions<'a> {
     pub pid_namespace: PidNamespace<'a>,
     /// What becomes descriptors 0, 1 and 2.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// A socket to send the master of the process's terminal to. None: there is no terminal to make.
+    pub console: Option<BorrowedFd<'a>>,
     /// What a caller of the command line asks for on top; None for a monitor.
     pub command_line: Option<&'a CommandLine<'a>>,
 }
@@ -66,18 +68,10 @@ pub struct CommandLine<'a> {
     pub(crate) seccomp: Option<&'a Filter>,
     /// A listening socket over which the start comes, from another process. None: the start comes over the channel.
     pub(crate) start: Option<BorrowedFd<'a>>,
-    /// A connection to whoever wants the master end of the terminal. None: there is no terminal to make.
-    pub(crate) console: Option<BorrowedFd<'a>>,
     /// How many descriptors above the standard ones the program keeps.
     pub(crate) preserved: u32,
     /// Whether the root is changed by pivot_root, which a root on a RAM disk doesn't take.
     pub(crate) pivot: bool,
-}
-
-impl CommandLine<'_> {
-    fn inherited(&self) -> Vec<BorrowedFd<'_>> {
-        self.start.into_iter().chain(self.console).collect()
-    }
 }
 
 /// A process that is on its way to exec.
@@ -136,17 +130,18 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
         stdio: options.stdio,
         preserved: options.command_line.map_or(0, |asked| asked.preserved),
     };
-    let inherited = options.command_line.map(CommandLine::inherited).unwrap_or_default();
+    let start = options.command_line.and_then(|asked| asked.start);
+    let inherited: Vec<_> = options.console.into_iter().chain(start).collect();
     birth.clone_process(&inherited, |reporter, inherited| {
         let mut inherited = inherited.into_iter();
+        let console = options.console.and_then(|_| inherited.next());
         let command_line = options.command_line.map(|asked| init::Asked {
             line: asked,
             start: asked.start.and_then(|_| inherited.next()),
-            console: asked.console.and_then(|_| inherited.next()),
             midwife,
         });
         let in_cgroup = directory.is_some();
-        let setup = init::Setup { bundle: options.bundle, cgroup: &cgroup, in_cgroup, command_line };
+        let setup = init::Setup { bundle: options.bundle, cgroup: &cgroup, in_cgroup, console, command_line };
         init::run(setup, reporter)
     })
 }

@@ -34,6 +34,8 @@ pub struct ExecOptions<'a> {
     pub process: BorrowedFd<'a>,
     /// What becomes descriptors 0, 1 and 2.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// A socket to send the master of the process's terminal to. None: there is no terminal to make.
+    pub console: Option<BorrowedFd<'a>>,
     /// What a caller of the command line asks for on top; None for a monitor.
     pub command_line: Option<&'a CommandLine<'a>>,
 }
@@ -45,8 +47,6 @@ pub struct CommandLine<'a> {
     pub(crate) process: &'a Process,
     /// The filter to load, compiled.
     pub(crate) seccomp: Option<&'a Filter>,
-    /// A connection to whoever wants the master end of the terminal. None: there is no terminal to make.
-    pub(crate) console: Option<BorrowedFd<'a>>,
     /// How many descriptors above the standard ones the program keeps.
     pub(crate) preserved: u32,
     /// The container's user namespace, unless it is the caller's.
@@ -66,7 +66,7 @@ pub fn exec(options: &ExecOptions<'_>) -> Result<Child, Error> {
         preserved: line.map_or(0, |line| line.preserved),
     };
     let mut inherited = vec![options.pidfd, options.process];
-    inherited.extend(line.and_then(|line| line.console));
+    inherited.extend(options.console);
     inherited.extend(line.and_then(|line| line.users));
     birth.clone_process(&inherited, |reporter, inherited| {
         run(options, &cgroup, directory.is_some(), reporter, inherited)
@@ -85,7 +85,7 @@ fn run(
     let (Some(container), Some(process)) = (inherited.next(), inherited.next()) else {
         return Err(init::Error::Missing { field: "descriptor" });
     };
-    let console = line.and_then(|line| line.console).and_then(|_| inherited.next());
+    let console = options.console.and_then(|_| inherited.next());
     let users = line.and_then(|line| line.users).and_then(|_| inherited.next());
     let read;
     let (process, filter) = match line {

@@ -56,6 +56,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) cgroup: &'a Cgroup,
     /// Whether the child was born in its cgroup.
     pub(crate) in_cgroup: bool,
+    /// Where the master of the process's terminal goes, if it has one.
+    pub(crate) console: Option<OwnedFd>,
     pub(crate) command_line: Option<Asked<'a>>,
 }
 
@@ -63,7 +65,6 @@ pub(crate) struct Setup<'a> {
 pub(crate) struct Asked<'a> {
     pub(crate) line: &'a CommandLine<'a>,
     pub(crate) start: Option<OwnedFd>,
-    pub(crate) console: Option<OwnedFd>,
     /// Whether this process only prepares the birth of the container's own.
     pub(crate) midwife: bool,
 }
@@ -107,7 +108,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     mounts::mount_all(&rootfs, mounts, &cgroups, &mut sources)?;
     let devices = linux.devices().as_deref().unwrap_or_default();
     device::make(&rootfs, mounts, devices, namespaces.of_users())?;
-    if let Some(console) = asked.as_ref().and_then(|asked| asked.console.as_ref()) {
+    if let Some(console) = &setup.console {
         let size = spec.process().as_ref().and_then(|process| process.console_size());
         let slave = terminal::make(&rootfs, console, size)?;
         terminal::bind(&rootfs, &slave)?;

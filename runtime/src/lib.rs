@@ -6,6 +6,7 @@
 
 mod beneath;
 pub mod cgroup;
+pub mod console;
 pub mod container;
 pub mod exec;
 pub mod executable;

@@ -191,7 +191,6 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
 /// What this version cannot do is said, and not left out in silence.
 fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<()> {
     let unsupported = [
-        (config.tty, "a terminal (tty)"),
         (!config.cdi_devices.is_empty(), "CDI devices"),
         (config.mounts.iter().any(|mount| mount.image.is_some()), "image volumes"),
         (config.mounts.iter().any(|mount| !mount.uid_mappings.is_empty()), "id-mapped mounts"),

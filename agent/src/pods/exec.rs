@@ -63,7 +63,7 @@ pub(crate) async fn run(
     let (stderr, stderr_end) = pipe()?;
     let null = null()?;
     let stdio = [null.as_fd(), stdout_end.as_fd(), stderr_end.as_fd()];
-    let connection = start(context, pod, container, Command::new(argv, false), stdio).await?;
+    let connection = start(context, pod, container, Command::new(argv, false), stdio, None).await?;
     drop((stdout_end, stderr_end));
     let collect = collect(&connection, stdout, stderr);
     match limit {
@@ -75,7 +75,8 @@ pub(crate) async fn run(
     }
 }
 
-/// Starts a command with these descriptors as its standard input, output and error. Closing the connection makes the
+/// Starts a command with these descriptors as its standard input, output and error; or with a terminal, whose master
+/// comes over the socket `console`. Closing the connection makes the
 /// monitor kill every process of it.
 pub(super) async fn start(
     context: &Context,
@@ -83,6 +84,7 @@ pub(super) async fn start(
     container: &ContainerRecord,
     command: Command,
     stdio: [BorrowedFd<'_>; 3],
+    console: Option<BorrowedFd<'_>>,
 ) -> Result<Connection> {
     if container.phase != ContainerPhase::Running {
         return Err(Error::Precondition(format!("container {} is not running", container.id.short())));
@@ -96,7 +98,8 @@ pub(super) async fn start(
     let request =
         Request::Exec { id: container.id.to_string(), exec: ContainerId::random().short().to_owned() };
     let [stdin, stdout, stderr] = stdio;
-    match connection.request_with(&request, &[process.as_fd(), stdin, stdout, stderr]).await? {
+    let descriptors: Vec<_> = [process.as_fd(), stdin, stdout, stderr].into_iter().chain(console).collect();
+    match connection.request_with(&request, &descriptors).await? {
         Response::ExecStarted { .. } => Ok(connection),
         other => Err(Error::Internal(format!("the monitor answered {other:?} to an execution"))),
     }
@@ -126,6 +129,9 @@ fn process(config: &Path, pid: Option<i32>, command: Command) -> Result<OwnedFd>
     let mut process: Process = spec.process().clone().ok_or_else(missing)?;
     process.set_args(Some(command.argv)).set_terminal(Some(command.tty));
     let mut env = process.env().clone().unwrap_or_default();
+    if command.tty && !env.iter().any(|variable| variable.starts_with("TERM=")) {
+        env.push("TERM=xterm".into());
+    }
     if !command.user.is_empty() {
         let user = resolve_user(pid, &command.user)?;
         set_variable(&mut env, "HOME", user.home.as_deref().unwrap_or("/"));

@@ -23,7 +23,9 @@ use rustix::{
     },
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use sampan_runtime::shim::protocol::{ContainerState, ErrorKind, MAX_MESSAGE, Request, Response, VERSION};
+use sampan_runtime::shim::protocol::{
+    ContainerState, EXEC_DESCRIPTORS, ErrorKind, MAX_MESSAGE, Request, Response, VERSION,
+};
 use tokio::{io::Interest, net::UnixStream, process::Command, time::timeout};
 
 use super::id::{ContainerId, PodId};
@@ -233,7 +235,7 @@ impl Connection {
             )));
         }
         let write = self.socket.async_io(Interest::WRITABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(EXEC_DESCRIPTORS))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             if !fds.is_empty() {
                 ancillary.push(SendAncillaryMessage::ScmRights(fds));

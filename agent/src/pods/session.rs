@@ -7,13 +7,13 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
 
-use rustix::pipe::PipeFlags;
-use sampan_runtime::shim::protocol::Request;
+use rustix::{pipe::PipeFlags, termios::Winsize};
+use sampan_runtime::{console, shim::protocol::Request};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, unix::pipe},
@@ -92,16 +92,16 @@ pub(crate) async fn exec(
     command: Command,
     streams: Streams,
 ) -> Result<i32> {
-    if command.tty {
-        return Err(Error::Unimplemented("a command with a terminal".into()));
-    }
     let null = exec::null()?;
+    if command.tty {
+        return exec_on_terminal(context, pod, container, command, streams, null.as_fd()).await;
+    }
     let (stdin, stdin_end) = optional_pipe(streams.stdin.is_some())?;
     let (stdout_end, stdout) = optional_pipe(streams.stdout.is_some())?;
     let (stderr_end, stderr) = optional_pipe(streams.stderr.is_some())?;
     let connection = {
         let stdio = [&stdin, &stdout, &stderr].map(|end| end.as_ref().unwrap_or(&null).as_fd());
-        exec::start(context, pod, container, command, stdio).await?
+        exec::start(context, pod, container, command, stdio, None).await?
     };
     drop((stdin, stdout, stderr));
     let (ended, end) = watch::channel(false);
@@ -120,6 +120,57 @@ pub(crate) async fn exec(
     let ((stdout, stderr), code) = while_feeding(whole, input(streams.stdin, stdin_end)).await;
     stdout.and(stderr).map_err(at("carry the output of", container.id.short()))?;
     code
+}
+
+/// The same on a terminal of the container, of which the agent has the other end.
+async fn exec_on_terminal(
+    context: &Arc<Context>,
+    pod: &PodId,
+    container: &ContainerRecord,
+    command: Command,
+    streams: Streams,
+    null: BorrowedFd<'_>,
+) -> Result<i32> {
+    let failed = |errno: rustix::io::Errno| Error::Internal(format!("take the terminal: {errno}"));
+    let (theirs, ours) = console::pair().map_err(failed)?;
+    let connection = exec::start(context, pod, container, command, [null; 3], Some(theirs.as_fd())).await?;
+    let master = console::receive(&ours).map_err(failed)?;
+    let terminal = Terminal::new(&master)?;
+    let (ended, end) = watch::channel(false);
+    let exited = async {
+        let code = exec::exit_code(&connection).await;
+        ended.send_replace(true);
+        code
+    };
+    let whole = async { tokio::join!(output(Some(master), streams.stdout, end), exited) };
+    let feed = terminal.serve(streams.stdin, streams.resize);
+    let (output, code) = while_feeding(whole, feed).await;
+    output.map_err(at("carry the output of", container.id.short()))?;
+    code
+}
+
+/// Our end of a container's terminal, to type and to resize.
+struct Terminal {
+    input: OwnedFd,
+    size: OwnedFd,
+}
+
+impl Terminal {
+    fn new(master: &OwnedFd) -> Result<Terminal> {
+        let clone = || master.try_clone().map_err(at("duplicate", "a terminal"));
+        Ok(Terminal { input: clone()?, size: clone()? })
+    }
+
+    async fn serve(self, client: Option<Box<dyn AsyncRead + Send + Unpin>>, mut sizes: mpsc::Receiver<Size>) {
+        let resize = async {
+            while let Some(Size { columns, rows }) = sizes.recv().await {
+                let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+                // One that is gone needs no size.
+                let _ = rustix::termios::tcsetwinsize(&self.size, size);
+            }
+        };
+        tokio::join!(input(client, Some(self.input)), resize);
+    }
 }
 
 /// A place among those who watch a container, and write to it.
@@ -175,7 +226,15 @@ impl Attachment {
             )
         };
         let feed = async {
-            input(streams.stdin, self.stdin).await;
+            match self.stdin {
+                Some(master) if self.container.config.tty => {
+                    let client = streams.stdin.filter(|_| self.container.config.stdin);
+                    if let Ok(terminal) = Terminal::new(&master) {
+                        terminal.serve(client, streams.resize).await;
+                    }
+                }
+                pipe => input(streams.stdin, pipe).await,
+            }
             drop(once);
         };
         let (stdout, stderr) = while_feeding(outputs, feed).await;

@@ -213,7 +213,7 @@ fn process(input: &Input<'_>) -> Result<Process> {
         return Err(Error::Invalid(format!("the working directory {cwd:?} is not an absolute path")));
     }
     let builder = ProcessBuilder::default()
-        .terminal(false)
+        .terminal(container.tty)
         .user(user(input.user)?)
         .args(argv)
         .env(environment(input))
@@ -237,6 +237,9 @@ fn user(ids: &UserIds) -> Result<User> {
 /// earlier one in its place.
 fn environment(input: &Input<'_>) -> Vec<String> {
     let mut env: Vec<String> = vec![DEFAULT_PATH.into(), format!("HOSTNAME={}", input.hostname)];
+    if input.container.tty {
+        env.push("TERM=xterm".into());
+    }
     let mut set = |pair: String| {
         let name = pair.split('=').next().unwrap_or_default();
         let same = |other: &&mut String| other.split('=').next() == Some(name);

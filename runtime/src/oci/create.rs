@@ -1,6 +1,6 @@
 //! `create` and `run`: a container from its bundle to a process that waits for its start, or to the end of it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use oci_spec::runtime::{ContainerState, LinuxNamespaceType, Spec, State};
 use super::child::{self, Notified};
 use super::record::{Folder, Phase, Record, START, start_time};
 use super::{Context, Error, Result, arguments, configuration, delete, filter, foreground, socket, start};
+use crate::console;
 use crate::container::{Child, CommandLine, PidNamespace, Report, SpawnOptions, spawn};
 use crate::hook;
 use crate::seccomp::Filter;
@@ -110,11 +111,11 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
             state: &state,
             seccomp: filter.as_ref(),
             start: start.as_ref().map(AsFd::as_fd),
-            console: console.socket.as_ref().map(AsFd::as_fd),
             preserved,
             pivot: !arguments.no_pivot,
         };
-        let (record, child) = spawn_and_wait(&folder, record, &line)?;
+        let console = console.socket.as_ref().map(AsFd::as_fd);
+        let (record, child) = spawn_and_wait(&folder, record, &line, console)?;
         Ok((record, state, child))
     });
     match made {
@@ -132,7 +133,12 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
     }
 }
 
-fn spawn_and_wait(folder: &Folder, mut record: Record, line: &CommandLine<'_>) -> Result<(Record, Child)> {
+fn spawn_and_wait(
+    folder: &Folder,
+    mut record: Record,
+    line: &CommandLine<'_>,
+    console: Option<BorrowedFd<'_>>,
+) -> Result<(Record, Child)> {
     const WHAT: &str = "container create failed";
     let path = configuration::namespace(line.spec, LinuxNamespaceType::Pid);
     let joined = path.flatten().map(|path| {
@@ -152,6 +158,7 @@ fn spawn_and_wait(folder: &Folder, mut record: Record, line: &CommandLine<'_>) -
         cgroup: &cgroup,
         pid_namespace,
         stdio: sys::process::stdio(),
+        console,
         command_line: Some(line),
     };
     let mut child = spawn(&options).map_err(|source| Error::Child { what: WHAT, source })?;
@@ -292,9 +299,9 @@ impl Console {
                 Err(Error::refused("cannot allocate tty if detached without setting console socket"))
             }
             (true, None) => {
-                let (ours, theirs) = std::os::unix::net::UnixStream::pair()
-                    .map_err(|source| Error::io("socketpair(AF_UNIX)", source))?;
-                Ok(Console { socket: Some(theirs.into()), ours: Some(ours.into()) })
+                let pair = console::pair();
+                let (theirs, ours) = pair.map_err(|errno| Error::errno("socketpair(AF_UNIX)", errno))?;
+                Ok(Console { socket: Some(theirs), ours: Some(ours) })
             }
         }
     }
@@ -302,6 +309,8 @@ impl Console {
     /// The master end, when it is ours.
     pub(super) fn receive(self) -> Result<Option<OwnedFd>> {
         drop(self.socket);
-        self.ours.map(|ours| foreground::receive_descriptor(ours.as_fd())).transpose()
+        let receive =
+            |ours| console::receive(ours).map_err(|errno| Error::errno("receive the terminal", errno));
+        self.ours.map(receive).transpose()
     }
 }

@@ -49,10 +49,10 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
         cgroup: &cgroup,
         process: null.as_fd(),
         stdio: sys::process::stdio(),
+        console: console.socket.as_ref().map(AsFd::as_fd),
         command_line: Some(&CommandLine {
             process: &process,
             seccomp: filter.as_ref(),
-            console: console.socket.as_ref().map(AsFd::as_fd),
             preserved,
             users: users.as_ref().map(AsFd::as_fd),
         }),

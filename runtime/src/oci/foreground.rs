@@ -1,30 +1,13 @@
 //! A process in the foreground: its terminal and the signals that come for it, until its end.
 
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
 use super::{Error, Result, child};
 use crate::sys;
-
-/// The one descriptor that comes over a connection.
-pub(super) fn receive_descriptor(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let mut buffer = [0u8; 64];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut slices = [std::io::IoSliceMut::new(&mut buffer)];
-    recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)
-        .map_err(|errno| Error::errno("receive the terminal", errno))?;
-    let descriptors = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
-    });
-    descriptors.flatten().next().ok_or_else(|| Error::refused("no terminal was received"))
-}
 
 /// Waits for the end of a child, passes on signals, serves its terminal if it has one, and tells the exit code.
 pub(super) fn serve(pidfd: &OwnedFd, terminal: Option<OwnedFd>) -> Result<u8> {

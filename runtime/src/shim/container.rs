@@ -35,8 +35,9 @@ pub(super) struct Container {
     /// Until the program is executed.
     pub(super) channel: Option<Channel>,
     pub(super) log: Option<Log>,
-    /// The writing end of its standard input, which stays open while nobody is attached.
+    /// The writing end of its standard input, which stays open while nobody is attached; or its terminal's master.
     pub(super) stdin: Option<OwnedFd>,
+    pub(super) terminal: Terminal,
     pub(super) stdout: Option<Stream>,
     pub(super) stderr: Option<Stream>,
     pub(super) attachments: Vec<Attachment>,
@@ -107,6 +108,14 @@ impl Container {
         self.attachments = Vec::new();
         outcome
     }
+}
+
+/// Whether it has a terminal.
+pub(super) enum Terminal {
+    None,
+    /// Not yet: the master comes over this socket.
+    Awaited(OwnedFd),
+    Here,
 }
 
 /// Somebody who watches the output.

@@ -29,8 +29,8 @@ pub const MAX_MESSAGE: usize = 4096;
 /// No id of a container or an exec is longer.
 pub const MAX_ID: usize = 128;
 
-/// Descriptors that come with [`Request::Exec`].
-pub const EXEC_DESCRIPTORS: usize = 4;
+/// The most descriptors that come with [`Request::Exec`].
+pub const EXEC_DESCRIPTORS: usize = 5;
 
 /// Descriptors that come with [`Request::Attach`].
 pub const ATTACH_DESCRIPTORS: usize = 2;
@@ -62,6 +62,10 @@ pub enum Request {
         /// Whether standard input is a pipe, which [`Request::Attach`] gives to write to, or `/dev/null`.
         #[serde(default)]
         stdin: bool,
+        /// Whether its process has a terminal, as its configuration says. Output and errors are one then, and what
+        /// [`Request::Attach`] gives is the terminal's master.
+        #[serde(default)]
+        terminal: bool,
     },
     /// Executes a created container's program; answered with [`Response::Started`].
     ///
@@ -95,7 +99,8 @@ pub enum Request {
     },
     /// Joins a container's streams. With two descriptors, the writing ends of pipes that get a copy of its standard
     /// output and error from now on; answered with [`Response::Attached`], which carries the writing end of the
-    /// container's standard input if that is a pipe and still open.
+    /// container's standard input if that is a pipe and still open, or the master of its terminal, which is to be
+    /// written to and not to be read.
     ///
     /// The connection belongs to the attachment from here: closing it ends the attachment. The shim closes its copies
     /// of the descriptors when the container has ended and all of its output is written. A pipe that is full loses what
@@ -105,7 +110,8 @@ pub enum Request {
         id: String,
     },
     /// Closes the shim's end of a container's standard input: the container sees its end when all who have attached
-    /// have closed theirs. Answered with [`Response::Done`], also when it is closed already.
+    /// have closed theirs. Answered with [`Response::Done`], also when it is closed already. The input of a terminal
+    /// has no end.
     CloseStdin {
         /// The container.
         id: String,
@@ -116,7 +122,8 @@ pub enum Request {
     /// that happened before are in the state: subscribe first, then ask for it.
     Subscribe,
     /// Runs a process in a running container. With four descriptors: a file with an OCI `Process` as JSON, then
-    /// standard input, output and error. Answered with [`Response::ExecStarted`] and, when the process has ended,
+    /// standard input, output and error; and a fifth when the process has a terminal: a socket that the terminal's
+    /// master is sent to, as runc's console sockets have it. Answered with [`Response::ExecStarted`] and, when the process has ended,
     /// [`Response::ExecExited`].
     ///
     /// The connection belongs to the exec from here. Closing it before `ExecExited` kills all processes that the exec
@@ -300,8 +307,9 @@ mod tests {
                 log: Some("/var/log/web.log".into()),
                 pid: PidMode::Target("app".into()),
                 stdin: true,
+                terminal: false,
             },
-            r#"{"create":{"id":"web","bundle":"web","cgroup":"/sampan/p/web","log":"/var/log/web.log","pid":{"target":"app"},"stdin":true}}"#,
+            r#"{"create":{"id":"web","bundle":"web","cgroup":"/sampan/p/web","log":"/var/log/web.log","pid":{"target":"app"},"stdin":true,"terminal":false}}"#,
         );
         round_trip(Request::Start { id: id() }, r#"{"start":{"id":"web"}}"#);
         round_trip(

@@ -132,3 +132,30 @@ fn senseless_attachments_are_refused() {
     assert_eq!(ask(&[writer.as_fd(), writer.as_fd()]), ErrorKind::FailedPrecondition);
     drop(reader);
 }
+
+#[test]
+fn a_terminal_is_one_of_the_container_and_is_typed_on_and_resized_by_its_master() {
+    let pod = Pod::new();
+    let variation = Variation { stdin: true, terminal: true, ..Default::default() };
+    let script = "tty; stty size; read line; echo got $line; stty size; echo err >&2; exit 3";
+    let request = pod.bundle("a", &["/bin/sh", "-c", script], variation);
+    let (client, events) = (pod.connect(), pod.subscribe());
+    assert!(matches!(client.ask(&request), Response::Created { .. }));
+    let attached = attach(&pod);
+    let mut master = attached.stdin.expect("the master");
+    let resize = |rows, columns| {
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&master, size).unwrap();
+    };
+    resize(24, 80);
+    pod.start(&client, "a");
+    read(&attached.stdout, "/dev/pts/0\r\n24 80\r\n");
+    resize(50, 100);
+    master.write_all(b"hello\n").unwrap();
+    assert_eq!(rest(attached.stdout), "hello\r\ngot hello\r\n50 100\r\nerr\r\n");
+    assert_eq!(events.exit_of("a").code, 3);
+    assert_eq!(
+        pod.lines("a")[2..],
+        ["stdout F hello\r", "stdout F got hello\r", "stdout F 50 100\r", "stdout F err\r"]
+    );
+}

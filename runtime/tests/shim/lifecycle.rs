@@ -86,8 +86,10 @@ fn a_failed_creation_leaves_nothing() {
 
     fs::write(pod.path("a/config.json"), "{").unwrap();
     assert!(client.refused(&request).1.contains("config.json"));
-    let Request::Create { bundle: _, cgroup, log, pid, id, stdin } = request.clone() else { unreachable!() };
-    let missing = Request::Create { bundle: "missing".into(), cgroup, log, pid, id, stdin };
+    let Request::Create { bundle: _, cgroup, log, pid, id, stdin, terminal } = request.clone() else {
+        unreachable!()
+    };
+    let missing = Request::Create { bundle: "missing".into(), cgroup, log, pid, id, stdin, terminal };
     assert!(client.refused(&missing).1.contains("missing/config.json"));
 }
 
@@ -102,6 +104,7 @@ fn senseless_requests_are_refused() {
         log: None,
         pid: Default::default(),
         stdin: false,
+        terminal: false,
     };
     for request in
         [create("", "/c"), create("a/b", "/c"), create(&"a".repeat(129), "/c"), create("a", "/c/../d")]

@@ -191,3 +191,26 @@ async fn a_local_port_leads_into_the_pod() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_and_containers_have_terminals() {
+    with_agent(async |agent| {
+        let (cri, pod, id) = sleeper(agent).await;
+        let (cli, image) = (agent.cli(), busybox(agent).await);
+        let script = "tty; test -t 0 && test -t 1 && test -t 2 && echo all; echo $TERM; read line; echo got $line; exit 4";
+        let output = cli.run_on_terminal(&["exec", "-it", &id, "sh", "-c", script], "word\n");
+        assert_eq!(output.code, 4, "{output:?}");
+        for text in ["/dev/pts/0\r\n", "all\r\n", "xterm\r\n", "got word\r\n"] {
+            assert!(output.stdout.contains(text), "{text:?}: {output:?}");
+        }
+        let output = cli.run_on_terminal(&["run", "-it", "--rm", &image, "sh", "-c", script], "word\n");
+        assert_eq!(output.code, 4, "{output:?}");
+        assert!(output.stdout.contains("/dev/pts/0\r\n") && output.stdout.contains("got word\r\n"), "{output:?}");
+        let output = cli.run(&["exec", "-it", &id, "true"]);
+        assert!(output.code == 1 && output.stderr.contains("not a terminal"), "{output:?}");
+        let output = cli.run(&["exec", "-t", &id, "tty"]);
+        assert_eq!((output.stdout.as_str(), output.code), ("/dev/pts/0\r\n", 0), "without -i none is needed here");
+        cri.clear_pod(&pod).await.unwrap();
+    })
+    .await;
+}

@@ -100,6 +100,7 @@ impl Task {
             log: record.log_path.clone(),
             pid,
             stdin: record.config.stdin,
+            terminal: record.config.tty,
         };
         match self.control()?.request(&request).await? {
             Response::Created { pid } => record.pid = Some(pid),

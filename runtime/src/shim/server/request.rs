@@ -10,10 +10,11 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{SHUTDOWN, Server, Shutdown};
 use crate::cgroup::Cgroup;
+use crate::console;
 use crate::container::{Child, PidNamespace, SpawnOptions, spawn};
 use crate::exec::ExecOptions;
 use crate::shim::connection::Message;
-use crate::shim::container::{Attachment, Container, Phase};
+use crate::shim::container::{Attachment, Container, Phase, Terminal};
 use crate::shim::exec::Exec;
 use crate::shim::log::{Log, Stream};
 use crate::shim::poll::{EventFlags, Source};
@@ -69,8 +70,8 @@ impl Server {
         }
         match request {
             Request::Hello { version } => self.hello(client, version),
-            Request::Create { id, bundle, cgroup, log, pid, stdin } => {
-                self.create(client, New { id, bundle, cgroup, log, pid, stdin })
+            Request::Create { id, bundle, cgroup, log, pid, stdin, terminal } => {
+                self.create(client, New { id, bundle, cgroup, log, pid, stdin, terminal })
             }
             Request::Start { id } => self.start(client, &id),
             Request::Kill { id, signal, all } => self.kill(&id, signal, all),
@@ -86,7 +87,10 @@ impl Server {
             Request::Exec { id, exec } => self.exec(client, &id, &exec, descriptors),
             Request::Attach { id } => self.attach(client, &id, descriptors),
             Request::CloseStdin { id } => {
-                self.find(&id)?.stdin = None;
+                let container = self.find(&id)?;
+                if matches!(container.terminal, Terminal::None) {
+                    container.stdin = None;
+                }
                 DONE
             }
             Request::Shutdown => self.shut_down(Some(client)),
@@ -111,15 +115,25 @@ impl Server {
 
     fn make(&self, number: u32, client: u32, new: New) -> Result<Container, Refusal> {
         let log = new.log.as_deref().map(open_log).transpose()?;
-        let (stdout, out) = self.output(Source::Stdout(number))?;
-        let (stderr, err) = self.output(Source::Stderr(number))?;
-        let pipe = new.stdin.then(|| internal("make a pipe", pipe_with(PipeFlags::CLOEXEC))).transpose()?;
+        let ((stdout, out), (stderr, err)) = match new.terminal {
+            true => Default::default(),
+            false => (self.output(Source::Stdout(number))?, self.output(Source::Stderr(number))?),
+        };
+        let piped = new.stdin && !new.terminal;
+        let pipe = piped.then(|| internal("make a pipe", pipe_with(PipeFlags::CLOEXEC))).transpose()?;
         let (input, stdin) = pipe.unzip();
+        let console =
+            new.terminal.then(|| internal("make a pair of sockets", console::pair())).transpose()?;
+        let (console, terminal) = match console {
+            Some((theirs, ours)) => (Some(theirs), Terminal::Awaited(ours)),
+            None => (None, Terminal::None),
+        };
         let options = SpawnOptions {
             bundle: &new.bundle,
             cgroup: &new.cgroup,
             pid_namespace: self.pid_namespace(&new.pid)?,
-            stdio: [input.as_ref().unwrap_or(&self.null).as_fd(), out.as_fd(), err.as_fd()],
+            stdio: [&input, &out, &err].map(|end| end.as_ref().unwrap_or(&self.null).as_fd()),
+            console: console.as_ref().map(AsFd::as_fd),
             command_line: None,
         };
         let Child { pid, pidfd, channel } =
@@ -140,8 +154,9 @@ impl Server {
             channel: Some(channel),
             log,
             stdin,
-            stdout: Some(Stream::new(b"stdout", stdout)),
-            stderr: Some(Stream::new(b"stderr", stderr)),
+            terminal,
+            stdout: stdout.map(|pipe| Stream::new(b"stdout", pipe)),
+            stderr: stderr.map(|pipe| Stream::new(b"stderr", pipe)),
             attachments: Vec::new(),
             phase: Phase::Creating { client },
             started_at: 0,
@@ -151,11 +166,11 @@ impl Server {
     }
 
     /// A pipe whose end for reading is watched. Only that end is nonblocking: the other is the container's.
-    fn output(&self, source: Source) -> Result<(OwnedFd, OwnedFd), Refusal> {
+    fn output(&self, source: Source) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Refusal> {
         let (reader, writer) = internal("make a pipe", pipe_with(PipeFlags::CLOEXEC))?;
         internal("make a pipe nonblocking", rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK))?;
         internal("watch a pipe", self.poll.add(source, &reader, EventFlags::IN))?;
-        Ok((reader, writer))
+        Ok((Some(reader), Some(writer)))
     }
 
     fn watch_child(&self, source: Source, channel: impl AsFd) -> Result<(), Refusal> {
@@ -263,10 +278,14 @@ impl Server {
     }
 
     fn exec(&mut self, client: u32, id: &str, name: &str, descriptors: Vec<OwnedFd>) -> Answer {
-        let Ok([process, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(descriptors) else {
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next();
+        let (Some(process), Some(stdin), Some(stdout), Some(stderr)) = (next(), next(), next(), next())
+        else {
             let text = "an exec needs four descriptors: process, input, output, errors";
             return Err((ErrorKind::InvalidArgument, text.to_owned()));
         };
+        let console = next();
         let number = self.next_number();
         let container = self.find(id)?;
         if container.phase != Phase::Running {
@@ -282,6 +301,7 @@ impl Server {
             cgroup: &cgroup,
             process: process.as_fd(),
             stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+            console: console.as_ref().map(AsFd::as_fd),
             command_line: None,
         };
         let child = self.with_original_oom_score(|| crate::exec::exec(&options));
@@ -364,6 +384,7 @@ struct New {
     log: Option<PathBuf>,
     pid: PidMode,
     stdin: bool,
+    terminal: bool,
 }
 
 impl New {
