@@ -2,7 +2,10 @@
 //!
 //! A key that nobody knows is an error: a misspelt limit must not be a limit that is silently absent.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -23,10 +26,14 @@ pub struct Config {
     pub network: Network,
     /// Registries.
     pub registry: Registry,
+    /// Which images stay, and how much room they may take.
+    pub images: Images,
     /// Where cgroups are made.
     pub cgroup: Cgroup,
     /// The runtime.
     pub runtime: Runtime,
+    /// The server of exec's, attach's and port-forward's streams.
+    pub streaming: Streaming,
 }
 
 /// What is logged and how.
@@ -62,11 +69,55 @@ pub struct Network {
 }
 
 /// Registries.
-#[derive(Debug, Clone, Deserialize, Default)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
     /// `HOST[:PORT]` of registries that are spoken to over plain HTTP; loopback always is.
     pub insecure: Vec<String>,
+    /// The folder with `HOST/hosts.toml`: mirrors, certificates and headers. It need not exist.
+    pub settings: PathBuf,
+    /// Credentials for pulls that bring none, in Docker's or podman's form. It need not exist.
+    pub credentials: PathBuf,
+    /// Which images may be pulled: `policy.json` of the containers project. It need not exist.
+    pub policy: PathBuf,
+}
+
+/// Which images stay, and how much room they may take.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Names of images that are spared when unused ones are removed.
+    pub pinned: Vec<String>,
+    /// Beyond as many bytes of images, unused ones are removed; absent: no limit.
+    pub high_bytes: Option<u64>,
+    /// Down to as many bytes; absent: `high_bytes`.
+    pub low_bytes: Option<u64>,
+    /// Beyond as many files, directories and others.
+    pub high_inodes: Option<u64>,
+    /// Down to as many; absent: `high_inodes`.
+    pub low_inodes: Option<u64>,
+    /// Seconds between two looks.
+    pub check_seconds: u64,
+}
+
+impl Images {
+    /// Between two looks at how much room they take.
+    pub fn period(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.check_seconds.max(1))
+    }
+}
+
+impl Default for Images {
+    fn default() -> Images {
+        Images {
+            pinned: Vec::new(),
+            high_bytes: None,
+            low_bytes: None,
+            high_inodes: None,
+            low_inodes: None,
+            check_seconds: 60,
+        }
+    }
 }
 
 /// Where cgroups are made.
@@ -85,6 +136,20 @@ pub struct Runtime {
     pub path: Option<PathBuf>,
 }
 
+/// The server of exec's, attach's and port-forward's streams.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Where it listens; port 0: any that is free.
+    pub address: SocketAddr,
+    /// What the URLs it gives out begin with; absent: its own address.
+    pub base_url: Option<String>,
+    /// PEM file of the certificate and its chain; absent: no TLS.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of the certificate's key.
+    pub key: Option<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -94,8 +159,10 @@ impl Default for Config {
             log: Log::default(),
             network: Network::default(),
             registry: Registry::default(),
+            images: Images::default(),
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
+            streaming: Streaming::default(),
         }
     }
 }
@@ -117,9 +184,31 @@ impl Default for Network {
     }
 }
 
+impl Default for Registry {
+    fn default() -> Registry {
+        Registry {
+            insecure: Vec::new(),
+            settings: "/etc/sampan/certs.d".into(),
+            credentials: "/etc/sampan/auth.json".into(),
+            policy: "/etc/sampan/policy.json".into(),
+        }
+    }
+}
+
 impl Default for Cgroup {
     fn default() -> Cgroup {
         Cgroup { root: "/sampan".into() }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Streaming {
+        Streaming {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            base_url: None,
+            certificate: None,
+            key: None,
+        }
     }
 }
 
@@ -166,6 +255,7 @@ impl Config {
             .list_separator(",")
             .with_list_parse_key("network.subnets")
             .with_list_parse_key("registry.insecure")
+            .with_list_parse_key("images.pinned")
             .try_parsing(true);
         let builder = config::Config::builder()
             .add_source(source)
@@ -181,7 +271,14 @@ impl Config {
 
     fn check(&self) -> Result<(), Error> {
         let invalid = |text: String| Err(Error::Invalid(text));
-        for (key, path) in [("root", &self.root), ("state", &self.state), ("socket", &self.socket)] {
+        for (key, path) in [
+            ("root", &self.root),
+            ("state", &self.state),
+            ("socket", &self.socket),
+            ("registry.settings", &self.registry.settings),
+            ("registry.credentials", &self.registry.credentials),
+            ("registry.policy", &self.registry.policy),
+        ] {
             if !path.is_absolute() {
                 return invalid(format!("{key} = {path:?} is not an absolute path"));
             }
@@ -195,11 +292,45 @@ impl Config {
                 return invalid("network.subnets has more than one network of a family".into());
             }
         }
+        for name in &self.images.pinned {
+            if let Err(error) = name.parse::<sampan_imagestore::Reference>() {
+                return invalid(format!("images.pinned: {error}"));
+            }
+        }
+        for (key, high, low) in [
+            ("bytes", self.images.high_bytes, self.images.low_bytes),
+            ("inodes", self.images.high_inodes, self.images.low_inodes),
+        ] {
+            if low.is_some() && low > high {
+                return invalid(format!("images.low_{key} is above images.high_{key}, or that is not set"));
+            }
+        }
         if !self.cgroup.root.starts_with('/') || self.cgroup.root.len() < 2 || self.cgroup.root.contains("..")
         {
             return invalid(format!("cgroup.root = {:?} is not a path below the root", self.cgroup.root));
         }
-        Ok(())
+        self.streaming.check()
+    }
+}
+
+impl Streaming {
+    fn check(&self) -> Result<(), Error> {
+        let invalid = |text: String| Err(Error::Invalid(text));
+        if self.certificate.is_some() != self.key.is_some() {
+            return invalid(
+                "streaming.certificate and streaming.key belong together; set both or none".into(),
+            );
+        }
+        match &self.base_url {
+            Some(url) if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) => {
+                invalid(format!("streaming.base_url = {url:?} begins with neither http:// nor https://"))
+            }
+            None if self.address.ip().is_unspecified() => invalid(format!(
+                "streaming.address = \"{}\" is no address that a client could connect to; set streaming.base_url too",
+                self.address
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -238,6 +369,9 @@ mod tests {
             "[network]\nbridge = \"a-name-that-is-too-long\"",
             "[network]\nsubnets = [\"10.0.0.0/24\", \"10.1.0.0/24\"]",
             "[cgroup]\nroot = \"/../x\"",
+            "[streaming]\ncertificate = \"/etc/sampan/tls.crt\"",
+            "[streaming]\nbase_url = \"127.0.0.1:1\"",
+            "[streaming]\naddress = \"0.0.0.0:10250\"",
         ] {
             assert!(load(text, &Overrides::default()).is_err(), "{text}");
         }
@@ -251,11 +385,21 @@ mod tests {
             format!("{:?}", Config::default())
         );
         // A key without a default shows an example.
-        let example = ["mtu", "path"];
+        let example = [
+            "mtu",
+            "path",
+            "high_bytes",
+            "low_bytes",
+            "high_inodes",
+            "low_inodes",
+            "base_url",
+            "certificate",
+            "key",
+        ];
         let (mut text, mut keys) = (String::new(), 0);
         for line in installed.lines() {
             let setting = line.strip_prefix("# ").and_then(|rest| Some((rest.split_once(" = ")?.0, rest)));
-            match setting.filter(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase())) {
+            match setting.filter(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')) {
                 Some((key, rest)) => {
                     keys += 1;
                     if !example.contains(&key) {
@@ -270,6 +414,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 11);
+        assert_eq!(keys, 18);
     }
 }

@@ -7,12 +7,16 @@
 pub mod cli;
 pub mod config;
 pub mod context;
+mod credential;
 pub mod cri;
 pub mod error;
+pub mod events;
 pub mod network;
 pub mod pods;
+pub mod room;
 pub mod server;
 pub mod services;
 pub mod stats;
 mod status;
+pub mod streaming;
 pub mod telemetry;

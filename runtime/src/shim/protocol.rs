@@ -32,6 +32,9 @@ pub const MAX_ID: usize = 128;
 /// Descriptors that come with [`Request::Exec`].
 pub const EXEC_DESCRIPTORS: usize = 4;
 
+/// Descriptors that come with [`Request::Attach`].
+pub const ATTACH_DESCRIPTORS: usize = 2;
+
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -56,6 +59,9 @@ pub enum Request {
         /// Whose pids the container sees.
         #[serde(default)]
         pid: PidMode,
+        /// Whether standard input is a pipe, which [`Request::Attach`] gives to write to, or `/dev/null`.
+        #[serde(default)]
+        stdin: bool,
     },
     /// Executes a created container's program; answered with [`Response::Started`].
     ///
@@ -84,6 +90,23 @@ pub enum Request {
     /// Removes an exited container, or kills and removes a created one; answered with [`Response::Done`] when its
     /// cgroup is gone.
     Forget {
+        /// The container.
+        id: String,
+    },
+    /// Joins a container's streams. With two descriptors, the writing ends of pipes that get a copy of its standard
+    /// output and error from now on; answered with [`Response::Attached`], which carries the writing end of the
+    /// container's standard input if that is a pipe and still open.
+    ///
+    /// The connection belongs to the attachment from here: closing it ends the attachment. The shim closes its copies
+    /// of the descriptors when the container has ended and all of its output is written. A pipe that is full loses what
+    /// doesn't fit: a container never waits for who watches it.
+    Attach {
+        /// The container.
+        id: String,
+    },
+    /// Closes the shim's end of a container's standard input: the container sees its end when all who have attached
+    /// have closed theirs. Answered with [`Response::Done`], also when it is closed already.
+    CloseStdin {
         /// The container.
         id: String,
     },
@@ -159,6 +182,8 @@ pub enum Response {
         /// The process, as the host sees it.
         pid: i32,
     },
+    /// To `Attach`, with a descriptor if there is a standard input to write to.
+    Attached,
     /// The exec's process has ended.
     ExecExited {
         /// As [`Exit::code`].
@@ -274,8 +299,9 @@ mod tests {
                 cgroup: "/sampan/p/web".into(),
                 log: Some("/var/log/web.log".into()),
                 pid: PidMode::Target("app".into()),
+                stdin: true,
             },
-            r#"{"create":{"id":"web","bundle":"web","cgroup":"/sampan/p/web","log":"/var/log/web.log","pid":{"target":"app"}}}"#,
+            r#"{"create":{"id":"web","bundle":"web","cgroup":"/sampan/p/web","log":"/var/log/web.log","pid":{"target":"app"},"stdin":true}}"#,
         );
         round_trip(Request::Start { id: id() }, r#"{"start":{"id":"web"}}"#);
         round_trip(
@@ -288,6 +314,8 @@ mod tests {
             Request::Exec { id: id(), exec: "probe".into() },
             r#"{"exec":{"id":"web","exec":"probe"}}"#,
         );
+        round_trip(Request::Attach { id: id() }, r#"{"attach":{"id":"web"}}"#);
+        round_trip(Request::CloseStdin { id: id() }, r#"{"close_stdin":{"id":"web"}}"#);
         round_trip(Request::State, r#""state""#);
         round_trip(Request::Subscribe, r#""subscribe""#);
         round_trip(Request::Shutdown, r#""shutdown""#);
@@ -301,6 +329,7 @@ mod tests {
         round_trip(Response::Created { pid: 7 }, r#"{"created":{"pid":7}}"#);
         round_trip(Response::Started { started_at: 5 }, r#"{"started":{"started_at":5}}"#);
         round_trip(Response::ExecStarted { pid: 7 }, r#"{"exec_started":{"pid":7}}"#);
+        round_trip(Response::Attached, r#""attached""#);
         round_trip(Response::ExecExited { exit_code: 1 }, r#"{"exec_exited":{"exit_code":1}}"#);
         round_trip(
             Response::Error { kind: ErrorKind::InvalidArgument, message: "no".into() },
@@ -328,10 +357,10 @@ mod tests {
     #[test]
     fn fields_of_another_version_are_defaulted_or_ignored() {
         let text = r#"{"create":{"id":"a","bundle":"a","cgroup":"/a","from_the_future":[1]}}"#;
-        let Request::Create { log, pid, .. } = serde_json::from_str(text).unwrap() else {
+        let Request::Create { log, pid, stdin, .. } = serde_json::from_str(text).unwrap() else {
             panic!("not Create")
         };
-        assert_eq!((log, pid), (None, PidMode::Private));
+        assert_eq!((log, pid, stdin), (None, PidMode::Private, false));
         let text = r#"{"code":1,"started_at":1,"finished_at":2}"#;
         assert_eq!(serde_json::from_str::<Exit>(text).unwrap().signal, None);
     }

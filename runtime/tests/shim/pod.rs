@@ -47,6 +47,7 @@ pub(crate) struct Variation {
     pub(crate) resources: Value,
     pub(crate) log: Option<PathBuf>,
     pub(crate) no_log: bool,
+    pub(crate) stdin: bool,
 }
 
 impl Pod {
@@ -104,6 +105,7 @@ impl Pod {
             cgroup: format!("{}/{id}", self.cgroup),
             log: (!variation.no_log).then_some(log),
             pid: variation.pid,
+            stdin: variation.stdin,
         }
     }
 

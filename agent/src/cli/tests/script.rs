@@ -22,7 +22,9 @@ use sampan_proto::{
 };
 use tokio::{net::UnixListener, sync::watch, task::JoinHandle};
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status, body::Body, codegen::http, server::Grpc, transport::Server};
+use tonic::{
+    Request, Response, Status, Streaming, body::Body, codegen::http, server::Grpc, transport::Server,
+};
 use tonic_prost::ProstCodec;
 
 use crate::cli::human;
@@ -93,6 +95,63 @@ impl ContainerService for Script {
         let auto_remove = if request.auto_remove { " (auto remove)" } else { "" };
         self.note(format!("run {}{auto_remove}", request.image));
         answer(RunResponse { container_id: "new".into(), ..Default::default() })
+    }
+
+    async fn start(&self, request: Request<StartRequest>) -> Answer<StartResponse> {
+        let container = request.into_inner().container;
+        known(&container)?;
+        self.note(format!("start {container}"));
+        answer(StartResponse {})
+    }
+
+    type AttachStream = Stream<AttachResponse>;
+
+    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Answer<Self::AttachStream> {
+        let first = request.into_inner().message().await?.and_then(|request| request.message);
+        let Some(attach_request::Message::Start(start)) = first else {
+            return Err(Status::invalid_argument("no start"));
+        };
+        known(&start.container)?;
+        self.note(format!("attach {}", start.container));
+        let message = |message| AttachResponse { message: Some(message) };
+        all(vec![
+            message(attach_response::Message::Attached(Attached { tty: false })),
+            message(attach_response::Message::Stdout(b"out\n".to_vec())),
+        ])
+    }
+
+    type ExecStream = Stream<ExecResponse>;
+
+    /// Says what it was asked and given.
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
+        let mut messages = request.into_inner();
+        let Some(exec_request::Message::Start(start)) = messages.message().await?.and_then(|r| r.message)
+        else {
+            return Err(Status::invalid_argument("no start"));
+        };
+        known(&start.container)?;
+        let mut said = format!("{} {}", start.container, start.command.join(" "));
+        for (name, value) in [("user", start.user), ("dir", start.working_dir), ("env", start.env.join(" "))]
+        {
+            if !value.is_empty() {
+                said.push_str(&format!(" {name}={value}"));
+            }
+        }
+        let message = |message| ExecResponse { message: Some(message) };
+        all(vec![
+            message(exec_response::Message::Stdout(said.into_bytes())),
+            message(exec_response::Message::Stderr(b"err".to_vec())),
+            message(exec_response::Message::ExitCode(7)),
+        ])
+    }
+
+    type PortForwardStream = Stream<PortForwardResponse>;
+
+    async fn port_forward(
+        &self,
+        _: Request<Streaming<PortForwardRequest>>,
+    ) -> Answer<Self::PortForwardStream> {
+        Err(Status::failed_precondition("nobody listens"))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Answer<ListResponse> {
@@ -227,6 +286,97 @@ impl ImageService for Script {
         }
     }
 
+    async fn tag_image(&self, request: Request<TagImageRequest>) -> Answer<TagImageResponse> {
+        let request = request.into_inner();
+        self.note(format!("tag {} {}", request.image, request.target));
+        answer(TagImageResponse {})
+    }
+
+    async fn image_history(&self, _: Request<ImageHistoryRequest>) -> Answer<ImageHistoryResponse> {
+        let newest = HistoryStep {
+            image_id: format!("sha256:{}", "a".repeat(64)),
+            created_at: human::now() - 180_000_000_000,
+            created_by: "/bin/sh -c #(nop)\tCMD [\"nginx\" \"-g\" \"daemon off;\"] and more".into(),
+            comment: "made".into(),
+            ..Default::default()
+        };
+        let oldest =
+            HistoryStep { created_by: "ADD rootfs /".into(), size: 187_400_000, ..Default::default() };
+        answer(ImageHistoryResponse { steps: vec![newest, oldest] })
+    }
+
+    async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Answer<DiskUsageResponse> {
+        let amount = |bytes, inodes| Some(Amount { bytes, inodes });
+        let image = |id: &str, tag: &str, containers| ImageDiskUsage {
+            image: Some(ImageSummary {
+                id: id.repeat(64),
+                repo_tags: vec![tag.into()],
+                ..Default::default()
+            }),
+            shared: amount(100_000_000, 10),
+            unique: amount(50_000_000, 5),
+            containers,
+        };
+        answer(DiskUsageResponse {
+            images: vec![image("a", "docker.io/library/nginx:1.27", 1), image("b", "localhost:5000/b:1", 0)],
+            containers: vec![ContainerDiskUsage {
+                id: "0".repeat(64),
+                name: "web".into(),
+                image: "nginx:1.27".into(),
+                running: false,
+                written: amount(4096, 1),
+                created_at: human::now() - 180_000_000_000,
+            }],
+            image_total: amount(200_000_000, 20),
+            image_reclaimable: amount(50_000_000, 5),
+        })
+    }
+
+    type SaveStream = Stream<SaveResponse>;
+
+    async fn save(&self, request: Request<SaveRequest>) -> Answer<Self::SaveStream> {
+        self.note(format!("save {}", request.into_inner().images.join(" ")));
+        all(["tar of ", "images"].map(|data| SaveResponse { data: data.into() }).into())
+    }
+
+    async fn load(&self, request: Request<Streaming<LoadRequest>>) -> Answer<LoadResponse> {
+        let mut pieces = request.into_inner();
+        let mut tar = Vec::new();
+        while let Some(piece) = pieces.message().await? {
+            tar.extend(piece.data);
+        }
+        self.note(format!("load {}", String::from_utf8_lossy(&tar)));
+        let image = |id: &str, names: &[&str]| LoadedImage {
+            id: format!("sha256:{id}"),
+            names: names.iter().map(ToString::to_string).collect(),
+        };
+        answer(LoadResponse { images: vec![image("aa", &["docker.io/library/nginx:1"]), image("bb", &[])] })
+    }
+
+    type PushStream = Stream<PushResponse>;
+
+    async fn push(&self, _: Request<PushRequest>) -> Answer<Self::PushStream> {
+        Err(Status::unimplemented("push"))
+    }
+
+    async fn prune_images(&self, _: Request<PruneImagesRequest>) -> Answer<PruneImagesResponse> {
+        Err(Status::unimplemented("prune_images"))
+    }
+
+    type CheckStoreStream = Stream<CheckStoreResponse>;
+
+    async fn check_store(&self, _: Request<CheckStoreRequest>) -> Answer<Self::CheckStoreStream> {
+        Err(Status::unimplemented("check_store"))
+    }
+
+    async fn commit(&self, _: Request<CommitRequest>) -> Answer<CommitResponse> {
+        Err(Status::unimplemented("commit"))
+    }
+
+    async fn changes(&self, _: Request<ChangesRequest>) -> Answer<ChangesResponse> {
+        Err(Status::unimplemented("changes"))
+    }
+
     async fn inspect_image(&self, request: Request<InspectImageRequest>) -> Answer<InspectImageResponse> {
         match request.into_inner().image.as_str() {
             "nginx" => answer(InspectImageResponse { json: r#"{"Id":"sha256:aa"}"#.into() }),
@@ -269,9 +419,6 @@ impl SystemService for Script {
 async fn cri_call(request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
     Ok(match path.as_str() {
-        "/runtime.v1.RuntimeService/ExecSync" => {
-            Grpc::new(ProstCodec::default()).unary(tower::service_fn(exec_sync), request).await
-        }
         "/runtime.v1.RuntimeService/Version" => {
             Grpc::new(ProstCodec::default()).unary(tower::service_fn(version), request).await
         }
@@ -280,12 +427,6 @@ async fn cri_call(request: http::Request<Body>) -> Result<http::Response<Body>, 
         }
         _ => Status::unimplemented(path).into_http(),
     })
-}
-
-async fn exec_sync(request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
-    let request = request.into_inner();
-    let stdout = format!("{} {}", request.container_id, request.cmd.join(" ")).into_bytes();
-    answer(cri::ExecSyncResponse { stdout, stderr: b"err".to_vec(), exit_code: 7 })
 }
 
 async fn version(_: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {

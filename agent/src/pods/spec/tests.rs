@@ -44,6 +44,9 @@ fn container() -> ContainerConfig {
         resources: Resources::default(),
         security: Security::default(),
         stop_signal: None,
+        stdin: false,
+        tty: false,
+        stdin_once: false,
     }
 }
 

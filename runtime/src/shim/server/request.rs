@@ -13,11 +13,11 @@ use crate::cgroup::Cgroup;
 use crate::container::{Child, PidNamespace, SpawnOptions, spawn};
 use crate::exec::ExecOptions;
 use crate::shim::connection::Message;
-use crate::shim::container::{Container, Phase};
+use crate::shim::container::{Attachment, Container, Phase};
 use crate::shim::exec::Exec;
 use crate::shim::log::{Log, Stream};
 use crate::shim::poll::{EventFlags, Source};
-use crate::shim::protocol::{ErrorKind, MAX_ID, PidMode, Request, Response, VERSION};
+use crate::shim::protocol::{ATTACH_DESCRIPTORS, ErrorKind, MAX_ID, PidMode, Request, Response, VERSION};
 use crate::shim::{chain, say};
 use crate::sys;
 
@@ -69,8 +69,8 @@ impl Server {
         }
         match request {
             Request::Hello { version } => self.hello(client, version),
-            Request::Create { id, bundle, cgroup, log, pid } => {
-                self.create(client, New { id, bundle, cgroup, log, pid })
+            Request::Create { id, bundle, cgroup, log, pid, stdin } => {
+                self.create(client, New { id, bundle, cgroup, log, pid, stdin })
             }
             Request::Start { id } => self.start(client, &id),
             Request::Kill { id, signal, all } => self.kill(&id, signal, all),
@@ -84,6 +84,11 @@ impl Server {
                 DONE
             }
             Request::Exec { id, exec } => self.exec(client, &id, &exec, descriptors),
+            Request::Attach { id } => self.attach(client, &id, descriptors),
+            Request::CloseStdin { id } => {
+                self.find(&id)?.stdin = None;
+                DONE
+            }
             Request::Shutdown => self.shut_down(Some(client)),
         }
     }
@@ -106,20 +111,15 @@ impl Server {
 
     fn make(&self, number: u32, client: u32, new: New) -> Result<Container, Refusal> {
         let log = new.log.as_deref().map(open_log).transpose()?;
-        let ((stdout, out), (stderr, err)) = match &log {
-            Some(_) => (self.output(Source::Stdout(number))?, self.output(Source::Stderr(number))?),
-            None => Default::default(),
-        };
-        let output = |end: &Option<OwnedFd>| match end {
-            Some(end) => internal("duplicate a descriptor", rustix::io::fcntl_dupfd_cloexec(end, 0)),
-            None => internal("duplicate a descriptor", rustix::io::fcntl_dupfd_cloexec(&self.null, 0)),
-        };
-        let (out, err) = (output(&out)?, output(&err)?);
+        let (stdout, out) = self.output(Source::Stdout(number))?;
+        let (stderr, err) = self.output(Source::Stderr(number))?;
+        let pipe = new.stdin.then(|| internal("make a pipe", pipe_with(PipeFlags::CLOEXEC))).transpose()?;
+        let (input, stdin) = pipe.unzip();
         let options = SpawnOptions {
             bundle: &new.bundle,
             cgroup: &new.cgroup,
             pid_namespace: self.pid_namespace(&new.pid)?,
-            stdio: [self.null.as_fd(), out.as_fd(), err.as_fd()],
+            stdio: [input.as_ref().unwrap_or(&self.null).as_fd(), out.as_fd(), err.as_fd()],
             command_line: None,
         };
         let Child { pid, pidfd, channel } =
@@ -139,8 +139,10 @@ impl Server {
             pidfd,
             channel: Some(channel),
             log,
-            stdout: stdout.map(|pipe| Stream::new(b"stdout", pipe)),
-            stderr: stderr.map(|pipe| Stream::new(b"stderr", pipe)),
+            stdin,
+            stdout: Some(Stream::new(b"stdout", stdout)),
+            stderr: Some(Stream::new(b"stderr", stderr)),
+            attachments: Vec::new(),
             phase: Phase::Creating { client },
             started_at: 0,
             failure: None,
@@ -149,11 +151,11 @@ impl Server {
     }
 
     /// A pipe whose end for reading is watched. Only that end is nonblocking: the other is the container's.
-    fn output(&self, source: Source) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Refusal> {
+    fn output(&self, source: Source) -> Result<(OwnedFd, OwnedFd), Refusal> {
         let (reader, writer) = internal("make a pipe", pipe_with(PipeFlags::CLOEXEC))?;
         internal("make a pipe nonblocking", rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK))?;
         internal("watch a pipe", self.poll.add(source, &reader, EventFlags::IN))?;
-        Ok((Some(reader), Some(writer)))
+        Ok((reader, writer))
     }
 
     fn watch_child(&self, source: Source, channel: impl AsFd) -> Result<(), Refusal> {
@@ -295,6 +297,30 @@ impl Server {
         Ok(None)
     }
 
+    fn attach(&mut self, client: u32, id: &str, descriptors: Vec<OwnedFd>) -> Answer {
+        let Ok([stdout, stderr]) = <[OwnedFd; ATTACH_DESCRIPTORS]>::try_from(descriptors) else {
+            let text = "an attachment needs two descriptors, of pipes for output and errors";
+            return Err((ErrorKind::InvalidArgument, text.to_owned()));
+        };
+        for pipe in [&stdout, &stderr] {
+            internal("make a pipe nonblocking", rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK))?;
+        }
+        let container = self.find(id)?;
+        if container.has_exited() {
+            return Err((ErrorKind::FailedPrecondition, format!("container {id:?} has exited")));
+        }
+        let stdin = container.stdin.as_ref().map(clone).transpose()?;
+        container.attachments.push(Attachment { client, stdout, stderr });
+        if let Some(connection) = self.connection(client) {
+            connection.busy = false;
+            if let Err(error) = connection.send_with(&Response::Attached, stdin.as_ref().map(AsFd::as_fd)) {
+                say(&format!("answer to an attachment: {error}"));
+                self.disconnect(client);
+            }
+        }
+        Ok(None)
+    }
+
     /// Kills everything. The loop sees when it is gone.
     pub(super) fn shut_down(&mut self, client: Option<u32>) -> Answer {
         if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.client.is_some()) {
@@ -337,6 +363,7 @@ struct New {
     cgroup: String,
     log: Option<PathBuf>,
     pid: PidMode,
+    stdin: bool,
 }
 
 impl New {
