@@ -337,7 +337,7 @@ mod tests {
         drop(reporter);
         let Some(Report::Failed { message, exec }) = channel.receive().unwrap() else { panic!("no failure") };
         assert_eq!(exec, Some(ExecFailure::NotFound));
-        assert!(message.starts_with("exec \"/nope\": No such file or directory"), "{message}");
+        assert!(message.starts_with("exec: \"/nope\": No such file or directory"), "{message}");
         assert_eq!(channel.receive().unwrap(), None);
     }
 

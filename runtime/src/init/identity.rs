@@ -123,8 +123,9 @@ pub(super) fn namespace_of(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> 
             let _ = rustix::io::read(&waiting, &mut [0u8; 1]);
             sys::process::exit(0)
         }
-        Forked::Parent { pid, pidfd } => {
-            let opened = write_maps(pid, uids, gids).and_then(|()| {
+        Forked::Parent { pidfd, .. } => {
+            let opened = pid_on_host(&pidfd).and_then(|pid| {
+                write_maps(pid, uids, gids)?;
                 let path = format!("/proc/{pid}/ns/user");
                 rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                     .map_err(|errno| Error::Read { path: path.into(), source: io::Error::from(errno) })
@@ -137,6 +138,14 @@ pub(super) fn namespace_of(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> 
             opened
         }
     }
+}
+
+/// The pid by which the host's procfs, which is still mounted, knows a child of a process in a pid namespace.
+fn pid_on_host(pidfd: &OwnedFd) -> Result<i32> {
+    let path = PathBuf::from(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()));
+    let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
+    pid.ok_or_else(|| Error::Read { path, source: io::ErrorKind::InvalidData.into() })
 }
 
 /// Gives a detached mount the mapping of a user namespace.

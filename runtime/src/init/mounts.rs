@@ -156,7 +156,8 @@ fn filesystem(rootfs: &Rootfs, mount: &Mount, kind: &str, options: &Options) -> 
     let detached = crate::mount::filesystem(kind, mount.source().as_deref(), options);
     let attached = detached.and_then(|detached| {
         if options.copy_up && kind == "tmpfs" {
-            let root = sys::file::open_path_at(&detached, ".", OFlags::DIRECTORY)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let root = sys::file::openat2(&detached, ".", flags, rustix::fs::ResolveFlags::BENEATH)?;
             copyup::copy(&target, &root)?;
         }
         sys::mount::attach(&detached, &target)?;

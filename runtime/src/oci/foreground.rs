@@ -76,7 +76,9 @@ struct Pump {
 impl Pump {
     /// The size of our own terminal, if there is one.
     fn resize(&self) {
-        if let (Some(terminal), Ok(size)) = (&self.terminal, tcgetwinsize(sys::process::stdio()[0])) {
+        // A terminal that doesn't know its size has nothing to say about another's.
+        let own = tcgetwinsize(sys::process::stdio()[0]).ok().filter(|size| size.ws_row != 0);
+        if let (Some(terminal), Some(size)) = (&self.terminal, own) {
             // A size that can't be passed on is no reason to stop.
             let _ = tcsetwinsize(terminal, size);
         }

@@ -114,7 +114,7 @@ fn a_program_that_is_missing_is_an_error() {
     let (client, _output) = pod.exec("a", &["/nope"]);
     let Some(Response::Error { kind, message }) = client.receive() else { panic!("no error") };
     assert_eq!(kind, ErrorKind::InvalidArgument);
-    assert!(message.contains("exec \"/nope\": No such file or directory"), "{message}");
+    assert!(message.contains("exec: \"/nope\": No such file or directory"), "{message}");
     eventually("its cgroup is gone", || exec_directories(&pod) == 0);
     // The connection is free again.
     assert_eq!(client.state().len(), 1);

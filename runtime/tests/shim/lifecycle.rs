@@ -59,7 +59,7 @@ fn a_missing_entrypoint_fails_the_start_and_counts_as_127() {
     pod.create(&client, "a", &["/nope"], Variation::default());
     let (kind, message) = client.refused(&Request::Start { id: id("a") });
     assert_eq!(kind, ErrorKind::InvalidArgument);
-    assert!(message.contains("exec \"/nope\": No such file or directory"), "{message}");
+    assert!(message.contains("exec: \"/nope\": No such file or directory"), "{message}");
     let exit = events.exit_of("a");
     assert_eq!((exit.code, exit.started_at), (127, 0));
     assert_eq!(client.state()[0].status, Status::Exited);
