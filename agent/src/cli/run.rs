@@ -180,16 +180,8 @@ pub(super) async fn create(
     Ok(0)
 }
 
-/// What a shell gives for a program that is not there, and for one that is and cannot be executed.
 fn refused(status: tonic::Status) -> Failure {
-    let message = status.message();
-    match status.code() {
-        Code::InvalidArgument if message.starts_with("exec \"") => {
-            let code = if message.contains("No such file") { 127 } else { 126 };
-            Failure::Program(message.to_owned(), code)
-        }
-        _ => Failure::answered(&status, ADVICE),
-    }
+    Failure::of_program(&status, ADVICE)
 }
 
 fn request(arguments: Arguments) -> Result<RunRequest, Failure> {

@@ -156,6 +156,6 @@ fn a_terminal_is_one_of_the_container_and_is_typed_on_and_resized_by_its_master(
     assert_eq!(events.exit_of("a").code, 3);
     assert_eq!(
         pod.lines("a")[2..],
-        ["stdout F hello\r", "stdout F got hello\r", "stdout F 50 100\r", "stdout F err\r"]
+        ["stdout F hello", "stdout F got hello", "stdout F 50 100", "stdout F err"]
     );
 }

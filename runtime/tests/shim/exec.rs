@@ -121,7 +121,7 @@ fn a_program_that_is_missing_is_an_error() {
 }
 
 #[test]
-fn an_exec_needs_a_running_container_and_four_descriptors() {
+fn an_exec_needs_a_running_container_and_four_or_five_descriptors() {
     let pod = Pod::new();
     let client = pod.connect();
     let request = |id: &str| Request::Exec { id: id.to_owned(), exec: "x".to_owned() };

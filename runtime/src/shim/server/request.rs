@@ -280,12 +280,11 @@ impl Server {
     fn exec(&mut self, client: u32, id: &str, name: &str, descriptors: Vec<OwnedFd>) -> Answer {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next();
-        let (Some(process), Some(stdin), Some(stdout), Some(stderr)) = (next(), next(), next(), next())
-        else {
-            let text = "an exec needs four descriptors: process, input, output, errors";
+        let six = (next(), next(), next(), next(), next(), next());
+        let (Some(process), Some(stdin), Some(stdout), Some(stderr), console, None) = six else {
+            let text = "an exec needs four descriptors, process, input, output and errors, or a console too";
             return Err((ErrorKind::InvalidArgument, text.to_owned()));
         };
-        let console = next();
         let number = self.next_number();
         let container = self.find(id)?;
         if container.phase != Phase::Running {
