@@ -90,6 +90,22 @@ lint: setup ## formatting, warnings, unused dependencies, shell scripts
 	cargo-machete
 	git ls-files "*.sh" .ci/run | xargs shellcheck --severity=warning
 
+# Seconds for each target.
+FUZZ ?= 20
+FUZZ_VERSION := 0.13.1
+FUZZ_TARGETS := layer inflate manifest reference hosts challenge signature
+.PHONY: fuzz
+fuzz: setup-build ## feeds what reads strangers' bytes, FUZZ seconds each; needs a nightly compiler
+	$(call cargo-tool,cargo-fuzz,$(FUZZ_VERSION))
+	tar -cf imagestore/fuzz/seeds/layer.tar --format=pax -C imagestore/src/layer tests
+	mkdir -p imagestore/fuzz/corpus/layer && mv imagestore/fuzz/seeds/layer.tar imagestore/fuzz/corpus/layer/
+	cd imagestore && for target in $(FUZZ_TARGETS); do \
+		mkdir -p "fuzz/corpus/$$target" "fuzz/seeds/$$target"; \
+		cargo +nightly fuzz run --sanitizer none --target '$(HOST_TUPLE)' "$$target" \
+			"fuzz/corpus/$$target" "fuzz/seeds/$$target" -- \
+			-max_total_time=$(FUZZ) -rss_limit_mb=512 -timeout=10 -print_final_stats=1; \
+	done
+
 .PHONY: deny
 deny: setup-build ## licences and sources of the dependencies; after a change of Cargo.lock
 	$(call cargo-tool,cargo-deny,$(DENY_VERSION))

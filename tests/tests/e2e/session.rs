@@ -64,7 +64,8 @@ async fn a_command_may_have_another_user_folder_and_environment() {
 async fn a_client_that_goes_away_takes_its_command_along() {
     with_agent(async |agent| {
         let (cri, pod, id) = sleeper(agent).await;
-        let mut client = agent.cli().spawn(&["exec", &id, "sh", "-c", "echo ready; setsid sleep 4812 & sleep 4812"]);
+        let mut client =
+            agent.cli().spawn(&["exec", &id, "sh", "-c", "echo ready; setsid sleep 4812 & sleep 4812"]);
         first_line(&mut client, "ready");
         client.kill().unwrap();
         client.wait().unwrap();
