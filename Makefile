@@ -61,7 +61,7 @@ images: setup ## the images of tests and demo, made of Debian packages; those th
 test: build images ## every test, against the debug binaries and a registry on loopback
 	$(CARGO) test --workspace
 
-# Arguments of tests/vm/test.sh: --quick, and which of v2, hybrid, v1.
+# Arguments of tests/vm/test.sh: --quick or --agent, and which of v2, hybrid, v1.
 VM ?=
 .PHONY: test-vm
 test-vm: ## the privileged tests in guests with systemd, cgroup v2, hybrid and v1
@@ -85,6 +85,7 @@ bench: ## measures Sampan beside Debian's containerd and runc
 lint: setup ## formatting, warnings, unused dependencies, shell scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -p sampan-runtime --test systemd -- -D warnings
 	$(call cargo-tool,cargo-machete,$(MACHETE_VERSION))
 	cargo-machete
 	git ls-files "*.sh" .ci/run | xargs shellcheck --severity=warning

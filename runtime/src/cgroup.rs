@@ -121,9 +121,10 @@ impl Cgroup {
     /// A scope begins with the calling process in it; one that exists already is an error unless the process is in it.
     pub fn create(&self) -> Result<(), Error> {
         if let Some(unit) = &self.unit {
-            let pid = systemd::own_pid()?;
+            let (pid, own) = (systemd::own_pid()?, std::process::id() as i32);
             match unit.start(pid) {
-                Err(Error::Systemd { .. }) if self.pids().is_ok_and(|pids| pids.contains(&(pid as i32))) => {}
+                // Lists show pids as this process sees them, and systemd sees others.
+                Err(Error::Systemd { .. }) if self.pids().is_ok_and(|pids| pids.contains(&own)) => {}
                 result => result?,
             }
         }
@@ -227,7 +228,19 @@ impl Cgroup {
             let path = hierarchy.root.join(if own { Path::new(&self.path) } else { parent });
             Directory::open(&path)?.write("tasks", "0")?;
         }
-        Ok(())
+        self.enter_scope_of_hybrid()
+    }
+
+    /// systemd tells by the unified hierarchy which unit a process belongs to, where there is one, and made the scope there.
+    fn enter_scope_of_hybrid(&self) -> Result<(), Error> {
+        let Some(root) = self.hierarchies.unified.as_deref() else { return Ok(()) };
+        let path = Path::new(&self.path);
+        let scope = if self.exec { path.parent().unwrap_or(path) } else { path };
+        match Directory::open(&root.join(scope)) {
+            Ok(directory) => directory.write("cgroup.procs", "0"),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The directory's descriptor for `CLONE_INTO_CGROUP`; None where only version 2 has that.

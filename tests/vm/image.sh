@@ -8,7 +8,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${1:?DIR}
 suite=bookworm
-packages="systemd systemd-sysv dbus udev kmod busybox-static procps iproute2 iputils-ping nftables curl strace"
+packages="systemd systemd-sysv dbus udev kmod busybox-static procps iproute2 iputils-ping nftables curl
+    e2fsprogs strace docker-registry"
 # What a node needs of the kernel's modules; what these need comes along.
 modules="overlay veth bridge br_netfilter dummy tun loop nf_tables nft_chain_nat nft_masq nft_nat nft_redir nft_ct
     nft_compat nft_fib_inet nf_conntrack xt_conntrack squashfs"
@@ -76,7 +77,7 @@ build_image() {
         dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-tmpfiles-clean.timer \
         systemd-hwdb-update.service systemd-update-utmp.service systemd-update-utmp-runlevel.service ldconfig.service \
         systemd-logind.service systemd-random-seed.service systemd-pstore.service systemd-binfmt.service \
-        systemd-udev-trigger.service systemd-udev-settle.service systemd-journal-flush.service; do
+        systemd-udev-trigger.service systemd-udev-settle.service systemd-journal-flush.service docker-registry.service; do
         ln -sf /dev/null "$root/etc/systemd/system/$unit"
     done
 

@@ -6,7 +6,7 @@
 #
 #   --cgroup    how systemd arranges the control groups: the unified hierarchy alone (the default), version 1 with a
 #               unified hierarchy beside it, or version 1 alone
-#   --file      a file of this machine to be found in the guest under the same path; may be repeated
+#   --file      a file or folder of this machine to be found in the guest under the same path; may be repeated
 #   --build     only makes the guest's files, when they are missing, and runs nothing
 #
 # Exit status: the command's; 124 when the time is over; 125 when the guest itself failed (the end of its console is shown).
@@ -72,7 +72,7 @@ mkdir -p "$job/job"
 printf '%q ' "$@" >"$job/job/command"
 for file in "${files[@]}"; do
     mkdir -p "$job$(dirname "$file")"
-    cp --reflink=auto "$file" "$job$file"
+    cp -a --reflink=auto "$file" "$job$file"
 done
 # Names of folders that are links in the guest would replace these.
 for link in bin sbin lib lib64; do

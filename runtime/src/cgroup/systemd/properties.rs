@@ -59,17 +59,16 @@ fn devices(
     unified: bool,
     version: u32,
 ) -> Result<(), Error> {
-    let entries = match sum(&rules(specified)?) {
-        Sum::Everything => None,
+    let sum = sum(&rules(specified)?);
+    let entries = match &sum {
         Sum::Only(list) => list.iter().map(|rule| entry(rule, version)).collect::<Option<Vec<_>>>(),
-        Sum::Ordered => None,
+        Sum::Everything | Sum::Ordered => None,
     };
-    let everything = sum(&rules(specified)?) == Sum::Everything;
     let policy = match &entries {
         Some(_) => "strict",
         // What systemd can't say must not be refused by it on version 2, where our own filter stands beside. On version
         // 1 there is one list for both: better it refuses too much, until our own list is written, than too little.
-        None if everything || unified => "auto",
+        None if sum == Sum::Everything || unified => "auto",
         None => "strict",
     };
     found.push(("DevicePolicy", Value::Text(policy.to_owned())));

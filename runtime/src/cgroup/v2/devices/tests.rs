@@ -1,5 +1,6 @@
 //! The filter in a small interpreter, against the meaning of the rules, and in the kernel, on real devices.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
@@ -80,25 +81,39 @@ fn the_filter_grants_what_the_rules_grant() {
     }
 }
 
-/// A cgroup of version 2, which hosts with version 1 controllers have too, if only for this.
-struct Scratch(std::path::PathBuf);
+/// A cgroup of version 2. Hosts with version 1 controllers have such a hierarchy too, if only for this; where it isn't
+/// mounted, it is for the test.
+struct Scratch {
+    path: PathBuf,
+    mount: Option<tempfile::TempDir>,
+}
 
 impl Scratch {
     fn new(name: &str) -> Scratch {
         let hierarchies = crate::cgroup::hierarchy::Hierarchies::of_host().unwrap();
-        let root = hierarchies.unified.as_deref().expect("a cgroup2 mount");
+        let mount = match hierarchies.unified {
+            Some(_) => None,
+            None => {
+                let point = tempfile::tempdir().unwrap();
+                let mounted =
+                    Command::new("mount").args(["-t", "cgroup2", "none"]).arg(point.path()).status();
+                assert!(mounted.unwrap().success());
+                Some(point)
+            }
+        };
+        let root = mount.as_ref().map(|point| point.path()).or(hierarchies.unified.as_deref()).unwrap();
         let path = root.join(format!("sampan-test-{}-{name}", std::process::id()));
         std::fs::create_dir(&path).unwrap();
-        Scratch(path)
+        Scratch { path, mount }
     }
 
     fn directory(&self) -> Directory {
-        Directory::open(&self.0).unwrap()
+        Directory::open(&self.path).unwrap()
     }
 
     /// Whether a process in here can do `script`.
     fn can(&self, script: &str) -> bool {
-        let path = self.0.clone();
+        let path = self.path.clone();
         let mut command = Command::new("sh");
         command.args(["-c", script]).stderr(std::process::Stdio::null());
         before_exec(&mut command, move || {
@@ -115,7 +130,10 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let since = std::time::Instant::now();
-        let _ = crate::cgroup::tree::remove(&self.0, std::time::Duration::from_secs(5), since);
+        let _ = crate::cgroup::tree::remove(&self.path, std::time::Duration::from_secs(5), since);
+        if let Some(point) = &self.mount {
+            let _ = Command::new("umount").arg(point.path()).status();
+        }
     }
 }
 
