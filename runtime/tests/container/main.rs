@@ -31,7 +31,8 @@ fn main() -> ExitCode {
         attack::linger();
     }
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let skipped: Vec<&str> = arguments.iter().filter_map(|argument| argument.strip_prefix("--skip=")).collect();
+    let skipped: Vec<&str> =
+        arguments.iter().filter_map(|argument| argument.strip_prefix("--skip=")).collect();
     let cases =
         [isolation::CASES, filesystem::CASES, process::CASES, exec::CASES, attack::CASES, latency::CASES];
     let cases = cases
