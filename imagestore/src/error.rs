@@ -88,7 +88,7 @@ pub enum Error {
         reference: Reference,
         /// Why.
         #[source]
-        source: push::Error,
+        source: Box<push::Error>,
     },
     /// No image could be made of a container.
     #[error("commit snapshot {key}")]
@@ -97,7 +97,7 @@ pub enum Error {
         key: String,
         /// Why.
         #[source]
-        source: commit::Error,
+        source: Box<commit::Error>,
     },
     /// What a container has changed could not be told.
     #[error("compare snapshot {key} with its layers")]
@@ -106,21 +106,21 @@ pub enum Error {
         key: String,
         /// Why.
         #[source]
-        source: diff::Error,
+        source: Box<diff::Error>,
     },
     /// Images could not be read from an archive.
     #[error("load images")]
     Load {
         /// Why.
         #[source]
-        source: archive::Error,
+        source: Box<archive::Error>,
     },
     /// Images could not be written to an archive.
     #[error("save images")]
     Save {
         /// Why.
         #[source]
-        source: archive::Error,
+        source: Box<archive::Error>,
     },
     /// A blob could not be stored, read or deleted.
     #[error(transparent)]

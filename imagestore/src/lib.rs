@@ -29,6 +29,7 @@ mod signature;
 mod snapshot;
 mod store;
 mod usage;
+mod xattr;
 
 pub use archive::Loaded;
 pub use catalog::Removed;
@@ -45,6 +46,6 @@ pub use push::{Pushed, UploadEvent, UploadPhase};
 pub use reclaim::{Reclaimed, Unneeded, Watermarks};
 pub use reference::Reference;
 pub use registry::{Auth, CredentialHelper, Credentials, HelperAnswer, Patience};
-pub use snapshot::{Directories, Error as SnapshotError, Snapshots, Usage};
+pub use snapshot::{Access, Directories, Error as SnapshotError, Snapshots, Usage};
 pub use store::{Store, StoreOptions, StoreUsage};
 pub use usage::ImageUsage;

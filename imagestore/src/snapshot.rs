@@ -1,7 +1,7 @@
 //! Overlay snapshots: a stack of read-only layers and one writable directory.
 //!
 //! ```text
-//! stage() ─ unpack ─▶ commit(chain) ─▶ prepare(key, chain) ─▶ mounts ─▶ remove(key)
+//! stage() ─ unpack ─▶ commit(chain) ─▶ prepare(key, chain), view(key, chain) ─▶ mounts ─▶ remove(key)
 //!   │ drop                 │ sync() at any time; kept until remove_committed(chain)
 //!   ▼                      ▼
 //! nothing            committed/HEX/{fs,record.json}       active/KEY/{fs,work,merged,record.json}
@@ -25,6 +25,7 @@ use rustix::{
     fs::{self, Mode, OFlags, RenameFlags, ResolveFlags},
     io::Errno,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ChainId,
@@ -76,6 +77,20 @@ pub struct Directories {
     pub merged: PathBuf,
 }
 
+/// What an active snapshot is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// To be written to.
+    #[default]
+    Write,
+    /// To be written to, and of no use after a crash: what is written is never synced. Build steps want this. Overlayfs
+    /// refuses to mount it a second time.
+    Volatile,
+    /// To be looked at only.
+    View,
+}
+
 /// All layers and snapshots below one directory. One process at a time may have them open.
 #[derive(Debug)]
 pub struct Snapshots {
@@ -123,6 +138,7 @@ struct Committed {
 #[derive(Debug)]
 struct Active {
     parent: Option<ChainId>,
+    access: Access,
     /// False while it is being made.
     ready: bool,
 }
@@ -281,6 +297,21 @@ impl Snapshots {
 
     /// Makes a writable snapshot on top of `parent`.
     pub fn prepare(&self, key: &str, parent: Option<&ChainId>) -> Result<Vec<Mount>, Error> {
+        self.prepare_for(key, parent, Access::Write)
+    }
+
+    /// Makes a snapshot that shows the layers of `parent` and takes no writes.
+    pub fn view(&self, key: &str, parent: &ChainId) -> Result<Vec<Mount>, Error> {
+        self.prepare_for(key, Some(parent), Access::View)
+    }
+
+    /// Makes a snapshot on top of `parent`. It is in use, and so are its layers, until it is removed.
+    pub fn prepare_for(
+        &self,
+        key: &str,
+        parent: Option<&ChainId>,
+        access: Access,
+    ) -> Result<Vec<Mount>, Error> {
         check_key(key)?;
         let lower = {
             let mut state = self.state();
@@ -293,17 +324,17 @@ impl Snapshots {
             }
             state.note_use(parent);
             // From now on the layers are in use.
-            state.active.insert(key.to_owned(), Active { parent: parent.cloned(), ready: false });
+            state.active.insert(key.to_owned(), Active { parent: parent.cloned(), access, ready: false });
             lower
         };
-        let made = self.make_active(key, parent, &lower);
+        let made = self.make_active(key, parent, access, &lower);
         let mut state = self.state();
         match made {
             Ok(()) => {
                 if let Some(active) = state.active.get_mut(key) {
                     active.ready = true;
                 }
-                Ok(overlay::mounts(&self.folders.directories(key, &lower)))
+                Ok(overlay::mounts(&self.folders.directories(key, &lower), access))
             }
             Err(error) => {
                 state.active.remove(key);
@@ -314,7 +345,8 @@ impl Snapshots {
 
     /// The mounts of an active snapshot, as `prepare` gave them.
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
-        Ok(overlay::mounts(&self.directories(key)?))
+        let access = self.state().ready(key)?.access;
+        Ok(overlay::mounts(&self.directories(key)?, access))
     }
 
     /// Where the parts of an active snapshot lie.
@@ -343,7 +375,9 @@ impl Snapshots {
 
     /// What was written into an active snapshot: disk blocks, hard links counted once.
     pub fn usage(&self, key: &str) -> Result<Usage, Error> {
-        self.state().ready(key)?;
+        if self.state().ready(key)?.access == Access::View {
+            return Ok(Usage::default());
+        }
         let path = self.folders.path.join("active").join(key).join("fs");
         let upper = open_directory(self.folders.active.as_fd(), key)
             .and_then(|snapshot| open_directory(snapshot.as_fd(), "fs"))
@@ -356,7 +390,13 @@ impl Snapshots {
         self.state().active.iter().filter(|(_, active)| active.ready).map(|(key, _)| key.clone()).collect()
     }
 
-    fn make_active(&self, key: &str, parent: Option<&ChainId>, lower: &[ChainId]) -> Result<(), Error> {
+    fn make_active(
+        &self,
+        key: &str,
+        parent: Option<&ChainId>,
+        access: Access,
+        lower: &[ChainId],
+    ) -> Result<(), Error> {
         let path = self.folders.path.join("active").join(key);
         let stage = Stage::new(self.folders.clone(), Purpose::Snapshot)?;
         if let Some(top) = lower.first() {
@@ -366,7 +406,7 @@ impl Snapshots {
         for name in ["work", "merged"] {
             make_directory(stage.directory(), name, 0o700).map_err(Error::io("mkdirat", path.join(name)))?;
         }
-        let record = record::Active { key: key.to_owned(), parent: parent.cloned() };
+        let record = record::Active { key: key.to_owned(), parent: parent.cloned(), access };
         record::write(stage.directory(), &record).map_err(Error::io("write record of", &path))?;
         stage.place(self.folders.active.as_fd(), key).map_err(Error::io("renameat2", &path))?;
         Ok(())

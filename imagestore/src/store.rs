@@ -251,7 +251,7 @@ impl Store {
         events: mpsc::Sender<UploadEvent>,
     ) -> Result<Pushed, Error> {
         let pushed = push::run(self.inner.clone(), image, reference.clone(), auth, events).await;
-        pushed.map_err(|source| Error::Push { reference: reference.clone(), source })
+        pushed.map_err(|source| Error::Push { reference: reference.clone(), source: Box::new(source) })
     }
 
     /// Compares everything here with its digest: blobs are hashed, layers unpacked again and compared entry by entry.
@@ -264,7 +264,8 @@ impl Store {
     /// What the active snapshot `key` has changed of its layers, sorted by path.
     pub fn changes(&self, key: &str, options: &DiffOptions) -> Result<Vec<Change>, Error> {
         let upper = self.inner.snapshots.upper(key)?;
-        diff::changes(&upper, options).map_err(|source| Error::Diff { key: key.to_owned(), source })
+        diff::changes(&upper, options)
+            .map_err(|source| Error::Diff { key: key.to_owned(), source: Box::new(source) })
     }
 
     /// Makes an image of `parent` and what the active snapshot `key`, which stands on it, has changed; under these
@@ -277,17 +278,17 @@ impl Store {
         names: &[Reference],
     ) -> Result<Arc<Image>, Error> {
         let made = commit::commit(&self.inner, parent, key, commit, names);
-        made.map_err(|source| Error::Commit { key: key.to_owned(), source })
+        made.map_err(|source| Error::Commit { key: key.to_owned(), source: Box::new(source) })
     }
 
     /// Writes images as one tar, each under the given names: an OCI layout and a Docker archive at once.
     pub fn save(&self, images: &[(Arc<Image>, Vec<Reference>)], out: impl Write) -> Result<(), Error> {
-        archive::save(&self.inner, images, out).map_err(|source| Error::Save { source })
+        archive::save(&self.inner, images, out).map_err(|source| Error::Save { source: Box::new(source) })
     }
 
     /// Takes in the images of a tar that is an OCI layout or a Docker archive, compressed or not.
     pub fn load(&self, input: impl Read + Send) -> Result<Vec<Loaded>, Error> {
-        archive::load(&self.inner, input).map_err(|source| Error::Load { source })
+        archive::load(&self.inner, input).map_err(|source| Error::Load { source: Box::new(source) })
     }
 
     /// Removes an image with all its names, and whatever nobody else needs. A missing one is nothing to remove.

@@ -142,6 +142,10 @@ impl Contents {
         let mut ingest = store.content.ingest()?;
         std::io::copy(&mut entry, &mut ingest).map_err(failed)?;
         let (digest, size) = (ingest.digest(), ingest.size());
+        if size < entry.size() {
+            let text = format!("it ends inside {path}");
+            return Err(failed(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, text)));
+        }
         if let Some(hex) = path.strip_prefix(BLOBS)
             && let Ok(named) = format!("sha256:{hex}").parse::<Digest>()
         {

@@ -216,7 +216,7 @@ fn a_damaged_archive_is_refused_and_leaves_nothing() {
     let wrong = "blobs/sha256/0000000000000000000000000000000000000000000000000000000000000000";
     let cases = [
         (b"no tar at all".to_vec(), Kind::InvalidArgument),
-        (archive[..archive.len() / 2].to_vec(), Kind::InvalidArgument),
+        (archive[..archive.len() / 2].to_vec(), Kind::DataLoss),
         (tar(&[("a", b"b")]), Kind::InvalidArgument),
         (tar(&[("manifest.json", b"{")]), Kind::InvalidArgument),
         (tar(&[("manifest.json", list("../../etc/passwd", &[]).as_bytes())]), Kind::InvalidArgument),

@@ -1,6 +1,6 @@
 //! Real changes through real overlay mounts: written as a layer, unpacked again, and compared.
 
-use std::{fs, io::Write as _, os::unix::fs as unix, path::Path, process::Command};
+use std::{fs, os::unix::fs as unix, path::Path};
 
 use super::*;
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
             archive::{Archive, Item},
             equality::build,
             facts::Tree,
+            run,
         },
     },
     snapshot::tests::{add, mounted},
@@ -95,14 +96,10 @@ fn other_readers_of_tar_understand_the_layer() {
     let bytes = layer_of(&snapshots, "key", &DiffOptions::default());
     let target = root.path().join("tar");
     fs::create_dir(&target).unwrap();
-    let mut tar = Command::new("tar")
-        .args(["-x", "-p", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C"])
-        .arg(&target)
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    tar.stdin.take().unwrap().write_all(&bytes).unwrap();
-    assert!(tar.wait().unwrap().success());
+    let file = root.path().join("layer.tar");
+    fs::write(&file, &bytes).unwrap();
+    let options = ["-x", "-p", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-f"];
+    run("tar", &[&options[..], &[file.to_str().unwrap()]].concat(), &target);
     let (theirs, ours) = (kept(&target), kept(&merged));
     let below = ["etc", "gone", "untouched", "untouched/y"].map(Path::new);
     for (path, facts) in ours.0.iter().filter(|(path, _)| !below.contains(&path.as_path())) {

@@ -3,10 +3,7 @@
 //! What was made only to mount something on is passed over: a mount point with nothing in it, and a directory that
 //! holds nothing but such, unless its owner or mode was changed too.
 
-use std::{
-    collections::HashSet,
-    os::fd::{AsRawFd, OwnedFd},
-};
+use std::{collections::HashSet, os::fd::OwnedFd};
 
 use rustix::{
     fs::{self, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
@@ -14,7 +11,11 @@ use rustix::{
 };
 
 use super::{DiffOptions, Error, PATH, relative, shown};
-use crate::{layer::OPAQUE, snapshot::Upper};
+use crate::{
+    layer::OPAQUE,
+    snapshot::Upper,
+    xattr::{self, Attributes},
+};
 
 /// One thing in the directory.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl Node {
         if self.kind() != FileType::Directory {
             return Ok(false);
         }
-        match fs::getxattr(self.by_descriptor(), OPAQUE, &mut [0_u8; 1][..]) {
+        match fs::getxattr(xattr::by_descriptor(&self.fd), OPAQUE, &mut [0_u8; 1][..]) {
             Ok(_) | Err(Errno::RANGE) => Ok(true),
             Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
             Err(errno) => Err(Error::io("getxattr", &self.path)(errno)),
@@ -47,42 +48,15 @@ impl Node {
     }
 
     /// Its extended attributes, sorted by name.
-    pub(super) fn attributes(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
-        let path = self.by_descriptor();
-        let error = |call| Error::io(call, &self.path);
-        // As long as the kernel allows either to be: one call each.
-        let mut list = vec![0_u8; 64 << 10];
-        let length = match fs::listxattr(&path, &mut list[..]) {
-            Ok(length) => length,
-            Err(Errno::NOTSUP) => 0,
-            Err(errno) => return Err(error("listxattr")(errno)),
-        };
-        let mut attributes = Vec::new();
-        let mut names: Vec<&[u8]> = list[..length].split(|byte| *byte == 0).collect();
-        names.retain(|name| !name.is_empty() && !PRIVATE.iter().any(|prefix| name.starts_with(prefix)));
-        names.sort_unstable();
-        let mut value = if names.is_empty() { Vec::new() } else { vec![0_u8; 64 << 10] };
-        for name in names {
-            match fs::getxattr(&path, name, &mut value[..]) {
-                Ok(length) => attributes.push((name.to_vec(), value[..length].to_vec())),
-                // Removed since they were listed.
-                Err(Errno::NODATA) => {}
-                Err(errno) => return Err(error("getxattr")(errno)),
-            }
-        }
-        Ok(attributes)
+    pub(super) fn attributes(&self) -> Result<Attributes, Error> {
+        let own = |name: &[u8]| !PRIVATE.iter().any(|prefix| name.starts_with(prefix));
+        xattr::read(&self.fd, own).map_err(Error::io("getxattr", &self.path))
     }
 
     /// Where a symbolic link leads.
     pub(super) fn target(&self) -> Result<Vec<u8>, Error> {
         let target = fs::readlinkat(&self.fd, "", Vec::new()).map_err(Error::io("readlinkat", &self.path))?;
         Ok(target.into_bytes())
-    }
-
-    /// Neither listxattr nor getxattr takes a descriptor of a path only; its name under /proc leads to the very same
-    /// inode.
-    fn by_descriptor(&self) -> String {
-        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
     }
 }
 

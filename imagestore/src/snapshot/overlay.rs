@@ -8,30 +8,44 @@ use std::{
 
 use oci_spec::runtime::Mount;
 
-use super::Directories;
+use super::{Access, Directories};
 
 /// One mount: the stack of `directories`, or the only one as it is.
-pub(super) fn mounts(directories: &Directories) -> Vec<Mount> {
+pub(super) fn mounts(directories: &Directories, access: Access) -> Vec<Mount> {
+    let bind = |source: &Path, flag: &str| {
+        let mut mount = Mount::default();
+        mount.set_destination(PathBuf::from("/"));
+        mount.set_typ(Some("bind".to_owned()));
+        mount.set_source(Some(source.to_owned()));
+        mount.set_options(Some(vec!["bind".to_owned(), flag.to_owned()]));
+        vec![mount]
+    };
+    match (access, directories.lower.as_slice()) {
+        (Access::View, []) => return bind(&directories.upper, "ro"),
+        // Overlayfs stacks no less than two.
+        (Access::View, [only]) => return bind(only, "ro"),
+        (_, []) => return bind(&directories.upper, "rw"),
+        _ => {}
+    }
     let mut mount = Mount::default();
     mount.set_destination(PathBuf::from("/"));
-    if directories.lower.is_empty() {
-        mount.set_typ(Some("bind".to_owned()));
-        mount.set_source(Some(directories.upper.clone()));
-        mount.set_options(Some(vec!["bind".to_owned(), "rw".to_owned()]));
-        return vec![mount];
-    }
     let lower: Vec<String> = directories.lower.iter().map(|path| escape(path)).collect();
     mount.set_typ(Some("overlay".to_owned()));
     mount.set_source(Some(PathBuf::from("overlay")));
-    mount.set_options(Some(vec![
-        format!("lowerdir={}", lower.join(":")),
-        format!("upperdir={}", escape(&directories.upper)),
-        format!("workdir={}", escape(&directories.work)),
-        // Spelled out: what a kernel does without them depends on how it was built.
-        "redirect_dir=nofollow".to_owned(),
-        "metacopy=off".to_owned(),
-        "index=off".to_owned(),
-    ]));
+    let mut options = vec![format!("lowerdir={}", lower.join(":"))];
+    match access {
+        Access::View => options.push("ro".to_owned()),
+        Access::Write | Access::Volatile => {
+            options.push(format!("upperdir={}", escape(&directories.upper)));
+            options.push(format!("workdir={}", escape(&directories.work)));
+        }
+    }
+    // Spelled out: what a kernel does without them depends on how it was built.
+    options.extend(["redirect_dir=nofollow", "metacopy=off", "index=off"].map(str::to_owned));
+    if access == Access::Volatile {
+        options.push("volatile".to_owned());
+    }
+    mount.set_options(Some(options));
     vec![mount]
 }
 
@@ -63,7 +77,7 @@ mod tests {
 
     #[test]
     fn stack_is_told_from_the_top_and_escaped() {
-        let mount = mounts(&directories(&["/x:2", "/y\\1"])).remove(0);
+        let mount = mounts(&directories(&["/x:2", "/y\\1"]), Access::Write).remove(0);
         assert_eq!(mount.typ().as_deref(), Some("overlay"));
         assert_eq!(
             mount.options().as_ref().unwrap(),
@@ -80,7 +94,7 @@ mod tests {
 
     #[test]
     fn snapshot_without_layers_is_bound() {
-        let mount = mounts(&directories(&[])).remove(0);
+        let mount = mounts(&directories(&[]), Access::Write).remove(0);
         assert_eq!(mount.typ().as_deref(), Some("bind"));
         assert_eq!(mount.source().as_deref(), Some(Path::new("/r/a:b/fs")));
     }

@@ -11,6 +11,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::Access;
 use crate::{ChainId, Digest};
 
 const NAME: &str = "record.json";
@@ -38,6 +39,13 @@ pub(super) struct Layer {
 pub(super) struct Active {
     pub(super) key: String,
     pub(super) parent: Option<ChainId>,
+    // Left out where it is what it always was: the checksums of older records stay good.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(super) access: Access,
+}
+
+fn is_default(access: &Access) -> bool {
+    *access == Access::default()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -104,7 +112,7 @@ mod tests {
     fn only_a_whole_record_is_one() {
         let directory = tempfile::tempdir().unwrap();
         let fd = std::fs::File::open(directory.path()).unwrap();
-        let record = Active { key: "a".to_owned(), parent: None };
+        let record = Active { key: "a".to_owned(), parent: None, access: Access::Write };
         assert_eq!(read::<Active>(fd.as_fd()), None);
         write(fd.as_fd(), &record).unwrap();
         assert_eq!(read(fd.as_fd()), Some(record));

@@ -46,7 +46,9 @@ pub(super) fn recover(folders: &Folders) -> Result<State, Error> {
         };
         match read.filter(usable) {
             Some(record) => {
-                state.active.insert(record.key, Active { parent: record.parent, ready: true });
+                state
+                    .active
+                    .insert(record.key, Active { parent: record.parent, access: record.access, ready: true });
             }
             None => retire(folders, folders.active.as_fd(), &name),
         }

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, mount_bind, move_mount, unmount,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_bind, mount_remount, move_mount, unmount,
 };
 use tempfile::TempDir;
 
@@ -50,12 +50,17 @@ impl Mounted {
             let options = mount.options().clone().unwrap_or_default();
             if mount.typ().as_deref() == Some("bind") {
                 mount_bind(mount.source().as_ref().unwrap(), target).unwrap();
+                if options.iter().any(|option| option == "ro") {
+                    mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+                }
                 continue;
             }
             let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
             for option in &options {
-                let (key, value) = option.split_once('=').unwrap();
-                fsconfig_set_string(context.as_fd(), key, value).unwrap();
+                match option.split_once('=') {
+                    Some((key, value)) => fsconfig_set_string(context.as_fd(), key, value).unwrap(),
+                    None => fsconfig_set_flag(context.as_fd(), option.as_str()).unwrap(),
+                }
             }
             fsconfig_create(context.as_fd()).unwrap();
             let fd =

@@ -23,9 +23,11 @@ mod log;
 mod metrics;
 mod names;
 mod network;
+mod push;
 mod service;
 mod session;
 mod stats;
+mod store;
 mod streaming;
 mod update;
 

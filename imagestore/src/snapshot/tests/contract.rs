@@ -18,6 +18,8 @@ pub(super) fn run(make: Make<'_>) {
         missing_is_fine_to_remove,
         mounts_are_told_again,
         usage_counts_what_was_written,
+        views_show_the_layers_and_take_no_writes,
+        changes_become_a_layer,
         concurrent_prepares_are_apart,
         layers_come_and_go_while_others_are_synced,
     ] {
@@ -135,6 +137,58 @@ fn usage_counts_what_was_written(snapshots: &Snapshots) {
     let usage = snapshots.usage("key").unwrap();
     assert_eq!(usage.inodes, 4);
     assert!((100_000..200_000).contains(&usage.bytes), "{usage:?}");
+}
+
+fn views_show_the_layers_and_take_no_writes(snapshots: &Snapshots) {
+    let base = add(snapshots, None, &file("a"));
+    let top = add(snapshots, Some(&base), &file("b"));
+    for (key, chain, seen) in [("one", &base, &["a"][..]), ("two", &top, &["a", "b"])] {
+        let mounts = snapshots.view(key, chain).unwrap();
+        assert_eq!(snapshots.mounts(key).unwrap(), mounts);
+        let merged = snapshots.directories(key).unwrap().merged;
+        let mounted = Mounted::new(&mounts, &merged);
+        assert_eq!(names(&merged), seen, "{key}");
+        let refused = std::fs::write(merged.join("a"), "x").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{key}");
+        assert_eq!(snapshots.usage(key).unwrap(), Usage::default());
+        // In use like any other snapshot.
+        assert!(matches!(snapshots.prepare(key, None), Err(Error::Exists { .. })));
+        assert!(matches!(snapshots.remove_committed(chain), Err(Error::LayerInUse { .. })));
+        drop(mounted);
+        snapshots.remove(key).unwrap();
+    }
+    let unknown = ChainId::base(&Digest::of(b"unknown"));
+    assert!(matches!(snapshots.view("key", &unknown), Err(Error::NoLayer { .. })));
+}
+
+fn changes_become_a_layer(snapshots: &Snapshots) {
+    let base = add(snapshots, None, &file("a"));
+    for (key, access) in [("plain", Access::Write), ("volatile", Access::Volatile)] {
+        let mounts = snapshots.prepare_for(key, Some(&base), access).unwrap();
+        let merged = snapshots.directories(key).unwrap().merged;
+        let mounted = Mounted::new(&mounts, &merged);
+        std::fs::write(merged.join(key), key).unwrap();
+        std::fs::remove_file(merged.join("a")).unwrap();
+        drop(mounted);
+        let mut layer = Vec::new();
+        crate::diff::write(&snapshots.upper(key).unwrap(), &Default::default(), &mut layer).unwrap();
+        let stage = snapshots.stage().unwrap();
+        let unpacked = layer::unpack(&layer[..], stage.root()).unwrap();
+        let chain = base.child(&unpacked.diff_id);
+        snapshots.commit(stage, &chain, Some(&base), &unpacked).unwrap();
+        snapshots.remove(key).unwrap();
+        let (merged, mounted) = mounted_view(snapshots, "look", &chain);
+        assert_eq!(names(&merged), [key]);
+        drop(mounted);
+        snapshots.remove("look").unwrap();
+    }
+}
+
+fn mounted_view(snapshots: &Snapshots, key: &str, chain: &ChainId) -> (PathBuf, Mounted) {
+    let mounts = snapshots.view(key, chain).unwrap();
+    let merged = snapshots.directories(key).unwrap().merged;
+    let guard = Mounted::new(&mounts, &merged);
+    (merged, guard)
 }
 
 fn concurrent_prepares_are_apart(snapshots: &Snapshots) {
