@@ -6,28 +6,40 @@
 
 mod agent;
 mod attach;
+mod commit;
+mod diff;
+mod events;
 mod exec;
 mod failure;
+mod history;
 mod human;
+mod image;
 mod images;
 mod info;
 mod inspect;
 mod json;
+mod load;
 mod logs;
 mod options;
 mod output;
 mod port_forward;
 mod progress;
+mod prune;
 mod ps;
 mod pull;
+mod push;
 mod remove;
 mod rmi;
 mod run;
+mod save;
 mod session;
 mod start;
 mod stats;
 mod stop;
+mod store;
+mod system;
 mod table;
+mod tag;
 mod version;
 mod wait;
 
@@ -83,6 +95,8 @@ enum Verb {
     Logs(logs::Arguments),
     /// Show what containers use, again and again
     Stats(stats::Arguments),
+    /// Show what happens to pods, containers and images
+    Events(events::Arguments),
     /// Stop running containers
     Stop(stop::Arguments),
     /// Wait until containers end, then print their exit codes
@@ -93,10 +107,32 @@ enum Verb {
     Inspect(inspect::Arguments),
     /// Fetch an image from its registry
     Pull(pull::Arguments),
+    /// Send an image to its registry
+    Push(push::Arguments),
     /// List images
     Images(images::Arguments),
+    /// All that can be done with images
+    Image(image::Arguments),
     /// Remove images
     Rmi(rmi::Arguments),
+    /// Make an image of a container
+    Commit(commit::Arguments),
+    /// Show what a container has changed of its image's files
+    Diff(diff::Arguments),
+    /// Give an image one more name
+    Tag(tag::Arguments),
+    /// Show the steps in which an image was made
+    History(history::Arguments),
+    /// Write images to a tar
+    Save(save::Arguments),
+    /// Read images from a tar
+    Load(load::Arguments),
+    /// Remove containers that do not run, and images that nobody uses
+    Prune(prune::Arguments),
+    /// Show what is on the agent's disk, and make room
+    System(system::Arguments),
+    /// Check the agent's store
+    Store(store::Arguments),
     /// Show the versions of this command and of the agent
     Version(version::Arguments),
     /// Show how the agent is set up and what it holds
@@ -168,6 +204,7 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
         Verb::Ps(arguments) => ps::execute(arguments, &agent.await?, out).await,
         Verb::Logs(arguments) => logs::execute(arguments, &agent.await?, out).await,
         Verb::Stats(arguments) => stats::execute(arguments, &agent.await?, out).await,
+        Verb::Events(arguments) => events::execute(arguments, &agent.await?, out).await,
         Verb::Stop(arguments) => stop::execute(arguments, &agent.await?, out).await,
         Verb::Wait(arguments) => wait::execute(arguments, &agent.await?, out).await,
         Verb::Rm(arguments) => remove::execute(arguments, &agent.await?, out).await,
@@ -175,6 +212,19 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
         Verb::Pull(arguments) => pull::execute(arguments, &agent.await?, out).await,
         Verb::Images(arguments) => images::execute(arguments, &agent.await?, out).await,
         Verb::Rmi(arguments) => rmi::execute(arguments, &agent.await?, out).await,
+        Verb::Commit(arguments) => commit::execute(arguments, &agent.await?, out).await,
+        Verb::Diff(arguments) => diff::execute(arguments, &agent.await?, out).await,
+        Verb::Push(arguments) => push::execute(arguments, &agent.await?, out).await,
+        Verb::Image(arguments) => image::execute(arguments, &agent.await?, out).await,
+        Verb::Prune(arguments) => {
+            prune::execute(arguments, prune::Scope::Everything, &agent.await?, out).await
+        }
+        Verb::Store(arguments) => store::execute(arguments, &agent.await?, out).await,
+        Verb::Tag(arguments) => tag::execute(arguments, &agent.await?).await,
+        Verb::History(arguments) => history::execute(arguments, &agent.await?, out).await,
+        Verb::Save(arguments) => save::execute(arguments, &agent.await?, out).await,
+        Verb::Load(arguments) => load::execute(arguments, &agent.await?, out).await,
+        Verb::System(arguments) => system::execute(arguments, &agent.await?, out).await,
         Verb::Version(arguments) => version::execute(arguments, agent, out).await,
         Verb::Info(arguments) => info::execute(arguments, &agent.await?, out).await,
     }

@@ -26,6 +26,8 @@ pub struct Config {
     pub network: Network,
     /// Registries.
     pub registry: Registry,
+    /// Which images stay, and how much room they may take.
+    pub images: Images,
     /// Where cgroups are made.
     pub cgroup: Cgroup,
     /// The runtime.
@@ -67,11 +69,55 @@ pub struct Network {
 }
 
 /// Registries.
-#[derive(Debug, Clone, Deserialize, Default)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
     /// `HOST[:PORT]` of registries that are spoken to over plain HTTP; loopback always is.
     pub insecure: Vec<String>,
+    /// The folder with `HOST/hosts.toml`: mirrors, certificates and headers. It need not exist.
+    pub settings: PathBuf,
+    /// Credentials for pulls that bring none, in Docker's or podman's form. It need not exist.
+    pub credentials: PathBuf,
+    /// Which images may be pulled: `policy.json` of the containers project. It need not exist.
+    pub policy: PathBuf,
+}
+
+/// Which images stay, and how much room they may take.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Names of images that are spared when unused ones are removed.
+    pub pinned: Vec<String>,
+    /// Beyond as many bytes of images, unused ones are removed; absent: no limit.
+    pub high_bytes: Option<u64>,
+    /// Down to as many bytes; absent: `high_bytes`.
+    pub low_bytes: Option<u64>,
+    /// Beyond as many files, directories and others.
+    pub high_inodes: Option<u64>,
+    /// Down to as many; absent: `high_inodes`.
+    pub low_inodes: Option<u64>,
+    /// Seconds between two looks.
+    pub check_seconds: u64,
+}
+
+impl Images {
+    /// Between two looks at how much room they take.
+    pub fn period(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.check_seconds.max(1))
+    }
+}
+
+impl Default for Images {
+    fn default() -> Images {
+        Images {
+            pinned: Vec::new(),
+            high_bytes: None,
+            low_bytes: None,
+            high_inodes: None,
+            low_inodes: None,
+            check_seconds: 60,
+        }
+    }
 }
 
 /// Where cgroups are made.
@@ -113,6 +159,7 @@ impl Default for Config {
             log: Log::default(),
             network: Network::default(),
             registry: Registry::default(),
+            images: Images::default(),
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
             streaming: Streaming::default(),
@@ -133,6 +180,17 @@ impl Default for Network {
             bridge: "sampan0".into(),
             subnets: subnets.into_iter().filter_map(|subnet| subnet.parse().ok()).collect(),
             mtu: None,
+        }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Registry {
+        Registry {
+            insecure: Vec::new(),
+            settings: "/etc/sampan/certs.d".into(),
+            credentials: "/etc/sampan/auth.json".into(),
+            policy: "/etc/sampan/policy.json".into(),
         }
     }
 }
@@ -197,6 +255,7 @@ impl Config {
             .list_separator(",")
             .with_list_parse_key("network.subnets")
             .with_list_parse_key("registry.insecure")
+            .with_list_parse_key("images.pinned")
             .try_parsing(true);
         let builder = config::Config::builder()
             .add_source(source)
@@ -212,7 +271,14 @@ impl Config {
 
     fn check(&self) -> Result<(), Error> {
         let invalid = |text: String| Err(Error::Invalid(text));
-        for (key, path) in [("root", &self.root), ("state", &self.state), ("socket", &self.socket)] {
+        for (key, path) in [
+            ("root", &self.root),
+            ("state", &self.state),
+            ("socket", &self.socket),
+            ("registry.settings", &self.registry.settings),
+            ("registry.credentials", &self.registry.credentials),
+            ("registry.policy", &self.registry.policy),
+        ] {
             if !path.is_absolute() {
                 return invalid(format!("{key} = {path:?} is not an absolute path"));
             }
@@ -224,6 +290,19 @@ impl Config {
             let family = self.network.subnets.iter().filter(|net| net.addr().is_ipv4() == v4);
             if family.count() > 1 {
                 return invalid("network.subnets has more than one network of a family".into());
+            }
+        }
+        for name in &self.images.pinned {
+            if let Err(error) = name.parse::<sampan_imagestore::Reference>() {
+                return invalid(format!("images.pinned: {error}"));
+            }
+        }
+        for (key, high, low) in [
+            ("bytes", self.images.high_bytes, self.images.low_bytes),
+            ("inodes", self.images.high_inodes, self.images.low_inodes),
+        ] {
+            if low.is_some() && low > high {
+                return invalid(format!("images.low_{key} is above images.high_{key}, or that is not set"));
             }
         }
         if !self.cgroup.root.starts_with('/') || self.cgroup.root.len() < 2 || self.cgroup.root.contains("..")
@@ -306,7 +385,17 @@ mod tests {
             format!("{:?}", Config::default())
         );
         // A key without a default shows an example.
-        let example = ["mtu", "path", "base_url", "certificate", "key"];
+        let example = [
+            "mtu",
+            "path",
+            "high_bytes",
+            "low_bytes",
+            "high_inodes",
+            "low_inodes",
+            "base_url",
+            "certificate",
+            "key",
+        ];
         let (mut text, mut keys) = (String::new(), 0);
         for line in installed.lines() {
             let setting = line.strip_prefix("# ").and_then(|rest| Some((rest.split_once(" = ")?.0, rest)));
@@ -325,6 +414,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 15);
+        assert_eq!(keys, 18);
     }
 }

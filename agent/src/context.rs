@@ -9,12 +9,14 @@ use std::{
 };
 
 use oci_spec::runtime::Capability;
-use sampan_imagestore::{Store, StoreOptions};
+use sampan_imagestore::{Credentials, Store, StoreOptions};
 use sampan_runtime::seccomp;
 
 use crate::{
     config::Config,
+    credential::Helpers,
     error::{Error, Result, at},
+    events::Events,
     network::{self, Network},
     pods::{PodId, record::Records},
 };
@@ -28,6 +30,8 @@ pub struct Context {
     pub store: Store,
     /// The bridge.
     pub network: Network,
+    /// What happens.
+    pub events: Arc<Events>,
     /// Records of pods.
     pub(crate) records: Records,
     /// The runtime's binary.
@@ -48,8 +52,18 @@ impl Context {
             private_folder(folder)?;
         }
         private_folder(&config.state.join("pods"))?;
-        let options =
-            StoreOptions { insecure_registries: config.registry.insecure.clone(), ..StoreOptions::default() };
+        let options = StoreOptions {
+            insecure_registries: config.registry.insecure.clone(),
+            policy: Some(config.registry.policy.clone()),
+            registry_settings: Some(config.registry.settings.clone()),
+            credentials: Credentials {
+                file: Some(config.registry.credentials.clone()),
+                helper: Some(Arc::new(Helpers)),
+            },
+            // They parse: the configuration was checked.
+            pinned: config.images.pinned.iter().filter_map(|name| name.parse().ok()).collect(),
+            ..StoreOptions::default()
+        };
         let store = Store::open(&config.root, options)?;
         let network = Network::open(network::Config {
             bridge: config.network.bridge.clone(),
@@ -59,6 +73,7 @@ impl Context {
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = fs::read_to_string(boot_id).map_err(at("read", boot_id))?.trim().to_owned();
         Ok(Context {
+            events: Arc::new(Events::open(&config.root, &boot_id)?),
             records: Records::open(&config.root)?,
             runtime: find_runtime(config.runtime.path.as_deref())?,
             store,

@@ -22,6 +22,8 @@ pub enum Kind {
     Unavailable,
     /// A registry wants other credentials.
     Unauthenticated,
+    /// The node's policy does not allow the image.
+    Untrusted,
     /// Disk, addresses or limits are used up.
     ResourceExhausted,
     /// Content is not what its digest says.
@@ -233,6 +235,7 @@ fn image_kind(kind: sampan_imagestore::Kind) -> Kind {
         Image::FailedPrecondition => Kind::FailedPrecondition,
         Image::Unavailable => Kind::Unavailable,
         Image::Unauthenticated => Kind::Unauthenticated,
+        Image::Untrusted => Kind::Untrusted,
         Image::ResourceExhausted => Kind::ResourceExhausted,
         Image::DataLoss => Kind::DataLoss,
         Image::Cancelled => Kind::Cancelled,

@@ -7,10 +7,13 @@
 pub mod cli;
 pub mod config;
 pub mod context;
+mod credential;
 pub mod cri;
 pub mod error;
+pub mod events;
 pub mod network;
 pub mod pods;
+pub mod room;
 pub mod server;
 pub mod services;
 pub mod stats;

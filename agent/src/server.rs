@@ -12,7 +12,7 @@ use sampan_proto::{
     DESCRIPTORS,
     cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
     sampan::{
-        container_service_server::ContainerServiceServer,
+        container_service_server::ContainerServiceServer, event_service_server::EventServiceServer,
         image_service_server::ImageServiceServer as SampanImagesServer,
         metrics_service_server::MetricsServiceServer, system_service_server::SystemServiceServer,
     },
@@ -104,11 +104,13 @@ async fn router(pods: Pods, collector: Collector, streaming: Streaming) -> anyho
         RuntimeServiceServer,
         cri::Runtime { pods: pods.clone(), collector: collector.clone(), streaming }
     );
-    let images = limited!(ImageServiceServer, cri::Images { context });
+    let images = limited!(ImageServiceServer, cri::Images { context: context.clone() });
     let containers = limited!(ContainerServiceServer, services::container::Containers { pods: pods.clone() });
     let sampan_images = limited!(SampanImagesServer, services::image::Images { pods: pods.clone() });
     let metrics =
         limited!(MetricsServiceServer, services::metrics::Metrics { pods: pods.clone(), collector });
+    let events = context.events.clone();
+    let events = limited!(EventServiceServer, services::event::EventsOfNode { events });
     let system = limited!(SystemServiceServer, services::system::System { pods });
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -125,6 +127,7 @@ async fn router(pods: Pods, collector: Collector, streaming: Streaming) -> anyho
         .add_service(sampan_images)
         .add_service(metrics)
         .add_service(system)
+        .add_service(events)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))

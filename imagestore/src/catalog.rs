@@ -4,7 +4,7 @@
 //! A tag belongs to one image; when records disagree after a crash, the one written last is right.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::Path,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -35,11 +35,18 @@ pub(crate) struct Catalog {
 struct State {
     images: HashMap<Digest, Arc<Image>>,
     names: HashMap<String, Digest>,
+    /// Names whose images removing unused ones spares.
+    pinned: HashSet<String>,
 }
 
 impl State {
-    fn insert(&mut self, image: Arc<Image>) {
+    fn insert(&mut self, mut image: Arc<Image>) {
         self.forget(&image.id);
+        // Configured and not recorded: an image is pinned as long as its name is.
+        let pinned = image.repo_tags.iter().chain(&image.repo_digests).any(|name| self.pinned.contains(name));
+        if image.pinned != pinned {
+            Arc::make_mut(&mut image).pinned = pinned;
+        }
         for name in image.repo_tags.iter().chain(&image.repo_digests) {
             self.names.insert(name.clone(), image.id.clone());
         }
@@ -61,13 +68,15 @@ impl Catalog {
     /// Reads all records. `usable` says of each image whether what it is made of is here.
     pub(crate) fn open(
         root: &Path,
+        pinned: &[Reference],
         usable: impl Fn(&Image) -> Result<(), String>,
     ) -> Result<(Catalog, Vec<String>), metadata::Error> {
         let metadata = Metadata::open(root)?;
         let (mut records, mut faults) = metadata.load()?;
         records.sort_by_key(|record| record.generation);
         let generation = records.last().map_or(0, |record| record.generation);
-        let mut state = State::default();
+        let pinned = pinned.iter().map(Reference::to_string).collect();
+        let mut state = State { pinned, ..State::default() };
         for Record { mut image, .. } in records {
             if let Err(fault) = usable(&image) {
                 faults.push(format!("image {} is not usable: {fault}", image.id));
@@ -147,28 +156,62 @@ impl Catalog {
         }
     }
 
-    /// Enters an image under a name, and takes the tag from whoever had it.
+    /// Enters an image under the name it was pulled by, and takes the tag from whoever had it.
     pub(crate) fn enter(
         &self,
-        mut image: Image,
+        image: Image,
         reference: &Reference,
         target: &Digest,
     ) -> Result<Arc<Image>, metadata::Error> {
         let mut generation = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.enter_locked(&mut generation, image, std::slice::from_ref(reference), Some(target))
+    }
+
+    /// Enters an image that no registry named, under these tags or none, and takes them from whoever had them.
+    pub(crate) fn adopt(&self, image: Image, tags: &[Reference]) -> Result<Arc<Image>, metadata::Error> {
+        let mut generation = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.enter_locked(&mut generation, image, tags, None)
+    }
+
+    /// Gives a known image one more tag, and takes it from whoever had it; `None` without such an image.
+    pub(crate) fn tag(
+        &self,
+        id: &Digest,
+        reference: &Reference,
+    ) -> Result<Option<Arc<Image>>, metadata::Error> {
+        let mut generation = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(image) = self.get(id) else { return Ok(None) };
+        let image = (*image).clone();
+        self.enter_locked(&mut generation, image, std::slice::from_ref(reference), None).map(Some)
+    }
+
+    fn enter_locked(
+        &self,
+        generation: &mut u64,
+        mut image: Image,
+        names: &[Reference],
+        target: Option<&Digest>,
+    ) -> Result<Arc<Image>, metadata::Error> {
         if let Some(known) = self.get(&image.id) {
             image.repo_tags.clone_from(&known.repo_tags);
             image.repo_digests.clone_from(&known.repo_digests);
             image.pinned = known.pinned;
+            image.tagged_at = known.tagged_at;
         }
-        image.add_name(reference, target);
-        let image = self.write(&mut generation, image)?;
-        let tag = reference.to_string();
-        let former = self.state().owner(&tag).filter(|former| former.id != image.id).cloned();
+        for reference in names {
+            image.add_name(reference, target);
+            image.tagged_at = Some(now());
+        }
+        let image = self.write(generation, image)?;
+        let others = |tag: &str| self.state().owner(tag).filter(|former| former.id != image.id).cloned();
+        let tags: Vec<String> = names.iter().map(Reference::to_string).collect();
+        let former: Vec<_> = tags.iter().filter_map(|tag| Some((tag, others(tag)?.id.clone()))).collect();
         // Memory first this time: the new record alone decides who has the tag, whatever becomes of the other.
         self.state_mut().insert(image.clone());
-        if let Some(former) = former {
-            let former = without(&former, &tag);
-            let written = self.write(&mut generation, former.clone()).unwrap_or_else(|error| {
+        for (tag, id) in former {
+            let Some(former) = self.get(&id) else { continue };
+            let former = without(&former, tag);
+            let written = self.write(generation, former.clone()).unwrap_or_else(|error| {
                 tracing::warn!(image.id = %former.id, %error, "record keeps a tag that moved away");
                 Arc::new(former)
             });
@@ -238,6 +281,10 @@ fn without(image: &Image, tag: &str) -> Image {
     let mut image = image.clone();
     image.repo_tags.retain(|known| known != tag);
     image
+}
+
+fn now() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
 fn is_hex(text: &str) -> bool {

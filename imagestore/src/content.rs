@@ -1,21 +1,26 @@
 //! Content: blobs named by their digest, as they came from a registry.
 //!
 //! A blob is under its name only when its bytes were hashed, found right and synced to the disk, so a power
-//! cut never leaves half a blob that counts. Whatever is in `ingest/` when the store opens belongs to nobody
-//! and is deleted. Which blobs are still wanted is for the collection to decide.
+//! cut never leaves half a blob that counts. A download that broke off stays in `ingest/` under the digest that it is
+//! to have, for a day: who goes on with it hashes all of it again. Whatever else is there when the store opens belongs
+//! to nobody and is deleted. Which blobs are still wanted is for the collection to decide.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    io::{self, Read, Seek, Write},
+    num::NonZeroU64,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
+use bytes::Bytes;
+use rustix::fs::Advice;
 use sha2::{Digest as _, Sha256};
 
 use crate::{Digest, Kind};
@@ -117,8 +122,13 @@ pub(crate) struct Content {
     /// Open for syncing what is renamed into it.
     directory: File,
     sizes: Mutex<HashMap<Digest, u64>>,
+    /// The downloads under way whose file has the digest for its name.
+    resuming: Mutex<HashSet<Digest>>,
     next: AtomicU64,
 }
+
+/// How long a download that broke off is kept.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 impl Content {
     /// Opens `root/content`, made if missing, and deletes what an earlier process left half done.
@@ -130,11 +140,13 @@ impl Content {
         for path in [&blobs, &ingest] {
             open(path).map_err(|source| Error::Open { path: path.clone(), source })?;
         }
-        empty(&ingest).map_err(|source| Error::Open { path: ingest.clone(), source })?;
+        tidy(&ingest, |name, age| name.len() != 64 || age > KEPT)
+            .map_err(|source| Error::Open { path: ingest.clone(), source })?;
         let (directory, sizes) = File::open(&blobs)
             .and_then(|directory| Ok((directory, list(&blobs)?)))
             .map_err(|source| Error::Open { path: blobs.clone(), source })?;
-        Ok(Content { blobs, ingest, directory, sizes: Mutex::new(sizes), next: AtomicU64::new(0) })
+        let (sizes, resuming, next) = (Mutex::new(sizes), Mutex::default(), AtomicU64::new(0));
+        Ok(Content { blobs, ingest, directory, sizes, resuming, next })
     }
 
     /// The size of a blob that is here.
@@ -162,7 +174,79 @@ impl Content {
             .mode(0o600)
             .open(&path)
             .map_err(|source| Error::Begin { source })?;
-        Ok(Ingest { content: self.clone(), file, path, hash: Sha256::new(), size: 0 })
+        Ok(Ingest {
+            content: self.clone(),
+            file,
+            path,
+            hash: Sha256::new(),
+            size: 0,
+            started: 0,
+            resumed: None,
+        })
+    }
+
+    /// Begins a blob of `size` bytes, or goes on with what an earlier download left of it.
+    pub(crate) fn resume(self: &Arc<Self>, digest: &Digest, size: u64) -> Result<Ingest, Error> {
+        // From two registries at once: the second goes its own way.
+        if !self.resuming().insert(digest.clone()) {
+            return self.ingest();
+        }
+        let path = self.ingest.join(digest.hex());
+        let open = || {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+                .open(&path)?;
+            let mut found = file.metadata()?.len();
+            if found > size {
+                file.set_len(0)?;
+                found = 0;
+            }
+            Ok((file, found))
+        };
+        let (file, found) = open().map_err(|source| {
+            self.resuming().remove(digest);
+            Error::Begin { source }
+        })?;
+        let resumed = Some(Resumed { digest: digest.clone(), found, keep: false });
+        Ok(Ingest {
+            content: self.clone(),
+            file,
+            path,
+            hash: Sha256::new(),
+            size: 0,
+            started: found,
+            resumed,
+        })
+    }
+
+    /// Deletes what is left of a download that broke off, unless one goes on with it.
+    pub(crate) fn discard(&self, digest: &Digest) {
+        let resuming = self.resuming();
+        if !resuming.contains(digest) {
+            let _ = fs::remove_file(self.ingest.join(digest.hex()));
+        }
+    }
+
+    /// Deletes the downloads that broke off longer ago than `age`, and that nobody goes on with.
+    pub(crate) fn discard_older(&self, age: Duration) -> Result<(), Error> {
+        let resuming = self.resuming();
+        let kept = |name: &str| name.len() != 64 || resuming.iter().any(|digest| digest.hex() == name);
+        tidy(&self.ingest, |name, past| !kept(name) && past >= age)
+            .map_err(|source| Error::Open { path: self.ingest.clone(), source })
+    }
+
+    /// Deletes what is kept of downloads that nobody went on with for long.
+    pub(crate) fn discard_stale(&self) -> Result<(), Error> {
+        self.discard_older(KEPT)
+    }
+
+    fn resuming(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
+        self.resuming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores these bytes, which must be what `digest` names.
@@ -194,6 +278,24 @@ impl Content {
         Ok(bytes)
     }
 
+    /// Reads a blob to its end and says how many bytes it has, if they are what its name says.
+    pub(crate) fn rehash(&self, digest: &Digest) -> Result<u64, Error> {
+        let mut file = self.reader(digest)?;
+        let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 256 << 10]);
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => {
+                    hash.update(&buffer[..length]);
+                    size += length as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(Error::Read { digest: digest.clone(), source }),
+            }
+        }
+        check(&hash, digest, size).map(|()| size)
+    }
+
     /// Deletes a blob; one that is not here is none to delete.
     pub(crate) fn remove(&self, digest: &Digest) -> Result<(), Error> {
         self.sizes().remove(digest);
@@ -222,12 +324,64 @@ pub(crate) struct Ingest {
     path: PathBuf,
     hash: Sha256,
     size: u64,
+    /// How much of it the kernel was told to begin writing.
+    started: u64,
+    resumed: Option<Resumed>,
 }
+
+/// What makes it possible to go on with a download another time.
+#[derive(Debug)]
+struct Resumed {
+    digest: Digest,
+    /// How much was there at the beginning.
+    found: u64,
+    /// Whether what is there is to stay if it is not committed.
+    keep: bool,
+}
+
+/// How much of what was there is read at a time.
+const REPLAY: usize = 256 << 10;
+
+/// How much is written before the kernel is told to begin with it.
+const WRITE_BACK: u64 = 8 << 20;
 
 impl Ingest {
     /// How much has been written.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The digest of what was written.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::from_sha256(&self.hash.clone().finalize().into())
+    }
+
+    /// How much was here before: what is written continues from there.
+    pub(crate) fn found(&self) -> u64 {
+        self.resumed.as_ref().map_or(0, |resumed| resumed.found)
+    }
+
+    /// The next piece of what was here before, `None` when there is no more. Comes before any writing.
+    pub(crate) fn replay(&mut self) -> io::Result<Option<Bytes>> {
+        let left = self.found().saturating_sub(self.size);
+        if left == 0 {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; REPLAY.min(usize::try_from(left).unwrap_or(REPLAY))];
+        self.file.read_exact_at(&mut bytes, self.size)?;
+        self.hash.update(&bytes);
+        self.size += bytes.len() as u64;
+        if self.size == self.found() {
+            self.file.seek(io::SeekFrom::End(0))?;
+        }
+        Ok(Some(bytes.into()))
+    }
+
+    /// Has what was written stay for another attempt, if this one goes no further.
+    pub(crate) fn keep(&mut self) {
+        if let Some(resumed) = &mut self.resumed {
+            resumed.keep = true;
+        }
     }
 
     /// Whether what was written is `digest`, `size` bytes long.
@@ -259,6 +413,13 @@ impl Write for Ingest {
         self.file.write_all(bytes)?;
         self.hash.update(bytes);
         self.size += bytes.len() as u64;
+        if self.size - self.started >= WRITE_BACK {
+            // Starts the writing without waiting for it (Linux: mm/fadvise.c), so that the sync at the end of a
+            // large blob finds little left to do. Pages on their way to the disk stay in memory.
+            let length = NonZeroU64::new(self.size - self.started);
+            let _ = rustix::fs::fadvise(&self.file, self.started, length, Advice::DontNeed);
+            self.started = self.size;
+        }
         Ok(bytes.len())
     }
 
@@ -269,8 +430,15 @@ impl Write for Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        // After a commit there is nothing under this name any more.
-        let _ = fs::remove_file(&self.path);
+        let kept = self.resumed.as_ref().is_some_and(|resumed| resumed.keep && self.size > 0);
+        let mut resuming = self.content.resuming();
+        if !kept {
+            // After a commit there is nothing under this name any more.
+            let _ = fs::remove_file(&self.path);
+        }
+        if let Some(resumed) = &self.resumed {
+            resuming.remove(&resumed.digest);
+        }
     }
 }
 
@@ -283,9 +451,20 @@ pub(crate) fn check(hash: &Sha256, expected: &Digest, size: u64) -> Result<(), E
     Ok(())
 }
 
-fn empty(directory: &Path) -> io::Result<()> {
+/// Deletes the files of which `unwanted` says so, by name and age.
+fn tidy(directory: &Path, unwanted: impl Fn(&str, Duration) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
-        fs::remove_file(entry?.path())?;
+        let entry = entry?;
+        let tidied = entry.metadata().and_then(|metadata| metadata.modified()).and_then(|modified| {
+            let age = modified.elapsed().unwrap_or_default();
+            let gone = unwanted(&entry.file_name().to_string_lossy(), age);
+            if gone { fs::remove_file(entry.path()) } else { Ok(()) }
+        });
+        match tidied {
+            // Whoever was writing it has committed or dropped it since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
     }
     Ok(())
 }
@@ -353,6 +532,60 @@ mod tests {
         std::mem::forget(ingest);
         assert_eq!(leftovers(root.path()), 1);
         Content::open(root.path()).unwrap();
+        assert_eq!(leftovers(root.path()), 0);
+    }
+
+    #[test]
+    fn a_download_that_broke_off_is_gone_on_with_and_hashed_anew() {
+        let (root, content) = store();
+        let digest = Digest::of(b"hello world");
+        let mut ingest = content.resume(&digest, 11).unwrap();
+        ingest.write_all(b"hello ").unwrap();
+        ingest.keep();
+        // While it is under way nobody else goes on with it, and nobody deletes it.
+        assert_eq!(content.resume(&digest, 11).unwrap().found(), 0);
+        content.discard(&digest);
+        content.discard_older(Duration::ZERO).unwrap();
+        drop(ingest);
+        drop(content);
+        let content = Arc::new(Content::open(root.path()).unwrap());
+        let mut ingest = content.resume(&digest, 11).unwrap();
+        assert_eq!(ingest.found(), 6);
+        assert_eq!(ingest.replay().unwrap().unwrap(), &b"hello "[..]);
+        assert_eq!(ingest.replay().unwrap(), None);
+        ingest.write_all(b"world").unwrap();
+        ingest.commit(&digest, 11).unwrap();
+        assert_eq!(content.read(&digest, 100).unwrap(), b"hello world");
+        assert_eq!(leftovers(root.path()), 0);
+    }
+
+    #[test]
+    fn what_is_kept_of_downloads_is_bounded() {
+        let (root, content) = store();
+        let digest = Digest::of(b"hello world");
+        let begin = |keep: bool, size| {
+            let mut ingest = content.resume(&digest, size).unwrap();
+            while ingest.replay().unwrap().is_some() {}
+            ingest.write_all(b"hello ").unwrap();
+            if keep {
+                ingest.keep();
+            }
+            ingest.found()
+        };
+        begin(false, 11);
+        assert_eq!(leftovers(root.path()), 0);
+        begin(true, 11);
+        // More than the blob has cannot be of it.
+        assert_eq!(begin(true, 5), 0);
+        content.discard_older(KEPT).unwrap();
+        assert_eq!(leftovers(root.path()), 1);
+        let old = std::time::SystemTime::now() - KEPT - Duration::from_secs(5);
+        let file = File::options().write(true).open(root.path().join("content/ingest").join(digest.hex()));
+        file.unwrap().set_modified(old).unwrap();
+        Content::open(root.path()).unwrap();
+        assert_eq!(leftovers(root.path()), 0);
+        begin(true, 11);
+        content.discard(&digest);
         assert_eq!(leftovers(root.path()), 0);
     }
 

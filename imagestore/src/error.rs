@@ -5,7 +5,7 @@
 
 use std::{io, sync::Arc};
 
-use crate::{Reference, content, metadata, pull, reference, snapshot};
+use crate::{Digest, Reference, archive, commit, content, diff, metadata, pull, push, reference, snapshot};
 
 /// What a caller can act on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -22,6 +22,8 @@ pub enum Kind {
     Unavailable,
     /// The registry wants other credentials.
     Unauthenticated,
+    /// The policy of this node does not allow the image: a signature is missing or wrong.
+    Untrusted,
     /// The disk is full, or a limit is reached.
     ResourceExhausted,
     /// Content is not what its digest or size says.
@@ -58,6 +60,18 @@ pub enum Error {
         /// What was asked for.
         text: String,
     },
+    /// A tag was asked for, and this is a name by digest.
+    #[error("{name} names an image by its digest; a tag is NAME or NAME:TAG")]
+    TagIsDigest {
+        /// The name.
+        name: Reference,
+    },
+    /// The image has been removed.
+    #[error("image {id} does not exist")]
+    NoImage {
+        /// The image.
+        id: Digest,
+    },
     /// A pull failed. Everybody who waited for it gets the same cause.
     #[error("pull {reference}")]
     Pull {
@@ -66,6 +80,47 @@ pub enum Error {
         /// Why.
         #[source]
         source: Arc<pull::Error>,
+    },
+    /// A push failed.
+    #[error("push {reference}")]
+    Push {
+        /// The image.
+        reference: Reference,
+        /// Why.
+        #[source]
+        source: push::Error,
+    },
+    /// No image could be made of a container.
+    #[error("commit snapshot {key}")]
+    Commit {
+        /// The snapshot.
+        key: String,
+        /// Why.
+        #[source]
+        source: commit::Error,
+    },
+    /// What a container has changed could not be told.
+    #[error("compare snapshot {key} with its layers")]
+    Diff {
+        /// The snapshot.
+        key: String,
+        /// Why.
+        #[source]
+        source: diff::Error,
+    },
+    /// Images could not be read from an archive.
+    #[error("load images")]
+    Load {
+        /// Why.
+        #[source]
+        source: archive::Error,
+    },
+    /// Images could not be written to an archive.
+    #[error("save images")]
+    Save {
+        /// Why.
+        #[source]
+        source: archive::Error,
     },
     /// A blob could not be stored, read or deleted.
     #[error(transparent)]
@@ -91,14 +146,32 @@ impl Error {
     /// What a caller can act on.
     pub fn kind(&self) -> Kind {
         match self {
-            Error::Reference(_) | Error::Ambiguous { .. } => Kind::InvalidArgument,
+            Error::Reference(_) | Error::Ambiguous { .. } | Error::TagIsDigest { .. } => {
+                Kind::InvalidArgument
+            }
+            Error::NoImage { .. } => Kind::NotFound,
             Error::Pull { source, .. } => source.kind(),
+            Error::Push { source, .. } => source.kind(),
+            Error::Commit { source, .. } => source.kind(),
+            Error::Diff { source, .. } => source.kind(),
+            Error::Load { source } | Error::Save { source } => source.kind(),
             Error::Content(error) => error.kind(),
             Error::Snapshot(error) => error.kind(),
             Error::Metadata(error) => error.kind(),
             Error::Open { source, .. } => Kind::of_io(source),
         }
     }
+}
+
+/// An error with all its causes, for one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 impl snapshot::Error {

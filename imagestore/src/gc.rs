@@ -33,6 +33,11 @@ impl Leases {
         Lease { leases: self.clone(), held }
     }
 
+    /// Whether somebody holds this.
+    pub(crate) fn holds(&self, digest: &Digest) -> bool {
+        self.counts().contains_key(digest)
+    }
+
     fn counts(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,7 +55,7 @@ impl Leases {
         let mut chains: HashSet<ChainId> = snapshots.in_use();
         chains.extend(images.iter().flat_map(|image| &image.layers).map(|layer| layer.chain_id.clone()));
 
-        let mut result = Ok(());
+        let mut result = content.discard_stale().map_err(Error::from);
         for digest in content.digests() {
             if !blobs.contains(&digest) && !leased.contains_key(&digest) {
                 result = result.and(content.remove(&digest).map_err(Error::from));
@@ -79,6 +84,17 @@ impl Leases {
             }
         }
         result.map(|()| gone)
+    }
+}
+
+impl Lease {
+    /// Holds these as well.
+    pub(crate) fn hold(&mut self, more: impl IntoIterator<Item = Digest>) {
+        let mut counts = self.leases.counts();
+        for digest in more {
+            *counts.entry(digest.clone()).or_default() += 1;
+            self.held.push(digest);
+        }
     }
 }
 

@@ -29,6 +29,9 @@ pub struct Image {
     pub layers: Vec<Layer>,
     /// Whether removing unused images spares it.
     pub pinned: bool,
+    /// When it last was given a name, in nanoseconds since 1970.
+    #[serde(default)]
+    pub tagged_at: Option<i64>,
 }
 
 /// A layer of an image.
@@ -62,15 +65,17 @@ impl Image {
         [&self.id, &self.manifest].into_iter().chain(self.layers.iter().map(|layer| &layer.digest))
     }
 
-    /// Takes on the name under which it was pulled. `target` is what the registry said the name is.
-    pub(crate) fn add_name(&mut self, reference: &Reference, target: &Digest) {
+    /// Takes on a name. `target` is what the registry that it was pulled from said the name is.
+    pub(crate) fn add_name(&mut self, reference: &Reference, target: Option<&Digest>) {
         let add = |names: &mut Vec<String>, name: String| {
             if !names.contains(&name) {
                 names.push(name);
                 names.sort();
             }
         };
-        add(&mut self.repo_digests, reference.with_digest(target).to_string());
+        if let Some(target) = target {
+            add(&mut self.repo_digests, reference.with_digest(target).to_string());
+        }
         // A name pinned to a digest says nothing about where the tag points now.
         if reference.digest().is_none() {
             add(&mut self.repo_tags, reference.to_string());
@@ -80,7 +85,12 @@ impl Image {
 
 /// The time of an image's configuration, in nanoseconds since 1970.
 pub(crate) fn created(config: &ImageConfiguration) -> Option<i64> {
-    let time: jiff::Timestamp = config.created().as_ref()?.parse().ok()?;
+    instant(config.created().as_ref()?)
+}
+
+/// A time of RFC 3339, in nanoseconds since 1970.
+pub(crate) fn instant(text: &str) -> Option<i64> {
+    let time: jiff::Timestamp = text.parse().ok()?;
     i64::try_from(time.as_nanosecond()).ok()
 }
 

@@ -4,9 +4,14 @@
 //! manifest and never both, every digest is well formed, and there are limits on how much there is. Foreign
 //! URLs in a descriptor are not even read. Nothing here touches the network.
 
+use std::io::Read;
+
 use serde::Deserialize;
 
-use crate::{Digest, Kind};
+use crate::{
+    Digest, Kind,
+    content::{self, Content},
+};
 
 /// The most a manifest, an index or a configuration may have.
 pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
@@ -17,19 +22,19 @@ pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+jso
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-const LAYERS: [&str; 9] = [
+const LAYERS: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
     "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
 ];
+/// What types of layers begin with whose bytes are not the registry's to give.
+const FOREIGN: [&str; 2] =
+    ["application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."];
 
 /// What is wrong with a manifest, an index or a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +55,15 @@ pub enum Error {
     MediaType {
         /// As found.
         media_type: String,
+    },
+    /// A layer is on a server of somebody else's.
+    #[error(
+        "layer {digest} is foreign: its bytes come from wherever the image says and not from the registry, which \
+         is not supported; push the image again with all its layers"
+    )]
+    Foreign {
+        /// The layer.
+        digest: Digest,
     },
     /// It could be read in two ways.
     #[error("it is ambiguous: {reason}")]
@@ -157,11 +171,17 @@ impl Platform {
         if self.os != other.os || self.architecture != other.architecture {
             return None;
         }
-        // A machine runs what was made for its variant and for those before it.
+        // A machine runs what was made for its variant and for those before it: v7, v8, v8.2, v9.
         let level = |variant: &Option<String>| match variant.as_deref() {
-            None | Some("") if self.architecture == "arm64" => Some(8),
-            None | Some("") => Some(1),
-            Some(text) => text.strip_prefix('v')?.parse::<u32>().ok(),
+            None | Some("") if self.architecture == "arm64" => Some(800),
+            None | Some("") if self.architecture == "arm" => Some(700),
+            None | Some("") => Some(100),
+            Some(text) => {
+                let text = text.strip_prefix('v')?;
+                let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
+                let (major, minor) = (major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?);
+                (major < 1000 && minor < 100).then_some(major * 100 + minor)
+            }
         };
         let (mine, theirs) = (level(&self.variant)?, level(&other.variant)?);
         (theirs <= mine).then_some(theirs)
@@ -245,7 +265,12 @@ fn manifest(config: Descriptor, layers: Vec<Descriptor>) -> Result<Manifest, Err
         media_type => Err(Error::MediaType { media_type: media_type.chars().take(80).collect() }),
     };
     known(&config, &[OCI_CONFIG, DOCKER_CONFIG])?;
-    layers.iter().try_for_each(|layer| known(layer, &LAYERS))?;
+    for layer in &layers {
+        if FOREIGN.iter().any(|foreign| layer.media_type.starts_with(foreign)) {
+            return Err(Error::Foreign { digest: layer.digest.clone() });
+        }
+        known(layer, &LAYERS)?;
+    }
     Ok(Manifest { config, layers })
 }
 
@@ -265,6 +290,30 @@ pub(crate) fn select<'a>(index: &'a [Descriptor], platform: &Platform) -> Result
         let found = index.iter().filter_map(|entry| entry.platform.as_ref()).take(20);
         let found: Vec<String> = found.map(Platform::to_string).collect();
         Error::Platform { platform: platform.to_string(), found: found.join(", ") }
+    })
+}
+
+/// OCI's word for a type of layers that may be Docker's; gzip when it is none of either.
+pub(crate) fn oci_layer_type(media_type: &str) -> &'static str {
+    match LAYERS.iter().position(|known| *known == media_type) {
+        Some(at @ 0..=5) => LAYERS[at],
+        Some(6) => LAYERS[0],
+        _ => LAYERS[1],
+    }
+}
+
+/// What OCI calls a layer's blob, by the bytes that it begins with.
+pub(crate) fn layer_type(content: &Content, digest: &Digest) -> Result<&'static str, content::Error> {
+    let mut magic = Vec::new();
+    content
+        .reader(digest)?
+        .take(4)
+        .read_to_end(&mut magic)
+        .map_err(|source| content::Error::Read { digest: digest.clone(), source })?;
+    Ok(match magic[..] {
+        [0x1f, 0x8b, ..] => LAYERS[1],
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => LAYERS[2],
+        _ => LAYERS[0],
     })
 }
 
@@ -325,7 +374,7 @@ mod tests {
         assert!(matches!(read(&manifest_of(3), None).unwrap(), Document::Manifest(m) if m.layers.len() == 3));
         let docker = json!({
             "schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": descriptor(DOCKER_CONFIG),
-            "layers": [descriptor(LAYERS[7]), descriptor(LAYERS[8])],
+            "layers": [descriptor(LAYERS[3]), descriptor(LAYERS[4]), descriptor(LAYERS[5])],
         });
         assert!(matches!(read(&docker, Some(DOCKER_MANIFEST)).unwrap(), Document::Manifest(_)));
         let mut untyped = manifest_of(1);
@@ -355,6 +404,14 @@ mod tests {
         let mut chart = manifest_of(1);
         chart["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json");
         assert!(matches!(read(&chart, None), Err(Error::MediaType { .. })));
+        for foreign in [
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        ] {
+            let mut image = manifest_of(2);
+            image["layers"][1]["mediaType"] = json!(foreign);
+            assert!(matches!(read(&image, None), Err(Error::Foreign { .. })), "{foreign}");
+        }
         assert!(matches!(read(&manifest_of(0), None), Err(Error::Layers { count: 0 })));
         assert!(matches!(read(&manifest_of(501), None), Err(Error::Layers { count: 501 })));
         assert!(matches!(parse(b"<html>", None), Err(Error::Parse { .. })));
@@ -377,6 +434,12 @@ mod tests {
         assert_eq!(select(&index, &arm).unwrap().size, 3);
         assert_eq!(select(&index, &amd).unwrap().size, 5);
         assert_eq!(select(&index, &arm64).unwrap().size, 6);
+        let newer = Platform { variant: Some("v8.2".into()), ..arm64.clone() };
+        let variants =
+            [("linux", "arm64", Some("v9")), ("linux", "arm64", Some("v8.1")), ("linux", "arm64", None)];
+        assert_eq!(select(&index_of(&variants), &newer).unwrap().size, 1);
+        assert_eq!(select(&index_of(&variants), &arm64).unwrap().size, 2);
+        assert_eq!(select(&index_of(&[("linux", "arm", None)]), &arm).unwrap().size, 0);
         let none = select(&index[..2], &amd).unwrap_err();
         assert_eq!(
             none.to_string(),

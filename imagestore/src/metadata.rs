@@ -210,6 +210,7 @@ mod tests {
             config: Default::default(),
             layers: vec![layer],
             pinned: false,
+            tagged_at: None,
         };
         Record { generation: 1, image }
     }

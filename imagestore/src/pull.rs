@@ -1,12 +1,13 @@
 //! Pulls: from a reference to an image that is complete on this node.
 //!
 //! ```text
-//! manifest ─► configuration ─► layers, side by side: download ∥ inflate ∥ unpack ─► commit in order ─► sync ─► record
+//! manifest ─► configuration ─► policy ─► layers, side by side: download ∥ inflate ∥ unpack ─► commit in order ─► record
 //! ```
 //!
-//! The record is written last, when everything that it names is on the disk. A pull that fails says so only when
-//! all its threads have cleaned up behind themselves; verified blobs stay for the next attempt if one is worth
-//! making.
+//! The record is written last, when all blobs that it names are on the disk. The unpacked layers reach the disk
+//! some time later: a power cut before that costs unpacking them again, and nobody waits for the disk to take
+//! twice the image. A pull that fails says so only when all its threads have cleaned up behind themselves;
+//! verified blobs stay for the next attempt if one is worth making.
 
 mod download;
 mod error;
@@ -30,11 +31,15 @@ use crate::{
     image::{Layer, chains, created},
     manifest::{self, Document, Manifest},
     registry::{Fetched, Repository},
+    signature::Policy,
     store::Inner,
 };
 
 pub(crate) use error::Error;
 pub(crate) use flight::Flights;
+use inflate::Allowance;
+pub(crate) use inflate::decoder;
+pub(crate) use layer::{restore, unpack_again};
 pub(crate) use progress::Reports;
 pub use progress::{Phase, Progress, ProgressEvent};
 
@@ -43,9 +48,19 @@ struct Resolved {
     /// The digest of the manifest or index that the name led to.
     target: Digest,
     manifest: Fetched,
+    id: Digest,
     config: Vec<u8>,
     parsed: ImageConfiguration,
     layers: Vec<Layer>,
+}
+
+impl Resolved {
+    /// The manifest, and the index that led to it.
+    fn digests(&self) -> Vec<&Digest> {
+        let mut digests = vec![&self.manifest.digest];
+        digests.extend(Some(&self.target).filter(|target| **target != self.manifest.digest));
+        digests
+    }
 }
 
 /// What the layers of one pull share.
@@ -56,6 +71,7 @@ struct Work {
     layers: Vec<Layer>,
     reports: Arc<Reports>,
     token: CancellationToken,
+    allowance: Allowance,
     downloads: Semaphore,
     unpacks: Semaphore,
 }
@@ -80,13 +96,20 @@ pub(crate) async fn run(
     reports: Arc<Reports>,
     token: CancellationToken,
 ) -> Result<Arc<Image>, Error> {
-    let repository = Repository::new(&store.transport, &reference, auth)?;
-    let resolved = match token.run_until_cancelled(resolve(&store, &repository, &reference)).await {
-        Some(resolved) => resolved?,
-        None => return Err(Error::Cancelled),
+    let (settings, name) = (store.clone(), reference.clone());
+    let prepare = move || {
+        let demands = Policy::load(settings.options.policy.as_deref())?.demands(&name)?;
+        Ok::<_, Error>((demands, Repository::new(&settings.transport, &name, auth)?))
     };
+    let (demands, repository) = spawn_blocking(prepare).await.map_err(|_| Error::Lost)??;
+    let look = async {
+        let resolved = resolve(&store, &repository, &reference).await?;
+        demands.check(&repository, &reference, &resolved.digests()).await?;
+        Ok::<_, Error>(resolved)
+    };
+    let resolved = token.run_until_cancelled(look).await.ok_or(Error::Cancelled)??;
     // Held from before the first look at what is here until the record holds everything itself.
-    let held = [resolved.manifest.digest.clone(), Digest::of(&resolved.config)];
+    let held = [resolved.manifest.digest.clone(), resolved.id.clone()];
     let held = held.into_iter().chain(resolved.layers.iter().flat_map(Layer::names)).collect();
     let leases = store.leases.clone();
     let _lease = spawn_blocking(move || leases.take(held)).await.map_err(|_| Error::Lost)?;
@@ -94,6 +117,7 @@ pub(crate) async fn run(
     let work = Arc::new(Work {
         downloads: Semaphore::new(store.options.parallel_downloads.max(1)),
         unpacks: Semaphore::new(available_parallelism().map_or(2, usize::from)),
+        allowance: Allowance::new(&resolved.layers),
         domain: reference.domain().to_owned(),
         layers: resolved.layers.clone(),
         store,
@@ -102,7 +126,7 @@ pub(crate) async fn run(
         token: token.child_token(),
     });
     let outcome = async {
-        let ready = prepare_layers(&work).await?;
+        let ready = prepare_layers(&work, &resolved).await?;
         // From here on it takes a moment, and half of it is of no use to anybody.
         let (work, span) = (work.clone(), tracing::Span::current());
         let complete = move || span.in_scope(|| complete(&work, ready, resolved, &reference));
@@ -133,7 +157,7 @@ async fn resolve(store: &Inner, repository: &Repository, reference: &Reference) 
     };
     let config = match store.content.read(&manifest.config.digest, manifest::MAX_DOCUMENT) {
         Ok(config) => config,
-        Err(_) => repository.config(&manifest.config.digest).await?,
+        Err(_) => repository.small_blob(&manifest.config.digest).await?,
     };
     let digest = || manifest.config.digest.clone();
     let parsed: ImageConfiguration =
@@ -147,33 +171,43 @@ async fn resolve(store: &Inner, repository: &Repository, reference: &Reference) 
         chain_id,
         size: blob.size,
     });
-    Ok(Resolved { target, layers: layers.collect(), manifest: fetched, config, parsed })
+    let id = manifest.config.digest.clone();
+    Ok(Resolved { target, layers: layers.collect(), manifest: fetched, id, config, parsed })
 }
 
 /// Gets all layers ready, the largest first: what takes longest should not begin last.
-async fn prepare_layers(work: &Arc<Work>) -> Result<Vec<Option<layer::Ready>>, Error> {
+async fn prepare_layers(work: &Arc<Work>, resolved: &Resolved) -> Result<Vec<Option<layer::Ready>>, Error> {
     let mut order: Vec<usize> = (0..work.layers.len()).collect();
     order.sort_by_key(|&index| std::cmp::Reverse(work.layers[index].size));
     let mut tasks = JoinSet::new();
     for index in order {
         let work = work.clone();
-        let task = async move { (index, layer::prepare(work, index).await) };
+        let task = async move { layer::prepare(work, index).await.map(|ready| Some((index, ready?))) };
         tasks.spawn(task.in_current_span());
     }
+    // Their way to the disk takes as long as a small layer's, so they go beside the layers.
+    let content = work.store.content.clone();
+    let documents = [
+        (resolved.manifest.digest.clone(), resolved.manifest.bytes.clone()),
+        (resolved.id.clone(), resolved.config.clone()),
+    ];
+    tasks.spawn_blocking(move || {
+        documents.iter().try_for_each(|(digest, bytes)| content.put(digest, bytes))?;
+        Ok(None)
+    });
+
     let mut ready: Vec<Option<layer::Ready>> = work.layers.iter().map(|_| None).collect();
     let mut failure = None;
     while let Some(ended) = tasks.join_next().await {
-        let error = match ended {
-            Ok((index, Ok(layer))) => {
-                ready[index] = layer;
-                continue;
+        match ended.unwrap_or(Err(Error::Lost)) {
+            Ok(Some((index, layer))) => ready[index] = Some(layer),
+            Ok(None) => {}
+            Err(error) => {
+                // The others end soon, and theirs are consequences of this.
+                work.token.cancel();
+                failure.get_or_insert(error);
             }
-            Ok((_, Err(error))) => error,
-            Err(_) => Error::Lost,
-        };
-        // The others end soon, and theirs are consequences of this.
-        work.token.cancel();
-        failure.get_or_insert(error);
+        }
     }
     failure.map_or(Ok(ready), Err)
 }
@@ -186,7 +220,6 @@ fn complete(
     reference: &Reference,
 ) -> Result<Arc<Image>, Error> {
     let store = &work.store;
-    let id = Digest::of(&resolved.config);
     let mut parent = None;
     for (layer, ready) in work.layers.iter().zip(ready) {
         if let Some(layer::Ready { stage, unpacked }) = ready {
@@ -194,14 +227,12 @@ fn complete(
         }
         parent = Some(&layer.chain_id);
     }
-    store.content.put(&resolved.manifest.digest, &resolved.manifest.bytes)?;
-    store.content.put(&id, &resolved.config)?;
-    store.snapshots.sync()?;
+    store.settle_later();
 
     let usage = work.layers.iter().filter_map(|layer| store.snapshots.layer_usage(&layer.chain_id));
     let image = Image {
         size: resolved.config.len() as u64 + usage.map(|usage| usage.bytes).sum::<u64>(),
-        id,
+        id: resolved.id,
         manifest: resolved.manifest.digest,
         repo_tags: Vec::new(),
         repo_digests: Vec::new(),
@@ -209,11 +240,12 @@ fn complete(
         config: resolved.parsed,
         layers: resolved.layers,
         pinned: false,
+        tagged_at: None,
     };
     Ok(store.catalog.enter(image, reference, &resolved.target)?)
 }
 
 /// Whether what was fetched is worth keeping for another attempt.
 pub(crate) fn may_succeed_later(kind: Kind) -> bool {
-    !matches!(kind, Kind::InvalidArgument | Kind::DataLoss | Kind::ResourceExhausted)
+    !matches!(kind, Kind::InvalidArgument | Kind::Untrusted | Kind::DataLoss | Kind::ResourceExhausted)
 }

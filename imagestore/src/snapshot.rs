@@ -1,16 +1,16 @@
 //! Overlay snapshots: a stack of read-only layers and one writable directory.
 //!
 //! ```text
-//! stage() ─ unpack ─▶ commit(chain) ─▶ sync() ─▶ prepare(key, chain) ─▶ mounts ─▶ remove(key)
-//!   │ drop                 │ kept until remove_committed(chain)
+//! stage() ─ unpack ─▶ commit(chain) ─▶ prepare(key, chain) ─▶ mounts ─▶ remove(key)
+//!   │ drop                 │ sync() at any time; kept until remove_committed(chain)
 //!   ▼                      ▼
 //! nothing            committed/HEX/{fs,record.json}       active/KEY/{fs,work,merged,record.json}
 //! ```
 //!
 //! A committed layer never changes; only an active snapshot is writable. A layer counts after a restart only
-//! if it has a record, and it gets one only after its files are known to be on disk: so `sync` comes after
-//! `commit`, and before anything that names the chain is made durable. An active snapshot is not synced: it
-//! need not survive a power cut. This module returns mounts and performs none of them.
+//! if it has a record. Until `sync` has its files on the disk the record names the boot of the machine, and is
+//! void in any other: a killed process loses nothing, and a power cut leaves no layer with holes. An active
+//! snapshot is not synced: it need not survive a power cut. This module returns mounts and performs none.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -37,15 +37,19 @@ mod overlay;
 mod record;
 mod recover;
 mod stage;
+mod upper;
 mod usage;
+mod verify;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::Error;
 pub(crate) use stage::Stage;
+pub(crate) use upper::{Upper, is_whiteout};
+pub(crate) use verify::Difference;
 
-use stage::{make_directory, open_directory};
+use stage::{Purpose, make_directory, open_directory};
 
 /// How many layers overlayfs stacks (OVL_MAX_STACK).
 const LAYERS: usize = 500;
@@ -87,23 +91,33 @@ struct Folders {
     path: PathBuf,
     committed: OwnedFd,
     active: OwnedFd,
+    /// Layers that are being unpacked.
+    unpacking: OwnedFd,
+    /// Active snapshots that are being made.
     staging: OwnedFd,
     removing: OwnedFd,
-    /// The next name in `staging` and `removing`.
+    /// The next name in `unpacking`, `staging` and `removing`.
     next: AtomicU64,
+    /// Names the time since the machine was started.
+    boot: String,
 }
 
 #[derive(Debug, Default)]
 struct State {
     committed: HashMap<ChainId, Committed>,
     active: HashMap<String, Active>,
+    /// When a snapshot on each chain was last made or removed, in nanoseconds since 1970; since the process started.
+    used: HashMap<ChainId, i64>,
+    /// How many layers were committed since the snapshots were opened.
+    commits: u64,
 }
 
 #[derive(Debug)]
 struct Committed {
     record: record::Layer,
-    /// Its directory, as long as it has no durable record.
-    unsynced: Option<Arc<OwnedFd>>,
+    /// Tells this commit from a later one of the same chain, as long as the record is good for this boot only and
+    /// a sync can mend that.
+    unsynced: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -116,7 +130,11 @@ struct Active {
 impl Snapshots {
     /// Opens what is below `root`, and deletes what no record names: leftovers of a crash.
     pub fn open(root: &Path) -> Result<Snapshots, Error> {
-        let folders = Folders::open(root)?;
+        Snapshots::open_in_boot(root, record::boot())
+    }
+
+    fn open_in_boot(root: &Path, boot: String) -> Result<Snapshots, Error> {
+        let folders = Folders::open(root, boot)?;
         let state = recover::recover(&folders)?;
         Ok(Snapshots { folders: Arc::new(folders), state: Mutex::new(state), syncing: Mutex::default() })
     }
@@ -128,11 +146,11 @@ impl Snapshots {
 
     /// A temporary directory for one layer.
     pub fn stage(&self) -> Result<Stage, Error> {
-        Stage::new(self.folders.clone())
+        Stage::new(self.folders.clone(), Purpose::Layer)
     }
 
     /// Makes what was unpacked in `stage` the layer that completes `chain`, on top of `parent`.
-    /// Where the chain is there already, that one stays. It is durable after the next [`Snapshots::sync`].
+    /// Where the chain is there already, that one stays. It survives a power cut after the next [`Snapshots::sync`].
     pub fn commit(
         &self,
         stage: Stage,
@@ -156,48 +174,60 @@ impl Snapshots {
             bytes: unpacked.bytes,
             inodes: unpacked.inodes,
             opaque,
+            boot: Some(self.folders.boot.clone()),
         };
+        record::write(stage.directory(), &record).map_err(Error::io("write record of", &path))?;
         let mut state = self.state();
         if state.committed.contains_key(chain) {
             return Ok(());
         }
         state.stack(parent)?;
-        let directory = stage
+        stage
             .place(self.folders.committed.as_fd(), chain.digest().hex())
             .map_err(Error::io("renameat2", &path))?;
-        state.committed.insert(chain.clone(), Committed { record, unsynced: Some(Arc::new(directory)) });
+        state.insert_unsynced(record);
         Ok(())
+    }
+
+    /// Whether there are layers that a power cut would take.
+    pub(crate) fn has_unsynced(&self) -> bool {
+        self.state().committed.values().any(|layer| layer.unsynced.is_some())
     }
 
     /// Makes all that is committed durable: first the files, then the records that vouch for them.
     pub fn sync(&self) -> Result<(), Error> {
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let unsynced: Vec<(record::Layer, Arc<OwnedFd>)> = {
+        let unsynced: Vec<(record::Layer, u64)> = {
             let state = self.state();
-            let unsynced = |layer: &Committed| Some((layer.record.clone(), layer.unsynced.clone()?));
+            let unsynced = |layer: &Committed| Some((layer.record.clone(), layer.unsynced?));
             state.committed.values().filter_map(unsynced).collect()
         };
-        let sync = || fs::syncfs(&self.folders.committed).map_err(Error::io("syncfs", &self.folders.path));
-        sync()?;
         if unsynced.is_empty() {
             return Ok(());
         }
-        for (layer, directory) in &unsynced {
-            match record::write(directory.as_fd(), layer) {
+        let sync = || fs::syncfs(&self.folders.committed).map_err(Error::io("syncfs", &self.folders.path));
+        // The kernel reports a failed write once and forgets the data: a later success would vouch for nothing,
+        // so these layers stay what they are, good until the next boot.
+        sync().inspect_err(|_| self.state().settle(&unsynced))?;
+        for (layer, commit) in &unsynced {
+            let path = self.folders.layer(&layer.chain);
+            let directory = {
+                let state = self.state();
                 // It was removed meanwhile, and perhaps committed anew.
-                Err(_) if !self.state().is_unsynced(&layer.chain, directory) => {}
-                result => result.map_err(Error::io("write record of", self.folders.layer(&layer.chain)))?,
+                if !state.is_unsynced(&layer.chain, *commit) {
+                    continue;
+                }
+                open_directory(self.folders.committed.as_fd(), layer.chain.digest().hex())
+                    .map_err(Error::io("openat", &path))?
+            };
+            let durable = record::Layer { boot: None, ..layer.clone() };
+            match record::write(directory.as_fd(), &durable) {
+                Err(_) if !self.state().is_unsynced(&layer.chain, *commit) => {}
+                result => result.map_err(Error::io("write record of", &path))?,
             }
         }
         sync()?;
-        let mut state = self.state();
-        for (layer, directory) in unsynced {
-            if state.is_unsynced(&layer.chain, &directory)
-                && let Some(committed) = state.committed.get_mut(&layer.chain)
-            {
-                committed.unsynced = None;
-            }
-        }
+        self.state().settle(&unsynced);
         Ok(())
     }
 
@@ -215,6 +245,7 @@ impl Snapshots {
             }
             let name = self.folders.retire(self.folders.committed.as_fd(), chain.digest().hex())?;
             state.committed.remove(chain);
+            state.used.remove(chain);
             name
         };
         name.map_or(Ok(()), |name| self.folders.delete(&name))
@@ -227,15 +258,12 @@ impl Snapshots {
 
     /// The chains that active snapshots stand on, with all below them.
     pub fn in_use(&self) -> HashSet<ChainId> {
-        let state = self.state();
-        let mut chains = HashSet::new();
-        for active in state.active.values() {
-            let mut next = active.parent.as_ref();
-            while let Some(chain) = next.filter(|chain| chains.insert((*chain).clone())) {
-                next = state.committed.get(chain).and_then(|layer| layer.record.parent.as_ref());
-            }
-        }
-        chains
+        self.state().in_use()
+    }
+
+    /// When a snapshot on exactly this chain was last made or removed by this process, in nanoseconds since 1970.
+    pub(crate) fn last_use(&self, chain: &ChainId) -> Option<i64> {
+        self.state().used.get(chain).copied()
     }
 
     /// What the topmost layer of the chain takes.
@@ -243,6 +271,12 @@ impl Snapshots {
         let state = self.state();
         let record = &state.committed.get(chain)?.record;
         Some(Usage { bytes: record.bytes, inodes: record.inodes })
+    }
+
+    /// The directories of the chain's layers, the topmost first.
+    pub fn layer_directories(&self, chain: &ChainId) -> Result<Vec<PathBuf>, Error> {
+        let stack = self.state().stack(Some(chain))?;
+        Ok(stack.iter().map(|chain| self.folders.layer(chain).join("fs")).collect())
     }
 
     /// Makes a writable snapshot on top of `parent`.
@@ -257,6 +291,7 @@ impl Snapshots {
             if lower.len() > LAYERS {
                 return Err(Error::TooManyLayers { layers: lower.len() });
             }
+            state.note_use(parent);
             // From now on the layers are in use.
             state.active.insert(key.to_owned(), Active { parent: parent.cloned(), ready: false });
             lower
@@ -299,7 +334,8 @@ impl Snapshots {
             state.ready(key)?;
             self.check_unmounted(key)?;
             let name = self.folders.retire(self.folders.active.as_fd(), key)?;
-            state.active.remove(key);
+            let parent = state.active.remove(key).and_then(|active| active.parent);
+            state.note_use(parent.as_ref());
             name
         };
         name.map_or(Ok(()), |name| self.folders.delete(&name))
@@ -322,7 +358,7 @@ impl Snapshots {
 
     fn make_active(&self, key: &str, parent: Option<&ChainId>, lower: &[ChainId]) -> Result<(), Error> {
         let path = self.folders.path.join("active").join(key);
-        let stage = Stage::new(self.folders.clone())?;
+        let stage = Stage::new(self.folders.clone(), Purpose::Snapshot)?;
         if let Some(top) = lower.first() {
             // Merged, the root shows the metadata of the topmost directory: that is the writable one.
             inherit::copy_root(&self.folders, top, stage.root())?;
@@ -358,6 +394,24 @@ impl Snapshots {
 }
 
 impl State {
+    fn in_use(&self) -> HashSet<ChainId> {
+        let mut chains = HashSet::new();
+        for active in self.active.values() {
+            let mut next = active.parent.as_ref();
+            while let Some(chain) = next.filter(|chain| chains.insert((*chain).clone())) {
+                next = self.committed.get(chain).and_then(|layer| layer.record.parent.as_ref());
+            }
+        }
+        chains
+    }
+
+    fn note_use(&mut self, parent: Option<&ChainId>) {
+        if let Some(chain) = parent {
+            let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+            self.used.insert(chain.clone(), now);
+        }
+    }
+
     /// The chain and all below it, from the top.
     fn stack(&self, top: Option<&ChainId>) -> Result<Vec<ChainId>, Error> {
         let mut stack = Vec::new();
@@ -381,10 +435,26 @@ impl State {
         Ok(stack)
     }
 
-    /// Whether the chain is what was committed in `directory`, and not yet durable.
-    fn is_unsynced(&self, chain: &ChainId, directory: &Arc<OwnedFd>) -> bool {
-        let unsynced = self.committed.get(chain).and_then(|layer| layer.unsynced.as_ref());
-        unsynced.is_some_and(|current| Arc::ptr_eq(current, directory))
+    fn insert_unsynced(&mut self, record: record::Layer) {
+        self.commits += 1;
+        let unsynced = Some(self.commits);
+        self.committed.insert(record.chain.clone(), Committed { record, unsynced });
+    }
+
+    /// Nothing more is to be done for these layers.
+    fn settle(&mut self, layers: &[(record::Layer, u64)]) {
+        for (layer, commit) in layers {
+            if self.is_unsynced(&layer.chain, *commit)
+                && let Some(committed) = self.committed.get_mut(&layer.chain)
+            {
+                committed.unsynced = None;
+            }
+        }
+    }
+
+    /// Whether the chain still is what this commit put there, and not yet durable.
+    fn is_unsynced(&self, chain: &ChainId, commit: u64) -> bool {
+        self.committed.get(chain).is_some_and(|layer| layer.unsynced == Some(commit))
     }
 
     fn ready(&self, key: &str) -> Result<&Active, Error> {

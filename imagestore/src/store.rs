@@ -6,19 +6,33 @@
 use std::{
     collections::HashMap,
     fs::DirBuilder,
+    io::{Read, Write},
     os::unix::fs::DirBuilderExt,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
+use tokio::sync::mpsc;
+
 use crate::{
-    Auth, ChainId, Digest, Error, Image, Kind, Patience, Platform, Progress, Reference, Removed, Snapshots,
+    Auth, ChainId, Change, CheckSummary, Commit, Credentials, DiffOptions, Digest, Error, Fault, Image,
+    ImageUsage, Kind, Loaded, Patience, Platform, Progress, Pushed, Reclaimed, Reference, Removed, Snapshots,
+    Step, Unneeded, UploadEvent, Watermarks, archive,
     catalog::Catalog,
+    check, commit,
     content::Content,
+    diff, error,
     gc::Leases,
+    history, manifest,
     pull::{self, Flights, Reports},
-    registry::Transport,
+    push, reclaim,
+    registry::{Routes, Transport},
     snapshot::Usage,
+    usage,
 };
 
 /// How a store goes about things.
@@ -26,8 +40,16 @@ use crate::{
 pub struct StoreOptions {
     /// Registries to speak plain HTTP to, as `host` or `host:port`. Loopback always is.
     pub insecure_registries: Vec<String>,
+    /// The folder with the settings of registries, `HOST/hosts.toml` as containerd has them; it need not exist.
+    pub registry_settings: Option<PathBuf>,
+    /// Credentials for pulls that bring none.
+    pub credentials: Credentials,
+    /// Which images may be pulled, as `policy.json` of the containers project; without the file all may.
+    pub policy: Option<PathBuf>,
     /// How many layers of an image to fetch at a time.
     pub parallel_downloads: usize,
+    /// Names of images that are spared when unused ones are removed.
+    pub pinned: Vec<Reference>,
     /// Which image of an index to take.
     pub platform: Platform,
     /// How long to wait for a registry.
@@ -38,7 +60,11 @@ impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
             insecure_registries: Vec::new(),
+            registry_settings: None,
+            credentials: Credentials::default(),
+            policy: None,
             parallel_downloads: 4,
+            pinned: Vec::new(),
             platform: Platform::default(),
             patience: Patience::default(),
         }
@@ -74,8 +100,14 @@ pub(crate) struct Inner {
     pub(crate) transport: Arc<Transport>,
     /// Of the blobs that are being fetched, by registry: a slow one holds nobody else up.
     fetching: Mutex<HashMap<(String, Digest), Weak<BlobLock>>>,
+    /// Whether a thread is waiting to sync what was unpacked.
+    settling: AtomicBool,
     faults: Vec<String>,
 }
+
+/// How long unpacked layers may stay in memory only. Right after a pull somebody wants to start what was pulled,
+/// and on ext4 every small durable write waits for a large sync that runs.
+const SETTLE: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Opens the store below `root`, made if missing, and deletes what an earlier process left half done.
@@ -87,16 +119,23 @@ impl Store {
             .map_err(|source| Error::Open { path: root.to_owned(), source })?;
         let content = Arc::new(Content::open(root)?);
         let snapshots = Snapshots::open(&root.join("snapshots"))?;
-        let usable =
-            |image: &Image| match image.layers.iter().find(|layer| !snapshots.contains(&layer.chain_id)) {
-                Some(layer) => Err(format!("layer {} is not unpacked", layer.chain_id)),
-                None => Ok(()),
-            };
-        let (catalog, faults) = Catalog::open(root, usable)?;
+        // After a power cut layers can be missing whose blobs are here.
+        let usable = |image: &Image| {
+            let mut missing = image.layers.iter().filter(|layer| !snapshots.contains(&layer.chain_id));
+            let Some(first) = missing.next() else { return Ok(()) };
+            tracing::info!(image.id = %image.id, "layers are unpacked again");
+            pull::restore(&content, &snapshots, image)
+                .map_err(|error| format!("layer {} is not there: {}", first.chain_id, error::chain(&error)))
+        };
+        let (catalog, faults) = Catalog::open(root, &options.pinned, usable)?;
         for fault in &faults {
             tracing::warn!(fault, "image is left out until it is pulled again");
         }
-        let transport = Transport::new(options.insecure_registries.clone(), options.patience.clone());
+        let routes = Routes {
+            insecure: options.insecure_registries.clone(),
+            certs: options.registry_settings.clone(),
+        };
+        let transport = Transport::new(routes, options.patience.clone(), options.credentials.clone());
         let inner = Inner {
             options,
             content,
@@ -105,9 +144,14 @@ impl Store {
             leases: Leases::default(),
             transport: Arc::new(transport),
             fetching: Mutex::default(),
+            settling: AtomicBool::new(false),
             faults,
         };
-        Ok(Store { inner: Arc::new(inner), flights: Flights::default() })
+        let store = Store { inner: Arc::new(inner), flights: Flights::default() };
+        if store.inner.snapshots.has_unsynced() {
+            store.inner.settle_later();
+        }
+        Ok(store)
     }
 
     /// What was found damaged when the store was opened. Each cost one image, which a pull brings back.
@@ -130,7 +174,14 @@ impl Store {
                 && !pull::may_succeed_later(error.kind())
             {
                 // Its blobs would only take room until something else is removed.
-                let swept = tokio::task::spawn_blocking(move || inner.collect()).await;
+                let full = pulled.as_ref().is_err_and(|error| error.kind() == Kind::ResourceExhausted);
+                let sweep = move || {
+                    if full {
+                        inner.content.discard_older(Duration::ZERO)?;
+                    }
+                    inner.collect()
+                };
+                let swept = tokio::task::spawn_blocking(sweep).await;
                 if let Ok(Err(error)) = swept {
                     tracing::warn!(%error, "leftovers of a failed pull stay until the next collection");
                 }
@@ -156,6 +207,89 @@ impl Store {
         self.inner.catalog.find(name_or_id)
     }
 
+    /// Gives an image one more name, a tag, and takes it from whoever had it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name with a digest, `NotFound` when the image is gone.
+    pub fn tag(&self, image_id: &Digest, name: &Reference) -> Result<Arc<Image>, Error> {
+        if name.digest().is_some() {
+            return Err(Error::TagIsDigest { name: name.clone() });
+        }
+        let tagged = self.inner.catalog.tag(image_id, name)?;
+        tagged.ok_or_else(|| Error::NoImage { id: image_id.clone() })
+    }
+
+    /// The steps in which an image was made, the newest first.
+    pub fn history(&self, image: &Image) -> Vec<Step> {
+        history::steps(image, &self.images(), &self.inner.snapshots)
+    }
+
+    /// The configuration of an image as it was written, with what this version does not know of.
+    pub fn configuration(&self, image: &Image) -> Result<Vec<u8>, Error> {
+        Ok(self.inner.content.read(&image.id, manifest::MAX_DOCUMENT)?)
+    }
+
+    /// What each image takes, by itself and together with others. Costs no look at any file.
+    pub fn image_usage(&self) -> Vec<ImageUsage> {
+        usage::of_images(self.images(), &self.inner.snapshots, &self.inner.content)
+    }
+
+    /// What the images that `which` picks take together. Costs no look at any file.
+    pub fn usage_of_images(&self, which: impl Fn(&Image) -> bool) -> Usage {
+        let mut images = self.images();
+        images.retain(|image| which(image));
+        usage::of_all(&images, &self.inner.snapshots, &self.inner.content)
+    }
+
+    /// Pushes an image to where the name says, and notes the name with it. Events come by `events` as long as somebody
+    /// takes them; the push ends when the future is dropped.
+    pub async fn push(
+        &self,
+        image: Arc<Image>,
+        reference: &Reference,
+        auth: Option<Auth>,
+        events: mpsc::Sender<UploadEvent>,
+    ) -> Result<Pushed, Error> {
+        let pushed = push::run(self.inner.clone(), image, reference.clone(), auth, events).await;
+        pushed.map_err(|source| Error::Push { reference: reference.clone(), source })
+    }
+
+    /// Compares everything here with its digest: blobs are hashed, layers unpacked again and compared entry by entry.
+    /// With `repair` what is damaged is made anew, from blobs that are here where that is enough and from registries
+    /// where it is not. Each fault goes to `faults`, which has to be read.
+    pub async fn check(&self, repair: bool, faults: mpsc::Sender<Fault>) -> Result<CheckSummary, Error> {
+        check::run(self.inner.clone(), repair, faults).await
+    }
+
+    /// What the active snapshot `key` has changed of its layers, sorted by path.
+    pub fn changes(&self, key: &str, options: &DiffOptions) -> Result<Vec<Change>, Error> {
+        let upper = self.inner.snapshots.upper(key)?;
+        diff::changes(&upper, options).map_err(|source| Error::Diff { key: key.to_owned(), source })
+    }
+
+    /// Makes an image of `parent` and what the active snapshot `key`, which stands on it, has changed; under these
+    /// names, or under none. Costs as much as was changed.
+    pub fn commit(
+        &self,
+        parent: &Image,
+        key: &str,
+        commit: &Commit,
+        names: &[Reference],
+    ) -> Result<Arc<Image>, Error> {
+        let made = commit::commit(&self.inner, parent, key, commit, names);
+        made.map_err(|source| Error::Commit { key: key.to_owned(), source })
+    }
+
+    /// Writes images as one tar, each under the given names: an OCI layout and a Docker archive at once.
+    pub fn save(&self, images: &[(Arc<Image>, Vec<Reference>)], out: impl Write) -> Result<(), Error> {
+        archive::save(&self.inner, images, out).map_err(|source| Error::Save { source })
+    }
+
+    /// Takes in the images of a tar that is an OCI layout or a Docker archive, compressed or not.
+    pub fn load(&self, input: impl Read + Send) -> Result<Vec<Loaded>, Error> {
+        archive::load(&self.inner, input).map_err(|source| Error::Load { source })
+    }
+
     /// Removes an image with all its names, and whatever nobody else needs. A missing one is nothing to remove.
     pub fn remove(&self, image_id: &Digest) -> Result<Removed, Error> {
         let removed = self.inner.catalog.remove(image_id)?;
@@ -171,10 +305,25 @@ impl Store {
         self.inner.sweep(removed)
     }
 
+    /// Removes images that nobody needs: neither pinned nor what `used` knows of. Leftovers of failed work go too.
+    pub fn prune(&self, which: Unneeded, used: impl Fn(&Image) -> bool) -> Result<Reclaimed, Error> {
+        reclaim::prune(&self.inner, which, &used)
+    }
+
+    /// Removes images that nobody needs, those used longest ago first, if the marks say that there are too many.
+    pub fn make_room(&self, marks: &Watermarks, used: impl Fn(&Image) -> bool) -> Result<Reclaimed, Error> {
+        reclaim::make_room(&self.inner, marks, &used)
+    }
+
     /// Deletes blobs and layers that no image, snapshot or pull needs, such as the layers of a removed image whose
     /// last container is gone now.
     pub fn collect(&self) -> Result<Vec<ChainId>, Error> {
         self.inner.collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     /// Layers and writable snapshots.
@@ -182,15 +331,15 @@ impl Store {
         &self.inner.snapshots
     }
 
+    /// Makes the unpacked layers durable now rather than soon, before the machine is shut down, for one.
+    pub fn settle(&self) -> Result<(), Error> {
+        Ok(self.inner.snapshots.sync()?)
+    }
+
     /// What everything takes on the disk.
     pub fn usage(&self) -> Result<StoreUsage, Error> {
         let snapshots = &self.inner.snapshots;
-        let (bytes, inodes) = self.inner.content.usage();
-        let mut usage = StoreUsage { images: Usage { bytes, inodes }, containers: Usage::default() };
-        for layer in snapshots.committed().iter().filter_map(|chain| snapshots.layer_usage(chain)) {
-            usage.images.bytes += layer.bytes;
-            usage.images.inodes += layer.inodes;
-        }
+        let mut usage = StoreUsage { images: self.inner.image_bytes(), containers: Usage::default() };
         for key in snapshots.keys() {
             match snapshots.usage(&key) {
                 Ok(written) => {
@@ -207,11 +356,43 @@ impl Store {
 }
 
 impl Inner {
-    fn collect(&self) -> Result<Vec<ChainId>, Error> {
+    pub(crate) fn collect(&self) -> Result<Vec<ChainId>, Error> {
         self.leases.collect(&self.content, &self.snapshots, || self.catalog.images())
     }
 
-    fn sweep(&self, mut removed: Removed) -> Result<Removed, Error> {
+    /// Sees to it that layers get to the disk in a while. A layer that does not is unpacked again after a power cut.
+    pub(crate) fn settle_later(self: &Arc<Self>) {
+        if self.settling.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let store = Arc::downgrade(self);
+        let settle = move || {
+            std::thread::sleep(SETTLE);
+            let Some(store) = store.upgrade() else { return };
+            store.settling.store(false, Ordering::SeqCst);
+            if let Err(error) = store.snapshots.sync() {
+                tracing::error!(error = &error as &dyn std::error::Error, "layers do not reach the disk");
+            }
+        };
+        let thread = std::thread::Builder::new().name("settle".to_owned()).spawn(settle);
+        if let Err(error) = thread {
+            self.settling.store(false, Ordering::SeqCst);
+            tracing::warn!(%error, "layers reach the disk when the kernel sees fit");
+        }
+    }
+
+    /// What blobs and unpacked layers take, by the store's own counters.
+    pub(crate) fn image_bytes(&self) -> Usage {
+        let (bytes, inodes) = self.content.usage();
+        let chains = self.snapshots.committed();
+        let layers = chains.iter().filter_map(|chain| self.snapshots.layer_usage(chain));
+        layers.fold(Usage { bytes, inodes }, |sum, layer| Usage {
+            bytes: sum.bytes + layer.bytes,
+            inodes: sum.inodes + layer.inodes,
+        })
+    }
+
+    pub(crate) fn sweep(&self, mut removed: Removed) -> Result<Removed, Error> {
         let chains = self.collect()?;
         removed.deleted.extend(chains.into_iter().map(|chain| chain.digest().clone()));
         Ok(removed)

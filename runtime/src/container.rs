@@ -43,7 +43,7 @@ pub enum PidNamespace<'a> {
 pub struct SpawnOptions<'a> {
     /// Holds `config.json`, and `seccomp.bpf` if the filter is compiled already. Relative to the caller's working directory.
     pub bundle: &'a Path,
-    /// Path of the container's cgroup below the roots of the hierarchies.
+    /// Path of the container's cgroup below the roots of the hierarchies, or its scope (`slice:prefix:name`).
     pub cgroup: &'a str,
     /// Where the container's pids live.
     pub pid_namespace: PidNamespace<'a>,
@@ -111,11 +111,12 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
 }
 
 /// On version 2 the child starts inside its cgroup, which must exist by then. On version 1 the
-/// child makes its cgroups itself and moves in, which costs the caller nothing.
+/// child makes its cgroups itself and moves in, which costs the caller nothing. A scope of systemd begins with a process,
+/// so there the child asks too.
 pub(crate) fn directory_to_be_born_in(cgroup: &Cgroup) -> Result<Option<OwnedFd>, Error> {
     let directory = || match crate::cgroup::layout()? {
-        Layout::V2 => cgroup.create().and_then(|()| cgroup.directory()),
-        Layout::V1 | Layout::Hybrid => Ok(None),
+        Layout::V2 if !cgroup.is_scope() => cgroup.create().and_then(|()| cgroup.directory()),
+        _ => Ok(None),
     };
     directory().map_err(|source| Error::cgroup(cgroup.path(), source))
 }

@@ -10,6 +10,7 @@ use std::io;
 
 use rustix::io::Errno;
 
+pub(crate) mod bpf;
 pub(crate) mod credential;
 pub(crate) mod descriptor;
 pub(crate) mod file;

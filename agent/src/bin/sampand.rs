@@ -8,17 +8,21 @@ use sampan_agent::{
     config::{Config, Overrides},
     context::Context,
     pods::Pods,
-    server,
+    room, server,
     stats::Collector,
     streaming::Streaming,
     telemetry,
 };
+use sampan_imagestore::Store;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 /// What calls in flight get to finish once the agent is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
+/// What the disk gets to take the layers of the last pulls. Those that it does not take are unpacked again after the
+/// next boot.
+const SETTLE: Duration = Duration::from_secs(30);
 
 /// The node agent: pulls images, runs pods, serves CRI v1 and sampan.v1 on a unix socket.
 #[derive(Debug, Parser)]
@@ -78,10 +82,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let listener = server::listen(&socket).await?;
     let context =
         tokio::task::spawn_blocking(move || Context::open(config)).await?.context("open the stores")?;
+    let store = context.store.clone();
     let pods = Pods::new(Arc::new(context));
     pods.recover().await?;
     let collector = Collector::new(pods.clone());
     tokio::spawn(collector.clone().run());
+    tokio::spawn(room::watch(pods.clone()));
     let streaming = Streaming::start(&pods.context().config.streaming, pods.clone()).await?;
     tokio::spawn(watchdog());
     notify(&[NotifyState::Ready]);
@@ -93,12 +99,24 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     notify(&[NotifyState::Stopping]);
     info!("ending; containers run on");
-    match tokio::time::timeout(DRAIN, server).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            warn!("calls were still in flight when the agent ended");
-            Ok(())
+    let ended = tokio::time::timeout(DRAIN, server).await.unwrap_or_else(|_| {
+        warn!("calls were still in flight when the agent ended");
+        Ok(())
+    });
+    settle(store).await;
+    ended
+}
+
+/// Has the layers of the last pulls on the disk before the machine may go down.
+async fn settle(store: Store) {
+    let settled = tokio::task::spawn_blocking(move || store.settle());
+    match tokio::time::timeout(SETTLE, settled).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => {
+            warn!(error = &error as &dyn std::error::Error, "layers did not reach the disk")
         }
+        Ok(Err(error)) => warn!(%error, "layers did not reach the disk"),
+        Err(_) => warn!("the disk was still taking layers when the agent ended"),
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn execute(arguments: Arguments, agent: &Agent, out: &mut Outpu
 }
 
 /// Repository and tag of each name; an image without tags is shown once, by the repository it came from.
-fn names(image: &ImageSummary) -> Vec<(String, String)> {
+pub(super) fn names(image: &ImageSummary) -> Vec<(String, String)> {
     if image.repo_tags.is_empty() {
         let repository = image.repo_digests.first().and_then(|name| name.split_once('@'));
         let repository = repository.map_or(NONE, |(repository, _)| familiar(repository));

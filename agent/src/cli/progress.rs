@@ -1,4 +1,4 @@
-//! How a pull goes, layer by layer, on standard error: bars on a terminal, a line at each change elsewhere.
+//! How a pull or a push goes, layer by layer, on standard error: bars on a terminal, a line at each change elsewhere.
 
 use std::collections::HashMap;
 
@@ -68,14 +68,14 @@ impl Drop for Progress {
 fn draw(bar: &ProgressBar, layer: &LayerProgress) {
     let text = phase_text(layer.phase());
     let size = match layer.phase() {
-        Phase::Downloading | Phase::Unpacking => amount(layer),
+        Phase::Downloading | Phase::Unpacking | Phase::Uploading => amount(layer),
         Phase::Done if layer.total > 0 => decimal_size(layer.total),
         _ => String::new(),
     };
     bar.set_message(format!("{text:<11}  {size}"));
     bar.set_length(layer.total.max(1));
     match layer.phase() {
-        Phase::Done | Phase::Exists => {
+        Phase::Done | Phase::Exists | Phase::Mounted => {
             bar.set_position(layer.total.max(1));
             bar.abandon();
         }
@@ -111,5 +111,7 @@ fn phase_text(phase: Phase) -> &'static str {
         Phase::Unpacking => "unpacking",
         Phase::Done => "done",
         Phase::Exists => "exists",
+        Phase::Uploading => "uploading",
+        Phase::Mounted => "mounted",
     }
 }

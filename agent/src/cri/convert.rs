@@ -233,7 +233,8 @@ fn mount(mount: cri::Mount) -> Result<MountConfig> {
     })
 }
 
-fn resources(asked: cri::LinuxContainerResources) -> Result<Resources> {
+/// Limits as they are asked for.
+pub(super) fn resources(asked: cri::LinuxContainerResources) -> Result<Resources> {
     let positive = |number: i64| (number != 0).then_some(number);
     let unsigned = |what: &str, number: i64| match u64::try_from(number) {
         Ok(0) => Ok(None),

@@ -16,7 +16,9 @@ use oci_spec::runtime::{
     RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 
-use super::config::{ContainerConfig, MountConfig, NetworkMode, PidMode, PodConfig, Propagation, Security};
+use super::config::{
+    ContainerConfig, MountConfig, NetworkMode, PidMode, PodConfig, Propagation, Resources, Security,
+};
 use super::record::UserIds;
 use crate::error::{Error, Result};
 
@@ -389,8 +391,14 @@ pub(crate) fn pid_mode(pod: &PodConfig, container: &ContainerConfig) -> PidMode 
 }
 
 fn resources(input: &Input<'_>) -> Result<LinuxResources> {
-    let asked = &input.container.resources;
-    let mut builder = LinuxResourcesBuilder::default().devices(device_rules(input)?);
+    let mut resources = limits(&input.container.resources)?;
+    resources.set_devices(Some(device_rules(input)?));
+    Ok(resources)
+}
+
+/// All limits but those of devices.
+pub(crate) fn limits(asked: &Resources) -> Result<LinuxResources> {
+    let mut builder = LinuxResourcesBuilder::default();
     let mut cpu = LinuxCpuBuilder::default();
     if let Some(period) = asked.cpu_period {
         cpu = cpu.period(period);

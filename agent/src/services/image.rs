@@ -1,13 +1,19 @@
-//! `ImageService`: a pull that can be watched, and images with the columns people know.
+//! `ImageService`: what CRI has no word for, a call of more than a few lines in a file of its own.
 
-use std::collections::BTreeMap;
+mod archive;
+mod care;
+mod commit;
+mod inspect;
+mod push;
+mod usage;
+
+use std::sync::Arc;
 
 use sampan_imagestore::{Auth, Image, Phase, Progress, ProgressEvent, Reference};
 use sampan_proto::sampan::{self, image_service_server::ImageService};
-use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 use super::{Feed, Reply};
 use crate::{
@@ -15,6 +21,9 @@ use crate::{
     error::{Error, chain},
     pods::Pods,
 };
+
+pub(crate) use care::used_images;
+pub(crate) use inspect::configuration;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -32,9 +41,7 @@ impl ImageService for Images {
 
     async fn pull(&self, request: Request<sampan::PullRequest>) -> Reply<Self::PullStream> {
         let request = request.into_inner();
-        let reference: Reference = request.image.parse().map_err(|error| {
-            Status::invalid_argument(format!("image {:?}: {}", request.image, chain(&error)))
-        })?;
+        let reference = reference(&request.image)?;
         let auth = request.auth.and_then(credentials);
         let (sender, receiver) = mpsc::channel(QUEUE);
         let pods = self.pods.clone();
@@ -65,11 +72,102 @@ impl ImageService for Images {
         &self,
         request: Request<sampan::InspectImageRequest>,
     ) -> Reply<sampan::InspectImageResponse> {
-        let name = request.into_inner().image;
-        let image = self.pods.context().store.find(&name).map_err(Error::from)?;
-        let image = image.ok_or(Error::NotFound { object: "image", id: name })?;
-        Ok(sampan::InspectImageResponse { json: inspect(&image)?.to_string() }.into())
+        let image = find(&self.pods, &request.into_inner().image)?;
+        let context = self.pods.context().clone();
+        let json = blocking(move || inspect::inspect(&context, &image)).await?.to_string();
+        Ok(sampan::InspectImageResponse { json }.into())
     }
+
+    async fn tag_image(&self, request: Request<sampan::TagImageRequest>) -> Reply<sampan::TagImageResponse> {
+        let request = request.into_inner();
+        let image = find(&self.pods, &request.image)?;
+        let target = reference(&request.target)?;
+        let store = self.pods.context().store.clone();
+        blocking(move || store.tag(&image.id, &target)).await.map_err(Error::from)?;
+        Ok(sampan::TagImageResponse {}.into())
+    }
+
+    async fn image_history(
+        &self,
+        request: Request<sampan::ImageHistoryRequest>,
+    ) -> Reply<sampan::ImageHistoryResponse> {
+        let image = find(&self.pods, &request.into_inner().image)?;
+        let steps = self.pods.context().store.history(&image);
+        Ok(sampan::ImageHistoryResponse { steps: steps.into_iter().map(usage::step).collect() }.into())
+    }
+
+    async fn disk_usage(&self, _: Request<sampan::DiskUsageRequest>) -> Reply<sampan::DiskUsageResponse> {
+        Ok(usage::disk_usage(&self.pods).await?.into())
+    }
+
+    type SaveStream = Feed<sampan::SaveResponse>;
+
+    async fn save(&self, request: Request<sampan::SaveRequest>) -> Reply<Self::SaveStream> {
+        let images = archive::chosen(&self.pods, &request.into_inner().images)?;
+        let (sender, receiver) = archive::channel();
+        tokio::spawn(archive::save(self.pods.clone(), images, sender));
+        Ok(ReceiverStream::new(receiver).into())
+    }
+
+    async fn load(&self, request: Request<Streaming<sampan::LoadRequest>>) -> Reply<sampan::LoadResponse> {
+        Ok(archive::load(&self.pods, request.into_inner()).await?.into())
+    }
+
+    type PushStream = Feed<sampan::PushResponse>;
+
+    async fn push(&self, request: Request<sampan::PushRequest>) -> Reply<Self::PushStream> {
+        let request = request.into_inner();
+        let image = find(&self.pods, &request.image)?;
+        let reference = reference(&request.image)?;
+        let auth = request.auth.and_then(credentials);
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let pods = self.pods.clone();
+        tokio::spawn(async move {
+            let result = push::push(&pods, image, &reference, auth, &sender).await;
+            let _ = sender.send(result.map_err(Status::from)).await;
+        });
+        Ok(ReceiverStream::new(receiver).into())
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<sampan::PruneImagesRequest>,
+    ) -> Reply<sampan::PruneImagesResponse> {
+        Ok(care::prune(&self.pods, request.into_inner().all).await?.into())
+    }
+
+    type CheckStoreStream = Feed<sampan::CheckStoreResponse>;
+
+    async fn check_store(
+        &self,
+        request: Request<sampan::CheckStoreRequest>,
+    ) -> Reply<Self::CheckStoreStream> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        tokio::spawn(care::check(self.pods.clone(), request.into_inner().repair, sender));
+        Ok(ReceiverStream::new(receiver).into())
+    }
+
+    async fn commit(&self, request: Request<sampan::CommitRequest>) -> Reply<sampan::CommitResponse> {
+        // A task of its own: a client that goes away leaves no container frozen.
+        let (pods, request) = (self.pods.clone(), request.into_inner());
+        let committing = tokio::spawn(async move { commit::commit(&pods, request).await });
+        let made = committing.await.map_err(|error| Status::internal(error.to_string()))??;
+        Ok(made.into())
+    }
+
+    async fn changes(&self, request: Request<sampan::ChangesRequest>) -> Reply<sampan::ChangesResponse> {
+        Ok(commit::changes(&self.pods, &request.into_inner().container).await?.into())
+    }
+}
+
+/// The image by a name, an id or a unique prefix of one.
+fn find(pods: &Pods, name: &str) -> Result<Arc<Image>, Error> {
+    let image = pods.context().store.find(name)?;
+    image.ok_or_else(|| Error::NotFound { object: "image", id: name.to_owned() })
+}
+
+fn reference(name: &str) -> Result<Reference, Status> {
+    name.parse().map_err(|error| Status::invalid_argument(format!("image {name:?}: {}", chain(&error))))
 }
 
 fn credentials(auth: sampan::RegistryAuth) -> Option<Auth> {
@@ -162,27 +260,4 @@ async fn remove(pods: &Pods, name: String, force: bool) -> Result<sampan::Remove
         untagged: removed.untagged,
         deleted: removed.deleted.iter().map(ToString::to_string).collect(),
     })
-}
-
-fn inspect(image: &Image) -> Result<Value, Error> {
-    let internal = |error: serde_json::Error| Error::Internal(format!("image {}: {error}", image.id));
-    let config = serde_json::to_value(&image.config).map_err(internal)?;
-    let layers: Vec<String> = image.layers.iter().map(|layer| layer.diff_id.to_string()).collect();
-    let chains: BTreeMap<String, String> =
-        image.layers.iter().map(|layer| (layer.digest.to_string(), layer.chain_id.to_string())).collect();
-    Ok(json!({
-        "Id": image.id.to_string(),
-        "RepoTags": image.repo_tags,
-        "RepoDigests": image.repo_digests,
-        "Created": config.get("created"),
-        "Author": config.get("author"),
-        "Architecture": config.get("architecture"),
-        "Os": config.get("os"),
-        "Size": image.size,
-        "Config": config.get("config"),
-        "RootFS": { "Type": "layers", "Layers": layers },
-        "History": config.get("history"),
-        "ManifestDigest": image.manifest.to_string(),
-        "ChainIds": chains,
-    }))
 }

@@ -17,6 +17,7 @@ fn image(seed: &str) -> Image {
         config: Default::default(),
         layers: vec![layer],
         pinned: false,
+        tagged_at: None,
     }
 }
 
@@ -25,7 +26,7 @@ fn name(text: &str) -> Reference {
 }
 
 fn open(root: &Path) -> Catalog {
-    let (catalog, faults) = Catalog::open(root, |_| Ok(())).unwrap();
+    let (catalog, faults) = Catalog::open(root, &[], |_| Ok(())).unwrap();
     assert_eq!(faults, [""; 0]);
     catalog
 }
@@ -135,7 +136,8 @@ fn removing_takes_all_names_and_missing_is_nothing() {
 fn an_image_whose_layers_are_gone_is_reported_and_not_offered() {
     let root = tempfile::tempdir().unwrap();
     open(root.path()).enter(image("a"), &name("app"), &Digest::of(b"1")).unwrap();
-    let (catalog, faults) = Catalog::open(root.path(), |_| Err("layer x is missing".to_owned())).unwrap();
+    let (catalog, faults) =
+        Catalog::open(root.path(), &[], |_| Err("layer x is missing".to_owned())).unwrap();
     assert!(catalog.images().is_empty());
     assert_eq!(faults, [format!("image {} is not usable: layer x is missing", image("a").id)]);
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::{Error, Refusal, Unpacked, unpack};
 
 pub(crate) mod archive;
-mod equality;
+pub(crate) mod equality;
 pub(crate) mod facts;
 mod fuzz;
 mod hostile;

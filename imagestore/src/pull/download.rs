@@ -1,7 +1,8 @@
 //! A download as a blocking reader: what comes from the registry is stored, hashed and handed on.
 //!
 //! The bytes pass from the network's task to a thread through a bounded channel, so a slow disk slows the
-//! network down and memory stays small. Everything that is read is also in the ingest, in order and once.
+//! network down and memory stays small. Everything that is read is also in the ingest, in order and once; what an
+//! earlier attempt left there comes first.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -59,13 +60,20 @@ impl<'a> Download<'a> {
 impl BufRead for Download<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.chunk.is_empty() && self.ingest.size() < self.size {
+            if let Some(chunk) = self.ingest.replay()? {
+                self.chunk = chunk;
+                break;
+            }
             match self.receiver.blocking_recv() {
                 Some(chunk) => {
                     self.ingest.write_all(&chunk)?;
                     (self.report)(self.ingest.size());
                     self.chunk = chunk;
                 }
-                None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "download broke off")),
+                None => {
+                    self.ingest.keep();
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "download broke off"));
+                }
             }
         }
         Ok(&self.chunk)

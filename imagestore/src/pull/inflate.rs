@@ -1,38 +1,72 @@
 //! Inflating: a layer's blob into its tar, a step ahead of whoever unpacks it.
 //!
 //! What a blob is compressed with is seen from its first bytes, because registries' media types are not always
-//! right and the diff id decides in the end. Memory is bounded whatever the blob claims, and a blob that
-//! swells beyond reason is given up.
+//! right and the diff id decides in the end. Memory is bounded whatever the blob claims, and an image whose blobs
+//! swell beyond reason is given up.
 
 use std::{
     io::{self, BufRead, Cursor, Read},
-    sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    },
     thread,
 };
 
 use flate2::bufread::MultiGzDecoder;
 
+use crate::Layer;
+
 /// What passes between the two threads at a time, and how many of these there are.
 const BLOCK: usize = 256 << 10;
 const AHEAD: usize = 4;
-/// A blob may swell to this much whatever its size, and to this many times its size.
+/// The blobs of an image may swell to this much whatever their size, and to this many times their size.
 const SWELL_ALWAYS: u64 = 1 << 30;
 const SWELL_TIMES: u64 = 200;
+/// Whatever an image says of its size: none that is meant to be run comes near.
+const SWELL_MOST: u64 = 256 << 30;
 /// 128 MiB: what decoders are asked to support (RFC 8878, section 3.1.1.1.2, leaves it to them).
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Runs `consume` on the uncompressed bytes of `blob`, which has `size` bytes. The blob is inflated on a thread of
+/// How much the layers of an image may still swell to, all together.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    left: AtomicU64,
+    compressed: u64,
+}
+
+impl Allowance {
+    pub(super) fn new(layers: &[Layer]) -> Allowance {
+        Allowance::of(layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size)))
+    }
+
+    fn of(compressed: u64) -> Allowance {
+        let left = compressed.saturating_mul(SWELL_TIMES).saturating_add(SWELL_ALWAYS);
+        Allowance { left: left.min(SWELL_MOST).into(), compressed }
+    }
+
+    fn take(&self, bytes: u64) -> io::Result<()> {
+        let taken =
+            self.left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
+        taken.map(drop).map_err(|_| {
+            let text = format!("the layers' {} bytes swell beyond reason", self.compressed);
+            io::Error::new(io::ErrorKind::FileTooLarge, text)
+        })
+    }
+}
+
+/// Runs `consume` on the uncompressed bytes of `blob`, as many as there may be. The blob is inflated on a thread of
 /// its own, and is given back with what `consume` returned; it need not have been read to its end.
 pub(super) fn inflate<R: BufRead + Send, T>(
     blob: &mut R,
-    size: u64,
+    allowance: &Allowance,
     consume: impl FnOnce(Blocks) -> T,
 ) -> io::Result<T> {
     let (full, filled) = sync_channel(AHEAD - 2);
     let (empty, emptied) = channel();
     thread::scope(|scope| {
         let producer = thread::Builder::new().name("inflate".to_owned());
-        producer.spawn_scoped(scope, move || produce(blob, size, &full, &emptied))?;
+        producer.spawn_scoped(scope, move || produce(blob, allowance, &full, &emptied))?;
         Ok(consume(Blocks { filled, empty, block: Vec::new(), at: 0 }))
     })
 }
@@ -40,35 +74,33 @@ pub(super) fn inflate<R: BufRead + Send, T>(
 type Block = io::Result<Vec<u8>>;
 
 /// Sends blocks until the blob ends, fails, or nobody wants more.
-fn produce<R: BufRead>(blob: &mut R, size: u64, full: &SyncSender<Block>, emptied: &Receiver<Vec<u8>>) {
+fn produce<R: BufRead>(
+    blob: &mut R,
+    allowance: &Allowance,
+    full: &SyncSender<Block>,
+    emptied: &Receiver<Vec<u8>>,
+) {
     let mut decoder = match decoder(blob) {
         Ok(decoder) => decoder,
         Err(error) => return drop(full.send(Err(error))),
     };
-    let limit = size.saturating_mul(SWELL_TIMES).saturating_add(SWELL_ALWAYS);
-    let mut total = 0;
     loop {
         let mut block = emptied.try_recv().unwrap_or_else(|_| vec![0; BLOCK]);
         block.resize(BLOCK, 0);
         let (length, end) = fill(&mut decoder, &mut block);
         block.truncate(length);
-        total += length as u64;
-        let swollen = total > limit;
-        if length > 0 && !swollen && full.send(Ok(block)).is_err() {
+        if let Err(error) = allowance.take(length as u64) {
+            return drop(full.send(Err(error)));
+        }
+        if length > 0 && full.send(Ok(block)).is_err() {
             return;
         }
-        let end = if swollen { Some(Err(bomb(size))) } else { end };
         match end {
             None => {}
             Some(Ok(())) => return,
             Some(Err(error)) => return drop(full.send(Err(error))),
         }
     }
-}
-
-fn bomb(size: u64) -> io::Error {
-    let text = format!("{size} bytes swell to over {SWELL_TIMES} times as many");
-    io::Error::new(io::ErrorKind::FileTooLarge, text)
 }
 
 /// Fills the block as far as it goes, and says how it ended if it did.
@@ -111,7 +143,7 @@ impl Read for Blocks {
 }
 
 /// A reader of what is inside, by the first bytes.
-fn decoder<'a, R: BufRead>(blob: &'a mut R) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn decoder<'a, R: BufRead>(blob: &'a mut R) -> io::Result<Box<dyn Read + 'a>> {
     let mut magic = Vec::with_capacity(4);
     blob.by_ref().take(4).read_to_end(&mut magic)?;
     let kind = magic.clone();
@@ -138,8 +170,8 @@ mod tests {
     use super::*;
 
     fn read(mut blob: &[u8]) -> io::Result<Vec<u8>> {
-        let size = blob.len() as u64;
-        inflate(&mut blob, size, |mut blocks| {
+        let allowance = Allowance::of(blob.len() as u64);
+        inflate(&mut blob, &allowance, |mut blocks| {
             let mut bytes = Vec::new();
             blocks.read_to_end(&mut bytes).map(|_| bytes)
         })?
@@ -194,23 +226,41 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_bomb_is_given_up() {
+    /// So many MiB of nothing.
+    fn zeros(size: usize) -> Vec<u8> {
         let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
         let zeros = vec![0; 1 << 20];
-        (0..1100).for_each(|_| encoder.write_all(&zeros).unwrap());
-        let bomb = encoder.finish().unwrap();
-        let mut blob = &bomb[..];
-        let outcome =
-            inflate(&mut blob, bomb.len() as u64, |mut blocks| io::copy(&mut blocks, &mut io::sink()));
-        assert_eq!(outcome.unwrap().unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        (0..size).for_each(|_| encoder.write_all(&zeros).unwrap());
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_bomb_is_given_up() {
+        let bomb = zeros(1100);
+        let allowance = Allowance::of(bomb.len() as u64);
+        let swell = |mut blob: &[u8]| {
+            inflate(&mut blob, &allowance, |mut blocks| io::copy(&mut blocks, &mut io::sink()))
+        };
+        let error = swell(&bomb).unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge, "{error}");
+    }
+
+    #[test]
+    fn small_bombs_of_one_image_are_one_bomb() {
+        let half = zeros(600);
+        let allowance = Allowance::of(2 * half.len() as u64);
+        let swell = |mut blob: &[u8]| {
+            inflate(&mut blob, &allowance, |mut blocks| io::copy(&mut blocks, &mut io::sink()))
+        };
+        assert_eq!(swell(&half).unwrap().unwrap(), 600 << 20);
+        assert_eq!(swell(&half).unwrap().unwrap_err().kind(), io::ErrorKind::FileTooLarge);
     }
 
     #[test]
     fn a_consumer_that_stops_early_stops_the_work() {
         let bytes = gzip(&noise(BLOCK * 20));
         let mut blob = &bytes[..];
-        let first = inflate(&mut blob, bytes.len() as u64, |mut blocks| {
+        let first = inflate(&mut blob, &Allowance::of(bytes.len() as u64), |mut blocks| {
             let mut byte = [0];
             blocks.read_exact(&mut byte).map(|()| byte[0])
         });

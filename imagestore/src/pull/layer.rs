@@ -17,10 +17,11 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use super::{
     Error, Phase, Work,
     download::{Download, WAITING},
-    inflate::inflate,
+    inflate::{Allowance, inflate},
 };
 use crate::{
-    Kind, content,
+    Image, Kind, Snapshots,
+    content::{self, Content, Ingest},
     image::Layer,
     layer::{self, Unpacked},
     snapshot::Stage,
@@ -54,7 +55,17 @@ pub(super) async fn prepare(work: Arc<Work>, index: usize) -> Result<Option<Read
     if wanted && ready.is_none() {
         let _place = work.until_cancelled(work.unpacks.acquire()).await?;
         report(Phase::Unpacking, 0);
-        ready = match on_a_thread(&work, move |work| unpack_stored(work, index)).await {
+        let unpack = move |work: &Work| {
+            let report = |current| work.report(index, Phase::Unpacking, current);
+            unpack_stored(
+                &work.store.content,
+                &work.store.snapshots,
+                &work.layers[index],
+                &work.allowance,
+                report,
+            )
+        };
+        ready = match on_a_thread(&work, unpack).await {
             // It was good when it was stored, so the disk is to blame, and the registry has another.
             Err(Error::Content(content::Error::Mismatch { .. })) => {
                 work.store.content.remove(&layer.digest)?;
@@ -71,10 +82,46 @@ pub(super) async fn prepare(work: Arc<Work>, index: usize) -> Result<Option<Read
 /// Fetches the blob into the store, and unpacks it on the way if `unpack` is set.
 async fn download(work: &Arc<Work>, index: usize, unpack: bool) -> Result<Option<Ready>, Error> {
     let layer = &work.layers[index];
+    let mut found = 0;
+    match attempt(work, index, unpack, false, &mut found).await {
+        // What was here of it, or what a mirror gave, was something else: once more, all of it, from the registry.
+        Err(Error::Content(content::Error::Mismatch { .. }))
+            if found > 0 || work.repository.has_mirrors() =>
+        {
+            attempt(work, index, unpack, true, &mut found).await
+        }
+        Err(error) => {
+            // The network may be better another time; everything else would be the same.
+            if !super::may_succeed_later(error.kind()) {
+                work.store.content.discard(&layer.digest);
+            }
+            Err(error)
+        }
+        done => done,
+    }
+}
+
+/// One download, from where an earlier one broke off; `found` is how much there was.
+async fn attempt(
+    work: &Arc<Work>,
+    index: usize,
+    unpack: bool,
+    own_only: bool,
+    found: &mut u64,
+) -> Result<Option<Ready>, Error> {
+    let layer = &work.layers[index];
+    let ingest = on_a_thread(work, move |work| {
+        let layer = &work.layers[index];
+        Ok(work.store.content.resume(&layer.digest, layer.size)?)
+    });
+    let ingest = ingest.await?;
+    *found = ingest.found();
     let (sender, receiver) = mpsc::channel(WAITING);
-    let taker = on_a_thread(work, move |work| receive(work, index, receiver, unpack));
+    let taker = on_a_thread(work, move |work| receive(work, index, (ingest, receiver), unpack));
+    let range = (*found, layer.size);
     let fetched = async {
-        let fetched = work.until_cancelled(work.repository.blob(&layer.digest, layer.size, &sender)).await;
+        let blob = work.repository.blob(&layer.digest, range, own_only, &sender);
+        let fetched = work.until_cancelled(blob).await;
         // The end of the channel is how the thread learns that no more will come.
         drop(sender);
         fetched
@@ -100,7 +147,7 @@ async fn on_a_thread<T: Send + 'static>(
 fn receive(
     work: &Work,
     index: usize,
-    receiver: mpsc::Receiver<Bytes>,
+    (ingest, receiver): (Ingest, mpsc::Receiver<Bytes>),
     unpack: bool,
 ) -> Result<Option<Ready>, Error> {
     let layer = &work.layers[index];
@@ -108,10 +155,10 @@ fn receive(
         let complete = unpack && current == layer.size;
         work.report(index, if complete { Phase::Unpacking } else { Phase::Downloading }, current);
     };
-    let mut download = Download::new(receiver, work.store.content.ingest()?, layer.size, &report);
+    let mut download = Download::new(receiver, ingest, layer.size, &report);
     let stage = if unpack { Some(work.store.snapshots.stage()?) } else { None };
     let unpacked = match &stage {
-        Some(stage) => match lay_out(layer, &mut download, stage) {
+        Some(stage) => match lay_out(layer, &mut download, stage, &work.allowance) {
             Ok(unpacked) => Some(unpacked),
             Err(error) if error.kind() == Kind::ResourceExhausted => return Err(error),
             // That the blob is not the one that was asked for explains everything else.
@@ -135,19 +182,49 @@ fn store_error(layer: &Layer, source: io::Error) -> Error {
 }
 
 /// Unpacks a blob of the content store.
-fn unpack_stored(work: &Work, index: usize) -> Result<Ready, Error> {
-    let layer = &work.layers[index];
-    let report = |current| work.report(index, Phase::Unpacking, current);
-    let file = work.store.content.reader(&layer.digest)?;
+fn unpack_stored(
+    content: &Content,
+    snapshots: &Snapshots,
+    layer: &Layer,
+    allowance: &Allowance,
+    report: impl Fn(u64) + Send,
+) -> Result<Ready, Error> {
+    let file = content.reader(&layer.digest)?;
     let mut blob =
         Stored { file: BufReader::with_capacity(1 << 18, file), hash: Sha256::new(), at: 0, report };
-    let stage = work.store.snapshots.stage()?;
-    let unpacked = lay_out(layer, &mut blob, &stage);
+    let stage = snapshots.stage()?;
+    let unpacked = lay_out(layer, &mut blob, &stage, allowance);
     if unpacked.as_ref().err().is_none_or(|error| error.kind() != Kind::ResourceExhausted) {
         blob.drain().map_err(|source| content::Error::Read { digest: layer.digest.clone(), source })?;
         content::check(&blob.hash, &layer.digest, blob.at)?;
     }
     Ok(Ready { stage, unpacked: unpacked? })
+}
+
+/// Unpacks again what an image lacks, from the blobs that are here.
+pub(crate) fn restore(content: &Content, snapshots: &Snapshots, image: &Image) -> Result<(), Error> {
+    let mut parent = None;
+    let allowance = Allowance::new(&image.layers);
+    for layer in &image.layers {
+        if !snapshots.contains(&layer.chain_id) {
+            let Ready { stage, unpacked } = unpack_stored(content, snapshots, layer, &allowance, |_| ())?;
+            snapshots.commit(stage, &layer.chain_id, parent, &unpacked)?;
+        }
+        parent = Some(&layer.chain_id);
+    }
+    Ok(())
+}
+
+/// Unpacks a blob that is here beside whatever was made of it before.
+pub(crate) fn unpack_again(
+    content: &Content,
+    snapshots: &Snapshots,
+    image: &Image,
+    layer: &Layer,
+) -> Result<(Stage, Unpacked), Error> {
+    let Ready { stage, unpacked } =
+        unpack_stored(content, snapshots, layer, &Allowance::new(&image.layers), |_| ())?;
+    Ok((stage, unpacked))
 }
 
 /// A blob of the content store, hashed as it is read: it may have rotted since it was stored.
@@ -193,9 +270,14 @@ impl<F: Fn(u64)> Read for Stored<F> {
 }
 
 /// Inflates and unpacks `blob` into `stage`, and checks what it is.
-fn lay_out<R: BufRead + Send>(layer: &Layer, blob: &mut R, stage: &Stage) -> Result<Unpacked, Error> {
+fn lay_out<R: BufRead + Send>(
+    layer: &Layer,
+    blob: &mut R,
+    stage: &Stage,
+    allowance: &Allowance,
+) -> Result<Unpacked, Error> {
     let digest = || layer.digest.clone();
-    let unpacked = inflate(blob, layer.size, |tar| layer::unpack(tar, stage.root()))
+    let unpacked = inflate(blob, allowance, |tar| layer::unpack(tar, stage.root()))
         .map_err(|source| Error::Thread { digest: digest(), source })?
         .map_err(|source| Error::Layer { digest: digest(), source })?;
     if unpacked.diff_id != layer.diff_id {

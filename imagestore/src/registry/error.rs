@@ -4,6 +4,7 @@
 
 use std::{io, time::Duration};
 
+use super::{credentials, hosts};
 use crate::{Digest, Kind, manifest};
 
 /// Why a registry did not give what was asked of it.
@@ -17,6 +18,12 @@ pub enum Error {
         #[source]
         source: reqwest::Error,
     },
+    /// The settings for the registry are no good.
+    #[error(transparent)]
+    Settings(#[from] hosts::Error),
+    /// The credentials kept on this node are of no use.
+    #[error(transparent)]
+    Credentials(#[from] credentials::Error),
     /// The address that the name or the registry gives is none.
     #[error("registry {domain}: {reason}")]
     Address {
@@ -157,6 +164,7 @@ impl Error {
         match self {
             Error::Client { .. } => Kind::Internal,
             Error::Address { .. } => Kind::InvalidArgument,
+            Error::Settings(_) | Error::Credentials(_) => Kind::FailedPrecondition,
             Error::Unavailable { .. } | Error::BrokenOff { .. } | Error::Protocol { .. } => Kind::Unavailable,
             Error::Stalled { .. } => Kind::DeadlineExceeded,
             Error::Status { status, .. } => match status {

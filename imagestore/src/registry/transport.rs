@@ -5,18 +5,23 @@
 //! the origin it was made for.
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
-    sync::{Arc, OnceLock},
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use reqwest::{
-    Client, ClientBuilder, Response, Url,
-    header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE},
+    Body, Certificate, Client, ClientBuilder, Identity, Method, Response, Url,
+    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE},
     redirect::Policy,
 };
 
-use super::Error;
+use super::{
+    Credentials, Error,
+    hosts::{self, Capabilities, Endpoint, Entry, Tls},
+};
 
 /// How long to wait for a registry, and how often to ask again.
 #[derive(Clone, Debug)]
@@ -46,16 +51,38 @@ impl Default for Patience {
 }
 
 const MAX_REDIRECTS: usize = 5;
+/// Clients with settings of their own are few; beyond this something makes them up.
+const MAX_CLIENTS: usize = 64;
+
+/// Where registries are and how they are spoken to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Routes {
+    /// Registries to speak plain HTTP to.
+    pub(crate) insecure: Vec<String>,
+    /// The folder with a folder of settings for each registry; it need not exist.
+    pub(crate) certs: Option<PathBuf>,
+}
 
 /// The connections to all registries.
 #[derive(Debug)]
 pub(crate) struct Transport {
-    insecure: Vec<String>,
+    routes: Routes,
     pub(super) patience: Patience,
+    pub(super) credentials: Credentials,
     /// Loopback is never behind a proxy.
     local: OnceLock<Client>,
     plain: OnceLock<Client>,
-    tls: OnceLock<Client>,
+    /// By settings, and whether they are for loopback.
+    tls: Mutex<HashMap<(Tls, bool), Client>>,
+}
+
+/// What to send.
+pub(super) struct Upload {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Option<Body>,
 }
 
 /// What to ask for.
@@ -70,36 +97,69 @@ pub(super) struct Request<'a> {
 }
 
 impl Transport {
-    pub(crate) fn new(insecure: Vec<String>, patience: Patience) -> Transport {
+    pub(crate) fn new(routes: Routes, patience: Patience, credentials: Credentials) -> Transport {
         let (local, plain, tls) = Default::default();
-        Transport { insecure, patience, local, plain, tls }
+        Transport { routes, patience, credentials, local, plain, tls }
+    }
+
+    /// The hosts to ask for what the registry of this name has, mirrors first.
+    pub(super) fn endpoints(&self, domain: &str) -> Result<Vec<Endpoint>, Error> {
+        let mut entries = match &self.routes.certs {
+            Some(root) => hosts::load(root, domain)?,
+            None => Vec::new(),
+        };
+        if entries.is_empty() {
+            entries.push(Entry {
+                base: None,
+                capabilities: Capabilities::ALL,
+                tls: Tls::default(),
+                headers: HeaderMap::new(),
+                own: true,
+            });
+        }
+        let endpoint = |entry: Entry| {
+            let base = entry.base.map_or_else(|| self.base(domain), Ok)?;
+            let Entry { capabilities, tls, headers, own, .. } = entry;
+            Ok(Endpoint { base, capabilities, tls, headers, own })
+        };
+        entries.into_iter().map(endpoint).collect()
     }
 
     /// The address of a registry by the name that references have.
-    pub(super) fn base(&self, domain: &str) -> Result<Url, Error> {
+    fn base(&self, domain: &str) -> Result<Url, Error> {
         // Docker Hub's registry is not where its name says.
         let host = if domain == "docker.io" { "registry-1.docker.io" } else { domain };
         let error = |reason| Error::Address { domain: domain.to_owned(), reason };
         let url = Url::parse(&format!("https://{host}/v2/")).map_err(|_| error("is no address"))?;
         let bare = host.rsplit_once(':').map_or(host, |(bare, _)| bare);
-        let configured = self.insecure.iter().any(|name| name == domain || name == bare);
+        let configured = self.routes.insecure.iter().any(|name| name == domain || name == bare);
         if configured || is_loopback(&url) {
             return Url::parse(&format!("http://{host}/v2/")).map_err(|_| error("is no address"));
         }
         Ok(url)
     }
 
-    /// Sends a request and follows where it leads. Any status but a redirect is an answer.
-    pub(super) async fn exchange(&self, request: Request<'_>) -> Result<Response, Error> {
+    /// Sends a request and follows where it leads. Any status but a redirect is an answer. The settings of the
+    /// endpoint are for its own origin; of them a host elsewhere only profits from the certificates to trust.
+    pub(super) async fn exchange(
+        &self,
+        endpoint: &Endpoint,
+        request: Request<'_>,
+    ) -> Result<Response, Error> {
         let origin = request.url.origin();
+        let elsewhere = Tls { ca: endpoint.tls.ca.clone(), ..Tls::default() };
         let mut url = request.url;
         for _ in 0..=MAX_REDIRECTS {
-            let client = self.client(&url)?;
+            let own = url.origin() == endpoint.base.origin();
+            let client = self.client(&url, if own { &endpoint.tls } else { &elsewhere })?;
             let mut builder = match request.form {
                 Some(form) => client.post(url.clone()).form(form),
                 None => client.get(url.clone()),
             };
             builder = builder.header(ACCEPT, request.accept);
+            if own {
+                builder = builder.headers(endpoint.headers.clone());
+            }
             if request.from > 0 {
                 builder = builder.header(RANGE, format!("bytes={}-", request.from));
             }
@@ -116,6 +176,42 @@ impl Transport {
         Err(Error::Protocol { host: host(&url), reason: "it redirects without end" })
     }
 
+    /// Sends a request that changes something. It goes nowhere else: whoever redirects it is refused. `progress` is
+    /// asked now and then how far the body is; as long as it moves there is no hurry.
+    pub(super) async fn upload(
+        &self,
+        endpoint: &Endpoint,
+        upload: Upload,
+        progress: &(dyn Fn() -> u64 + Sync),
+    ) -> Result<Response, Error> {
+        let own = upload.url.origin() == endpoint.base.origin();
+        let elsewhere = Tls { ca: endpoint.tls.ca.clone(), ..Tls::default() };
+        let client = self.client(&upload.url, if own { &endpoint.tls } else { &elsewhere })?;
+        let mut builder = client.request(upload.method, upload.url.clone()).headers(upload.headers);
+        if own {
+            builder = builder.headers(endpoint.headers.clone());
+            if let Some(authorization) = upload.authorization {
+                builder = builder.header(AUTHORIZATION, authorization);
+            }
+        }
+        if let Some(body) = upload.body {
+            builder = builder.body(body);
+        }
+        let mut answer = std::pin::pin!(builder.send());
+        let limit = self.patience.connect + self.patience.stall;
+        let mut before = progress();
+        loop {
+            match tokio::time::timeout(limit, &mut answer).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(source)) => {
+                    return Err(Error::Unavailable { host: host(&upload.url), source: source.without_url() });
+                }
+                Err(_) if progress() > before => before = progress(),
+                Err(_) => return Err(Error::Stalled { host: host(&upload.url), after: limit }),
+            }
+        }
+    }
+
     async fn first_byte(
         &self,
         url: &Url,
@@ -129,9 +225,9 @@ impl Transport {
         }
     }
 
-    fn client(&self, url: &Url) -> Result<&Client, Error> {
+    fn client(&self, url: &Url, tls: &Tls) -> Result<Client, Error> {
         if url.scheme() == "https" {
-            return once(&self.tls, || self.secure());
+            return self.secure(tls, is_loopback(url));
         }
         if is_loopback(url) {
             return once(&self.local, || {
@@ -141,10 +237,34 @@ impl Transport {
         once(&self.plain, || self.builder().tls_backend_preconfigured(no_tls()).build())
     }
 
-    fn secure(&self) -> reqwest::Result<Client> {
+    fn secure(&self, tls: &Tls, local: bool) -> Result<Client, Error> {
+        let mut clients = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (tls.clone(), local);
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = self.make_secure(tls, local).map_err(|source| Error::Client { source })?;
+        if clients.len() >= MAX_CLIENTS {
+            clients.clear();
+        }
+        clients.insert(key, client.clone());
+        Ok(client)
+    }
+
+    fn make_secure(&self, tls: &Tls, local: bool) -> reqwest::Result<Client> {
         // The library takes the process's provider, and there may be one already. Roots are the system's.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        self.builder().build()
+        let mut builder = self.builder().tls_danger_accept_invalid_certs(tls.skip_verify);
+        if local {
+            builder = builder.no_proxy();
+        }
+        for pem in &tls.ca {
+            builder = builder.tls_certs_merge(Certificate::from_pem_bundle(pem)?);
+        }
+        if let Some(pem) = &tls.client {
+            builder = builder.identity(Identity::from_pem(pem)?);
+        }
+        builder.build()
     }
 
     fn builder(&self) -> ClientBuilder {
@@ -158,12 +278,12 @@ impl Transport {
     }
 }
 
-fn once(cell: &OnceLock<Client>, make: impl FnOnce() -> reqwest::Result<Client>) -> Result<&Client, Error> {
+fn once(cell: &OnceLock<Client>, make: impl FnOnce() -> reqwest::Result<Client>) -> Result<Client, Error> {
     if let Some(client) = cell.get() {
-        return Ok(client);
+        return Ok(client.clone());
     }
     let client = make().map_err(|source| Error::Client { source })?;
-    Ok(cell.get_or_init(|| client))
+    Ok(cell.get_or_init(|| client).clone())
 }
 
 /// Spares the plain clients the loading of certificates. They never see an `https` address.
@@ -209,10 +329,32 @@ fn is_loopback(url: &Url) -> bool {
 mod tests {
     use super::*;
 
+    fn transport(routes: Routes) -> Transport {
+        Transport::new(routes, Patience::default(), Credentials::default())
+    }
+
+    #[test]
+    fn mirrors_come_before_the_registry_whatever_it_is_called() {
+        let certs = tempfile::tempdir().unwrap();
+        std::fs::create_dir(certs.path().join("_default")).unwrap();
+        let text = "[host.\"https://mirror.lan\"]\ncapabilities = [\"pull\"]";
+        std::fs::write(certs.path().join("_default/hosts.toml"), text).unwrap();
+        let transport = transport(Routes { certs: Some(certs.path().to_owned()), insecure: Vec::new() });
+        for (domain, base) in
+            [("docker.io", "https://registry-1.docker.io/v2/"), ("[::1]:5000", "http://[::1]:5000/v2/")]
+        {
+            let endpoints = transport.endpoints(domain).unwrap();
+            let bases: Vec<_> = endpoints.iter().map(|endpoint| endpoint.base.as_str()).collect();
+            assert_eq!(bases, ["https://mirror.lan/v2/", base]);
+            assert!(!endpoints[0].own && !endpoints[0].capabilities.resolve);
+            assert!(endpoints[1].own && endpoints[1].capabilities.resolve);
+        }
+    }
+
     #[test]
     fn http_is_for_loopback_and_configured_registries() {
         let insecure = vec!["registry.lan:5000".to_owned(), "old.lan".to_owned()];
-        let transport = Transport::new(insecure, Patience::default());
+        let transport = transport(Routes { insecure, certs: None });
         for (domain, base) in [
             ("docker.io", "https://registry-1.docker.io/v2/"),
             ("quay.io", "https://quay.io/v2/"),
@@ -227,7 +369,7 @@ mod tests {
         ] {
             assert_eq!(transport.base(domain).unwrap().as_str(), base);
         }
-        assert!(transport.tls.get().is_none());
+        assert!(transport.tls.lock().unwrap().is_empty());
     }
 
     #[test]
@@ -243,7 +385,11 @@ mod tests {
 
     #[test]
     fn system_certificates_are_found_when_needed() {
-        let transport = Transport::new(Vec::new(), Patience::default());
-        transport.client(&Url::parse("https://a.io/").unwrap()).unwrap();
+        let url = Url::parse("https://a.io/").unwrap();
+        let transport = transport(Routes::default());
+        transport.client(&url, &Tls::default()).unwrap();
+        let bad = Tls { client: Some(b"no certificate".to_vec()), ..Tls::default() };
+        assert!(matches!(transport.client(&url, &bad), Err(Error::Client { .. })));
+        assert_eq!(transport.tls.lock().unwrap().len(), 1);
     }
 }

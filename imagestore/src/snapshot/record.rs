@@ -28,6 +28,9 @@ pub(super) struct Layer {
     pub(super) inodes: u64,
     /// Its root hides all lower layers; overlayfs does not heed the mark on a root.
     pub(super) opaque: bool,
+    /// The only boot of the machine in which the layer counts, as long as its files may not be on the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) boot: Option<String>,
 }
 
 /// Of an active snapshot.
@@ -41,6 +44,16 @@ pub(super) struct Active {
 struct Sealed<T> {
     record: T,
     checksum: Digest,
+}
+
+/// A name of the time since the machine was started: what was written since is there, synced or not.
+pub(super) fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    match id.trim() {
+        // Without it nothing may be taken for written in this boot, not even by the next process.
+        "" => format!("unknown-{}-{:?}", std::process::id(), std::time::SystemTime::now()),
+        id => id.to_owned(),
+    }
 }
 
 /// Puts `record` into `directory`. It is durable once the file system was synced.

@@ -19,9 +19,18 @@ pub(super) fn recover(folders: &Folders) -> Result<State, Error> {
     let mut state = State::default();
     for name in names(folders, folders.committed.as_fd(), "committed")? {
         let read = open_record::<record::Layer>(folders.committed.as_fd(), &name);
-        match read.filter(|record| record.chain.digest().hex() == name) {
+        let usable = |record: &record::Layer| {
+            record.chain.digest().hex() == name
+                && record.boot.as_ref().is_none_or(|boot| *boot == folders.boot)
+        };
+        match read.filter(usable) {
             Some(record) => {
-                state.committed.insert(record.chain.clone(), Committed { record, unsynced: None });
+                // What an earlier process of this boot has not synced is for us to sync.
+                if record.boot.is_some() {
+                    state.insert_unsynced(record);
+                } else {
+                    state.committed.insert(record.chain.clone(), Committed { record, unsynced: None });
+                }
             }
             None => retire(folders, folders.committed.as_fd(), &name),
         }
@@ -42,6 +51,7 @@ pub(super) fn recover(folders: &Folders) -> Result<State, Error> {
             None => retire(folders, folders.active.as_fd(), &name),
         }
     }
+    empty(folders, folders.unpacking.as_fd(), "unpacking")?;
     empty(folders, folders.staging.as_fd(), "staging")?;
     empty(folders, folders.removing.as_fd(), "removing")?;
     Ok(state)

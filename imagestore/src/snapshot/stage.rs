@@ -5,13 +5,14 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
+    time::SystemTime,
 };
 
 use rustix::{
-    fs::{self, Mode, OFlags},
+    fs::{self, IFlags, Mode, OFlags},
     io::Errno,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Error, Folders};
 use crate::layer::remove_tree;
@@ -20,20 +21,29 @@ use crate::layer::remove_tree;
 #[derive(Debug)]
 pub struct Stage {
     folders: Arc<Folders>,
+    purpose: Purpose,
     name: String,
     directory: OwnedFd,
     root: OwnedFd,
     armed: bool,
 }
 
+/// What a stage is to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Layer,
+    Snapshot,
+}
+
 impl Stage {
-    pub(super) fn new(folders: Arc<Folders>) -> Result<Stage, Error> {
-        let (name, directory) = folders
-            .fresh(folders.staging.as_fd(), "staging", |parent, name| make_directory(parent, name, 0o700))?;
-        let path = folders.path.join("staging").join(&name);
+    pub(super) fn new(folders: Arc<Folders>, purpose: Purpose) -> Result<Stage, Error> {
+        let (parent, folder) = folders.stages(purpose);
+        let (name, directory) =
+            folders.fresh(parent, folder, |parent, name| make_directory(parent, name, 0o700))?;
+        let path = folders.path.join(folder).join(&name);
         // From here on the guard removes what was made.
         let placeholder = directory.try_clone().map_err(Error::io("fcntl", &path))?;
-        let mut stage = Stage { folders, name, directory, root: placeholder, armed: true };
+        let mut stage = Stage { folders, purpose, name, directory, root: placeholder, armed: true };
         stage.root =
             make_directory(stage.directory.as_fd(), "fs", 0o755).map_err(Error::io("mkdirat", &path))?;
         Ok(stage)
@@ -50,12 +60,11 @@ impl Stage {
     }
 
     /// Moves all to `name` in `parent`. Whatever fails, nothing is left.
-    pub(super) fn place(mut self, parent: BorrowedFd<'_>, name: &str) -> rustix::io::Result<OwnedFd> {
-        let directory = rustix::io::fcntl_dupfd_cloexec(&self.directory, 0)?;
-        let staging = self.folders.staging.as_fd();
+    pub(super) fn place(mut self, parent: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
+        let (staging, _) = self.folders.stages(self.purpose);
         fs::renameat_with(staging, &self.name, parent, name, fs::RenameFlags::NOREPLACE)?;
         self.armed = false;
-        Ok(directory)
+        Ok(())
     }
 }
 
@@ -65,7 +74,7 @@ impl Drop for Stage {
             return;
         }
         let Ok(name) = CString::new(self.name.as_str()) else { return };
-        if let Err(error) = remove_tree(self.folders.staging.as_fd(), &name, &mut |_, _| {}) {
+        if let Err(error) = remove_tree(self.folders.stages(self.purpose).0, &name, &mut |_, _| {}) {
             warn!(%error, name = self.name, "stage not removed");
         }
     }
@@ -87,7 +96,7 @@ pub(super) fn open_directory(parent: BorrowedFd<'_>, name: &str) -> rustix::io::
 
 impl Folders {
     /// The folders beneath `root`, made where they are missing and closed to everyone else.
-    pub(super) fn open(root: &Path) -> Result<Folders, Error> {
+    pub(super) fn open(root: &Path, boot: String) -> Result<Folders, Error> {
         let top = match make_at(root) {
             Err(Errno::EXIST) => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -111,14 +120,39 @@ impl Folders {
             };
             opened.map_err(Error::io("open", path.join(name)))
         };
-        Ok(Folders {
+        let folders = Folders {
             committed: folder("committed")?,
             active: folder("active")?,
+            unpacking: folder("unpacking")?,
             staging: folder("staging")?,
             removing: folder("removing")?,
             path,
-            next: 0.into(),
-        })
+            // Other names in every process: where ext4 puts a layer depends on its name.
+            next: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64).into(),
+            boot,
+        };
+        folders.spread_layers();
+        Ok(folders)
+    }
+
+    /// Has ext4 put each layer into a part of the disk of its own, as if it were a top-level directory. Next to
+    /// each other, layers that are unpacked at the same time take inodes from one bitmap, and where an image was
+    /// deleted lately every new file searches past its inodes, which ext4 does not give out again for minutes
+    /// (recently_deleted in fs/ext4/ialloc.c). Other file systems may not know the flag, and need not.
+    fn spread_layers(&self) {
+        let spread = fs::ioctl_getflags(&self.unpacking)
+            .and_then(|flags| fs::ioctl_setflags(&self.unpacking, flags | IFlags::TOPDIR));
+        if let Err(errno) = spread {
+            debug!(%errno, "layers are unpacked next to each other");
+        }
+    }
+
+    /// Where stages of one kind are put together.
+    pub(super) fn stages(&self, purpose: Purpose) -> (BorrowedFd<'_>, &'static str) {
+        match purpose {
+            Purpose::Layer => (self.unpacking.as_fd(), "unpacking"),
+            Purpose::Snapshot => (self.staging.as_fd(), "staging"),
+        }
     }
 
     /// Calls `make` with names that were not used before until one is free.

@@ -118,7 +118,9 @@ fn roots_are_closed_to_everyone_else_whatever_the_umask() {
     let chain = add(&snapshots, None, &Archive::new().add(Item::directory("./").mode(0o1711).owner(5, 6)));
     snapshots.prepare("key", Some(&chain)).unwrap();
     let hex = chain.digest().hex();
-    for path in ["", "active", "committed", "staging", "removing", "active/key", "active/key/work"] {
+    for path in
+        ["", "active", "committed", "unpacking", "staging", "removing", "active/key", "active/key/work"]
+    {
         assert_eq!(root.join(path).metadata().unwrap().mode() & 0o7777, 0o700, "{path}");
     }
     assert_eq!(root.join("committed").join(hex).metadata().unwrap().mode() & 0o7777, 0o700);
@@ -158,6 +160,7 @@ fn full_disk_is_recognised() {
     let error = snapshots.prepare("key", None).unwrap_err();
     assert!(error.is_out_of_space(), "{error:?}");
     assert!(snapshots.keys().is_empty());
+    assert_eq!(names(&target.join("s/unpacking")), [""; 0]);
     assert_eq!(names(&target.join("s/staging")), [""; 0]);
     snapshots.remove("key").unwrap();
     drop(snapshots);

@@ -177,3 +177,39 @@ async fn a_damaged_record_costs_one_image_until_it_is_pulled_again() {
     store.pull(&setup.reference("a"), None, Progress::none()).await.unwrap();
     assert_eq!(setup.reopen().images().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_a_power_cut_took_are_unpacked_again_without_the_registry() {
+    let setup = Setup::new().await;
+    let image = TestImage::new(vec![
+        gzip(&tar(&[("a", &noise(50_000, 11))])),
+        zstd(&tar(&[("b", b"b")])),
+        gzip(&tar(&[("c", b"c")])),
+    ]);
+    setup.registry.publish("app", "latest", &image);
+    let pulled = setup.pull("app").await.unwrap();
+    // As of another boot of the machine, or with its end missing: neither vouches for anything.
+    for index in [1, 2] {
+        let layer =
+            setup.root.path().join("snapshots/committed").join(pulled.layers[index].chain_id.digest().hex());
+        fs::write(layer.join("record.json"), "{\"record\":{").unwrap();
+        fs::write(layer_directory(setup.root.path(), &pulled, index).join("hole"), "").unwrap();
+    }
+    let store = setup.reopen();
+    assert_eq!(store.faults(), [""; 0]);
+    assert_eq!(*store.images()[0], pulled);
+    assert_eq!(fs::read(layer_directory(setup.root.path(), &pulled, 1).join("b")).unwrap(), b"b");
+    assert!(!layer_directory(setup.root.path(), &pulled, 1).join("hole").exists());
+    setup.assert_holds(5, 3);
+
+    // Without the blob there is nothing to unpack it from.
+    drop(store);
+    fs::remove_dir_all(layer_directory(setup.root.path(), &pulled, 2)).unwrap();
+    fs::remove_file(setup.root.path().join("content/blobs/sha256").join(pulled.layers[2].digest.hex()))
+        .unwrap();
+    let store = setup.reopen();
+    assert_eq!(store.images(), []);
+    assert!(store.faults()[0].contains(pulled.layers[2].digest.as_str()), "{:?}", store.faults());
+    store.pull(&setup.reference("app"), None, Progress::none()).await.unwrap();
+    setup.assert_holds(5, 3);
+}

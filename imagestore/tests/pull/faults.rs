@@ -10,8 +10,8 @@ use serde_json::json;
 
 use crate::{
     images::{
-        Setup, TestImage, assert_no_leftovers, gzip, layer_directory, noise, options, plain, simple, tar,
-        text,
+        Setup, TestImage, assert_no_leftovers, broken_off, gzip, layer_directory, noise, options, plain,
+        simple, tar, text,
     },
     server::{Reply, digest},
 };
@@ -321,6 +321,7 @@ async fn a_full_disk_is_an_error_and_not_full_afterwards() {
         assert_eq!(error.kind(), Kind::ResourceExhausted, "{}", text(&error));
         assert!(text(&error).contains("No space left"), "{}", text(&error));
         assert_no_leftovers(disk.0.path());
+        assert_eq!(broken_off(disk.0.path()), [""; 0]);
         assert_eq!(std::fs::read_dir(disk.0.path().join("content/blobs/sha256")).unwrap().count(), 3);
     }
     store.remove(&small.id).unwrap();

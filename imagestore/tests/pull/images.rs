@@ -82,6 +82,12 @@ pub(crate) fn simple(length: usize, seed: u64) -> TestImage {
     TestImage::new(vec![gzip(&tar(&[("data", &noise(length, seed))]))])
 }
 
+impl TestLayer {
+    pub(crate) fn blob_hex(&self) -> String {
+        digest(&self.blob)["sha256:".len()..].to_owned()
+    }
+}
+
 impl TestImage {
     pub(crate) fn new(layers: Vec<TestLayer>) -> TestImage {
         TestImage::with(layers, |_| ())
@@ -162,8 +168,16 @@ impl Setup {
     }
 }
 
+/// The downloads that broke off and can be gone on with.
+pub(crate) fn broken_off(root: &Path) -> Vec<String> {
+    let mut names = entries(&root.join("content/ingest"));
+    names.retain(|name| name.len() == 64);
+    names
+}
+
 pub(crate) fn assert_no_leftovers(root: &Path) {
-    for folder in ["content/ingest", "snapshots/staging", "snapshots/removing"] {
+    assert_eq!(entries(&root.join("content/ingest")), broken_off(root));
+    for folder in ["snapshots/unpacking", "snapshots/staging", "snapshots/removing"] {
         assert_eq!(entries(&root.join(folder)), [""; 0], "{folder}");
     }
     let records = entries(&root.join("metadata/images"));

@@ -11,9 +11,10 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::TcpListener,
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use crate::images::{Blob, TestImage};
 
@@ -97,6 +98,7 @@ struct State {
 }
 
 /// A running registry. It ends with the test.
+#[derive(Clone)]
 pub(crate) struct Registry {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
@@ -104,13 +106,29 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) async fn start() -> Registry {
+        Registry::start_with(None).await
+    }
+
+    /// Over TLS, if there is a configuration for it.
+    pub(crate) async fn start_with(tls: Option<ServerConfig>) -> Registry {
+        let acceptor = tls.map(|tls| TlsAcceptor::from(Arc::new(tls)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
         let serving = state.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, serving.clone()));
+                let (state, acceptor) = (serving.clone(), acceptor.clone());
+                tokio::spawn(async move {
+                    match acceptor {
+                        None => serve(stream, state).await,
+                        Some(acceptor) => {
+                            if let Ok(stream) = acceptor.accept(stream).await {
+                                serve(stream, state).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Registry { address, state }
@@ -126,6 +144,11 @@ impl Registry {
 
     pub(crate) fn put(&self, path: String, content_type: &str, body: impl Into<Blob>) {
         self.state.content.lock().unwrap().insert(path, (content_type.to_owned(), body.into()));
+    }
+
+    /// What is there at this path.
+    pub(crate) fn stored(&self, path: &str) -> Option<Vec<u8>> {
+        self.state.content.lock().unwrap().get(path).map(|(_, body)| body.to_vec())
     }
 
     /// Makes an image available under `app:tag` and by its digest.
@@ -144,6 +167,11 @@ impl Registry {
         self.state.rules.lock().unwrap().push(Box::new(rule));
     }
 
+    /// From now on it is an honest registry again.
+    pub(crate) fn clear_rules(&self) {
+        self.state.rules.lock().unwrap().clear();
+    }
+
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.state.requests.lock().unwrap().clone()
     }
@@ -158,7 +186,11 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
     sampan_imagestore::Digest::of(bytes).to_string()
 }
 
-async fn serve(stream: TcpStream, state: Arc<State>) {
+/// What a connection is, encrypted or not.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
+async fn serve(stream: impl Stream, state: Arc<State>) {
     let mut stream = BufReader::new(stream);
     while let Some(request) = receive(&mut stream, &state).await {
         let rules = state.rules.lock().unwrap().iter().find_map(|rule| rule(&request));
@@ -169,7 +201,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
     }
 }
 
-async fn receive(stream: &mut BufReader<TcpStream>, state: &State) -> Option<Request> {
+async fn receive(stream: &mut BufReader<impl Stream>, state: &State) -> Option<Request> {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
@@ -206,7 +238,7 @@ fn answer(request: &Request, state: &State) -> Reply {
 }
 
 /// `None` when the connection is at its end.
-async fn send(stream: &mut TcpStream, reply: Reply) -> Option<()> {
+async fn send(stream: &mut impl Stream, reply: Reply) -> Option<()> {
     let length = reply.length.unwrap_or(reply.body.len());
     let mut head = format!("HTTP/1.1 {} Status\r\nContent-Length: {length}\r\n", reply.status);
     for (name, value) in &reply.headers {

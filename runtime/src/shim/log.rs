@@ -389,7 +389,7 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.log.file = rustix::fs::open("/dev/full", OFlags::WRONLY, Mode::empty()).unwrap();
         fixture.write(b"lost\n");
-        let (_, first) = fixture.stream.pump(&mut fixture.buffers, &mut fixture.log);
+        let (_, first) = fixture.stream.pump(&mut fixture.buffers, Some(&mut fixture.log), |_| ());
         assert_eq!(first.unwrap_err().kind(), io::ErrorKind::StorageFull);
         fixture.write(b"lost too\n");
         fixture.pump();

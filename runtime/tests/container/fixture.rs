@@ -40,7 +40,11 @@ impl Bundle {
         }
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let cgroup = format!("/sampan-test-{}-{number}", std::process::id());
+        // Where systemd is the first process, the same cases run with scopes that it makes.
+        let cgroup = match std::env::var_os("SAMPAN_TEST_CGROUP").is_some_and(|driver| driver == "scope") {
+            true => format!("system.slice:sampan-test:{}-{number}", std::process::id()),
+            false => format!("/sampan-test-{}-{number}", std::process::id()),
+        };
         Bundle { dir, spec: spec(args), cgroup }
     }
 

@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use sampan_tests::{Agent, fixture};
 
+mod archive;
 mod bad_input;
 mod cli;
+mod commit;
 mod crash;
+mod event;
 mod exec;
 mod full_disk;
 mod image;
@@ -24,6 +27,7 @@ mod service;
 mod session;
 mod stats;
 mod streaming;
+mod update;
 
 /// Longer than anything that is asked for takes, even on a loaded machine.
 const SOON: Duration = Duration::from_secs(20);

@@ -286,6 +286,97 @@ impl ImageService for Script {
         }
     }
 
+    async fn tag_image(&self, request: Request<TagImageRequest>) -> Answer<TagImageResponse> {
+        let request = request.into_inner();
+        self.note(format!("tag {} {}", request.image, request.target));
+        answer(TagImageResponse {})
+    }
+
+    async fn image_history(&self, _: Request<ImageHistoryRequest>) -> Answer<ImageHistoryResponse> {
+        let newest = HistoryStep {
+            image_id: format!("sha256:{}", "a".repeat(64)),
+            created_at: human::now() - 180_000_000_000,
+            created_by: "/bin/sh -c #(nop)\tCMD [\"nginx\" \"-g\" \"daemon off;\"] and more".into(),
+            comment: "made".into(),
+            ..Default::default()
+        };
+        let oldest =
+            HistoryStep { created_by: "ADD rootfs /".into(), size: 187_400_000, ..Default::default() };
+        answer(ImageHistoryResponse { steps: vec![newest, oldest] })
+    }
+
+    async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Answer<DiskUsageResponse> {
+        let amount = |bytes, inodes| Some(Amount { bytes, inodes });
+        let image = |id: &str, tag: &str, containers| ImageDiskUsage {
+            image: Some(ImageSummary {
+                id: id.repeat(64),
+                repo_tags: vec![tag.into()],
+                ..Default::default()
+            }),
+            shared: amount(100_000_000, 10),
+            unique: amount(50_000_000, 5),
+            containers,
+        };
+        answer(DiskUsageResponse {
+            images: vec![image("a", "docker.io/library/nginx:1.27", 1), image("b", "localhost:5000/b:1", 0)],
+            containers: vec![ContainerDiskUsage {
+                id: "0".repeat(64),
+                name: "web".into(),
+                image: "nginx:1.27".into(),
+                running: false,
+                written: amount(4096, 1),
+                created_at: human::now() - 180_000_000_000,
+            }],
+            image_total: amount(200_000_000, 20),
+            image_reclaimable: amount(50_000_000, 5),
+        })
+    }
+
+    type SaveStream = Stream<SaveResponse>;
+
+    async fn save(&self, request: Request<SaveRequest>) -> Answer<Self::SaveStream> {
+        self.note(format!("save {}", request.into_inner().images.join(" ")));
+        all(["tar of ", "images"].map(|data| SaveResponse { data: data.into() }).into())
+    }
+
+    async fn load(&self, request: Request<Streaming<LoadRequest>>) -> Answer<LoadResponse> {
+        let mut pieces = request.into_inner();
+        let mut tar = Vec::new();
+        while let Some(piece) = pieces.message().await? {
+            tar.extend(piece.data);
+        }
+        self.note(format!("load {}", String::from_utf8_lossy(&tar)));
+        let image = |id: &str, names: &[&str]| LoadedImage {
+            id: format!("sha256:{id}"),
+            names: names.iter().map(ToString::to_string).collect(),
+        };
+        answer(LoadResponse { images: vec![image("aa", &["docker.io/library/nginx:1"]), image("bb", &[])] })
+    }
+
+    type PushStream = Stream<PushResponse>;
+
+    async fn push(&self, _: Request<PushRequest>) -> Answer<Self::PushStream> {
+        Err(Status::unimplemented("push"))
+    }
+
+    async fn prune_images(&self, _: Request<PruneImagesRequest>) -> Answer<PruneImagesResponse> {
+        Err(Status::unimplemented("prune_images"))
+    }
+
+    type CheckStoreStream = Stream<CheckStoreResponse>;
+
+    async fn check_store(&self, _: Request<CheckStoreRequest>) -> Answer<Self::CheckStoreStream> {
+        Err(Status::unimplemented("check_store"))
+    }
+
+    async fn commit(&self, _: Request<CommitRequest>) -> Answer<CommitResponse> {
+        Err(Status::unimplemented("commit"))
+    }
+
+    async fn changes(&self, _: Request<ChangesRequest>) -> Answer<ChangesResponse> {
+        Err(Status::unimplemented("changes"))
+    }
+
     async fn inspect_image(&self, request: Request<InspectImageRequest>) -> Answer<InspectImageResponse> {
         match request.into_inner().image.as_str() {
             "nginx" => answer(InspectImageResponse { json: r#"{"Id":"sha256:aa"}"#.into() }),

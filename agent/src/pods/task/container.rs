@@ -33,6 +33,9 @@ use crate::{
 /// Longest wait for a cgroup to become empty once its processes are killed.
 const EMPTY: Duration = Duration::from_secs(10);
 
+/// The reason that kubelet knows.
+const OOM_KILLED: &str = "OOMKilled";
+
 /// `SIGTERM`, when neither request nor image names another.
 const DEFAULT_STOP_SIGNAL: i32 = 15;
 
@@ -65,7 +68,8 @@ impl Task {
         match self.make(record.clone(), image).await {
             Ok(record) => {
                 info!(container.id = %id, name = %record.config.name, image.ref = %record.config.image, "container created");
-                self.save_container(record)?;
+                self.save_container(record.clone())?;
+                self.tell_of(&record, Action::Create);
                 Ok(id)
             }
             Err(error) => {
@@ -120,7 +124,9 @@ impl Task {
                 record.phase = ContainerPhase::Running;
                 record.started_at = started_at;
                 info!(container.id = %id, pid = record.pid, "container started");
-                self.save_container(record)
+                let saved = self.save_container(record.clone());
+                self.tell_of(&record, Action::Start);
+                saved
             }
             Ok(other) => Err(Error::Internal(format!("the monitor answered {other:?} to a start"))),
             Err(error) => {
@@ -147,6 +153,29 @@ impl Task {
         }
     }
 
+    /// Puts new limits in force, or leaves all as they were.
+    pub(super) async fn update(&mut self, id: &ContainerId, resources: &Resources) -> Result<()> {
+        let mut record = self.container(id)?.clone();
+        if record.phase == ContainerPhase::Exited {
+            return Err(Error::Precondition(format!("container {} is not running", id.short())));
+        }
+        let before = spec::limits(&record.config.resources)?;
+        record.config.resources.merge(resources);
+        let after = spec::limits(&record.config.resources)?;
+        let path = record.cgroup.clone();
+        blocking(move || {
+            let failed = |source| Error::Cgroup { path: path.clone(), source };
+            let cgroup = Cgroup::new(&path).map_err(failed)?;
+            cgroup.apply(&after).map_err(|source| {
+                // What was in force a moment ago can be so again.
+                let _ = cgroup.apply(&before);
+                failed(source)
+            })
+        })
+        .await?;
+        self.save_container(record)
+    }
+
     pub(super) async fn remove_container(&mut self, id: &ContainerId) -> Result<()> {
         // What is gone is removed.
         let Some(container) = self.containers.get(id) else { return Ok(()) };
@@ -159,6 +188,7 @@ impl Task {
         self.discard(&record).await?;
         self.containers.remove(id);
         self.publish();
+        self.tell_of(&record, Action::Remove);
         info!(container.id = %id, "container removed");
         Ok(())
     }
@@ -186,6 +216,10 @@ impl Task {
         if let Err(error) = self.save_container(record.clone()) {
             warn!(container.id = %record.id, error = %error.chain(), "the container's end could not be recorded on disk");
         }
+        if record.exit.as_ref().is_some_and(|exit| exit.reason == OOM_KILLED) {
+            self.tell_of(&record, Action::Oom);
+        }
+        self.tell_of(&record, Action::Die);
         if self.record.config.auto_remove && self.farewell.is_none() {
             self.farewell = Some(Instant::now() + FAREWELL);
         }
@@ -238,6 +272,17 @@ impl Task {
             context.records.remove_container(&pod, &record.id)
         })
         .await
+    }
+
+    /// Tells of something that has happened to a container.
+    pub(super) fn tell_of(&self, record: &ContainerRecord, action: Action) {
+        let mut attributes =
+            vec![("name", record.config.name.clone()), ("image", record.config.image.clone())];
+        if let Some(exit) = record.exit.as_ref().filter(|_| action == Action::Die) {
+            attributes.extend([("exit_code", exit.code.to_string()), ("reason", exit.reason.clone())]);
+        }
+        let view = self.view.borrow().clone();
+        self.context.events.tell(Object::Container, action, record.id.as_str(), Some(view), attributes);
     }
 
     fn container(&self, id: &ContainerId) -> Result<&ContainerRecord> {
@@ -296,7 +341,7 @@ pub(super) fn empty_cgroup(path: &str) -> Result<()> {
 /// The durable form of a monitor's exit record.
 pub(super) fn exit_record(exit: &Exit) -> ExitRecord {
     let reason = match (exit.oom_killed, exit.code) {
-        (true, _) => "OOMKilled",
+        (true, _) => OOM_KILLED,
         (false, 0) => "Completed",
         (false, _) => "Error",
     };

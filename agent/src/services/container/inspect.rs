@@ -13,6 +13,7 @@ use crate::{
         config::{NetworkMode, Propagation},
         record::{ContainerPhase, ContainerRecord, PodRecord},
     },
+    services::{merged, time},
 };
 
 const NAMESPACES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
@@ -33,7 +34,14 @@ pub(super) fn inspect(context: &Context, found: &Found) -> Result<Value> {
             },
         })
     });
-    let environment: Vec<String> = config.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let image = context.store.find(&container.image_id).ok().flatten();
+    let image = image.and_then(|image| super::super::image::configuration(context, &image).ok());
+    // Without its image, removed by force, it is what it was run with alone.
+    let image =
+        image.as_ref().and_then(|image| image.get("config")?.as_object().cloned()).unwrap_or_default();
+    let mut merged = merged::merge(&image, &pod.config, config);
+    merged.insert("Image".into(), config.image.clone().into());
+    merged.insert("Hostname".into(), hostname(pod).into());
     Ok(json!({
         "Id": container.id,
         "Name": config.name,
@@ -44,17 +52,7 @@ pub(super) fn inspect(context: &Context, found: &Found) -> Result<Value> {
         "Image": container.image_id,
         "LogPath": container.log_path,
         "PodSandboxId": pod.id,
-        "Config": {
-            "Image": config.image,
-            "Hostname": pod.config.hostname,
-            "User": config.security.run_as_username,
-            "Env": environment,
-            "Cmd": config.args,
-            "Entrypoint": config.command,
-            "WorkingDir": config.working_dir,
-            "Labels": config.labels,
-            "StopSignal": container.stop_signal,
-        },
+        "Config": merged,
         "User": { "Uid": container.user.uid, "Gid": container.user.gid, "AdditionalGids": container.user.groups },
         "HostConfig": host_config(pod, container),
         "GraphDriver": graph_driver,
@@ -65,9 +63,12 @@ pub(super) fn inspect(context: &Context, found: &Found) -> Result<Value> {
     }))
 }
 
-fn time(nanoseconds: i64) -> String {
-    let moment = jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default();
-    format!("{moment:.9}")
+/// As the pod's processes see it.
+fn hostname(pod: &PodRecord) -> String {
+    match pod.config.hostname.as_str() {
+        "" => pod.id.short().to_owned(),
+        hostname => hostname.to_owned(),
+    }
 }
 
 fn state(container: &ContainerRecord) -> Value {

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev, mknodat};
 use super::*;
 
 /// A tree with everything in it that a tar can carry.
-fn build(root: &Path) {
+pub(crate) fn build(root: &Path) {
     let at = |name: &str| root.join(name);
     std::fs::create_dir_all(at("usr/bin")).unwrap();
     std::fs::create_dir_all(at("var/mail")).unwrap();

@@ -27,23 +27,61 @@ fn synced_layers_and_snapshots_are_found_again() {
 }
 
 #[test]
-fn layer_that_was_never_synced_does_not_count() {
+fn layer_that_was_never_synced_counts_until_the_machine_restarts() {
     let directory = tempfile::tempdir().unwrap();
-    let snapshots = Snapshots::open(directory.path()).unwrap();
+    let open = |boot: &str| Snapshots::open_in_boot(directory.path(), boot.to_owned()).unwrap();
+    let snapshots = open("one");
     let synced = add(&snapshots, None, &file("a"));
     snapshots.sync().unwrap();
     let unsynced = add(&snapshots, Some(&synced), &file("b"));
     let above = add(&snapshots, Some(&unsynced), &file("c"));
     snapshots.prepare("key", Some(&above)).unwrap();
     drop(snapshots);
-    let snapshots = Snapshots::open(directory.path()).unwrap();
+
+    let snapshots = open("one");
+    assert_eq!(snapshots.committed().len(), 3);
+    assert_eq!(snapshots.keys(), ["key"]);
+    assert!(snapshots.has_unsynced());
+    drop(snapshots);
+
+    let snapshots = open("two");
     assert_eq!(snapshots.committed(), [synced]);
-    assert!(!snapshots.contains(&unsynced));
+    assert!(!snapshots.contains(&unsynced) && !snapshots.has_unsynced());
     // A snapshot without its layers is of no use to anyone.
     assert!(snapshots.keys().is_empty());
-    for folder in ["staging", "removing", "active"] {
+    for folder in ["unpacking", "staging", "removing", "active"] {
         assert_eq!(names(&directory.path().join(folder)), [""; 0], "{folder}");
     }
+}
+
+#[test]
+fn layer_that_waits_for_its_sync_holds_no_descriptor() {
+    let directory = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(directory.path()).unwrap();
+    let open = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+        targets.filter(|target| target.starts_with(directory.path())).count()
+    };
+    let before = open();
+    let layer = add(&snapshots, None, &file("a"));
+    assert!(snapshots.has_unsynced());
+    assert_eq!(open(), before);
+    // Removed and committed anew: the record is that of the second.
+    snapshots.remove_committed(&layer).unwrap();
+    add(&snapshots, None, &file("a"));
+    snapshots.sync().unwrap();
+    assert!(!snapshots.has_unsynced());
+    assert_eq!(open(), before);
+}
+
+#[test]
+fn layer_that_an_earlier_process_left_unsynced_is_synced_by_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = |boot: &str| Snapshots::open_in_boot(directory.path(), boot.to_owned()).unwrap();
+    let layer = add(&open("one"), None, &file("a"));
+    open("one").sync().unwrap();
+    assert!(open("two").contains(&layer));
 }
 
 #[test]
@@ -79,7 +117,8 @@ fn whatever_no_record_names_is_deleted() {
     assert!(!snapshots.contains(&above), "a layer without its parent");
     assert_eq!(snapshots.keys(), ["good"]);
     assert_eq!(names(&root.join("committed")).len(), 2);
-    for (folder, left) in [("active", &["good"][..]), ("staging", &[]), ("removing", &[])] {
+    for (folder, left) in [("active", &["good"][..]), ("unpacking", &[]), ("staging", &[]), ("removing", &[])]
+    {
         assert_eq!(names(&root.join(folder)), left, "{folder}");
     }
 }

@@ -1,0 +1,124 @@
+//! Reclaiming: images that nobody needs are removed, because somebody asks for it or because the disk fills up.
+//!
+//! Spared are pinned images and those that the caller knows to be used. What goes is the image's record first, then what
+//! only that record named; a lease, a snapshot or another image keeps its share, so this is safe at any moment. When room
+//! is needed, those go first that were used longest ago.
+
+use std::sync::Arc;
+
+use crate::{Digest, Error, Image, Removed, snapshot::Usage, store::Inner};
+
+/// Which images to remove.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unneeded {
+    /// Those without a tag.
+    Untagged,
+    /// Those too that have tags.
+    All,
+}
+
+/// When to make room, and how much. What is absent is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Watermarks {
+    /// Beyond as many bytes of images, room is made.
+    pub high_bytes: Option<u64>,
+    /// Down to as many bytes; the high mark when absent.
+    pub low_bytes: Option<u64>,
+    /// Beyond as many files, directories and others.
+    pub high_inodes: Option<u64>,
+    /// Down to as many; the high mark when absent.
+    pub low_inodes: Option<u64>,
+}
+
+impl Watermarks {
+    /// Whether there is nothing to watch for.
+    pub fn is_none(&self) -> bool {
+        self.high_bytes.is_none() && self.high_inodes.is_none()
+    }
+
+    fn exceeded(&self, usage: Usage) -> bool {
+        let over = |number: u64, mark: Option<u64>| mark.is_some_and(|mark| number > mark);
+        over(usage.bytes, self.high_bytes) || over(usage.inodes, self.high_inodes)
+    }
+
+    fn reached(&self, usage: Usage) -> bool {
+        let under =
+            |number: u64, low: Option<u64>, high: Option<u64>| low.or(high).is_none_or(|mark| number <= mark);
+        under(usage.bytes, self.low_bytes, self.high_bytes)
+            && under(usage.inodes, self.low_inodes, self.high_inodes)
+    }
+}
+
+/// What was removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// Images, names and layers.
+    pub removed: Removed,
+    /// What that gave back.
+    pub amount: Usage,
+}
+
+/// Removes the images that `used` knows nothing of, and every leftover of failed work.
+pub(crate) fn prune(
+    store: &Inner,
+    which: Unneeded,
+    used: &dyn Fn(&Image) -> bool,
+) -> Result<Reclaimed, Error> {
+    let before = store.image_bytes();
+    let mut removed = Removed::default();
+    for image in candidates(store, used) {
+        if which == Unneeded::All || image.repo_tags.is_empty() {
+            add(&mut removed, store.catalog.remove(&image.id)?);
+        }
+    }
+    let removed = store.sweep(removed)?;
+    Ok(Reclaimed { removed, amount: less(before, store.image_bytes()) })
+}
+
+/// Makes room if a mark is exceeded.
+pub(crate) fn make_room(
+    store: &Inner,
+    marks: &Watermarks,
+    used: &dyn Fn(&Image) -> bool,
+) -> Result<Reclaimed, Error> {
+    let before = store.image_bytes();
+    if !marks.exceeded(before) {
+        return Ok(Reclaimed::default());
+    }
+    // Leftovers first: nobody will miss them.
+    let mut removed = store.sweep(Removed::default())?;
+    let mut candidates = candidates(store, used);
+    let last_used =
+        |image: &Image| store.snapshots.last_use(image.chain_id()).max(image.tagged_at).unwrap_or(i64::MIN);
+    candidates.sort_by_key(|image| last_used(image));
+    for image in candidates {
+        if marks.reached(store.image_bytes()) {
+            break;
+        }
+        let gone = store.catalog.remove(&image.id)?;
+        add(&mut removed, store.sweep(gone)?);
+    }
+    Ok(Reclaimed { removed, amount: less(before, store.image_bytes()) })
+}
+
+fn candidates(store: &Inner, used: &dyn Fn(&Image) -> bool) -> Vec<Arc<Image>> {
+    let mut images = store.catalog.images();
+    let leased = |digest: &Digest| store.leases.holds(digest);
+    images.retain(|image| !image.pinned && !used(image) && !leased(&image.id) && !leased(&image.manifest));
+    images
+}
+
+fn add(removed: &mut Removed, more: Removed) {
+    removed.untagged.extend(more.untagged);
+    removed.deleted.extend(more.deleted);
+}
+
+fn less(before: Usage, after: Usage) -> Usage {
+    Usage {
+        bytes: before.bytes.saturating_sub(after.bytes),
+        inodes: before.inodes.saturating_sub(after.inodes),
+    }
+}
+
+#[cfg(test)]
+mod tests;
