@@ -144,11 +144,14 @@ impl Replies {
         const BEGIN: [u8; 6] = [0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2];
         /// Stored, not the last, four bytes (RFC 1951): no pairs.
         const EMPTY: [u8; 9] = [0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0];
+        /// Stored, not the last, no bytes: what zlib calls a sync flush. Go's inflater gives nothing out before it.
+        const FLUSH: [u8; 5] = [0, 0, 0, 0xff, 0xff];
         if !self.begun {
             output.extend_from_slice(&BEGIN);
         }
         self.begun = true;
         output.extend_from_slice(&EMPTY);
+        output.extend_from_slice(&FLUSH);
     }
 }
 
