@@ -17,7 +17,9 @@ pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod process;
+pub(crate) mod scheduling;
 pub(crate) mod signal;
+pub(crate) mod terminal;
 
 #[cfg(test)]
 mod child;

@@ -5,7 +5,7 @@
 //! a container. The file holds whole lines only: a line cut off by a full disk is taken back. One batch of output
 //! costs one read and one write, and memory is held only for a line that isn't finished yet.
 
-mod timestamp;
+pub(crate) mod timestamp;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

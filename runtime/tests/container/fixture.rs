@@ -93,6 +93,7 @@ impl Bundle {
             cgroup: &self.cgroup,
             pid_namespace,
             stdio: stdio.for_child(),
+            command_line: None,
         };
         let child = spawn(&options).unwrap();
         Container { bundle: self, process: Process::new(child, stdio) }
@@ -185,6 +186,7 @@ impl Container<'_> {
             cgroup: &format!("{}/exec-1", self.bundle.cgroup),
             process: file.as_fd(),
             stdio: stdio.for_child(),
+            command_line: None,
         })?;
         Ok(Process::new(child, stdio))
     }

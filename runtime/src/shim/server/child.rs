@@ -169,7 +169,10 @@ impl Server {
         while let Some(channel) = &exec.channel {
             match channel.receive() {
                 Ok(None) => return,
-                Ok(Some(Report::Ready)) => {}
+                // The last three are said to a command line only, which asks for what leads to them.
+                Ok(Some(
+                    Report::Ready | Report::Born { .. } | Report::Environment | Report::Listener { .. },
+                )) => {}
                 Ok(Some(Report::Executed)) => {
                     exec.channel = None;
                     let (client, pid) = (exec.client, exec.pid);

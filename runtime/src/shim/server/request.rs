@@ -120,6 +120,7 @@ impl Server {
             cgroup: &new.cgroup,
             pid_namespace: self.pid_namespace(&new.pid)?,
             stdio: [input.as_ref().unwrap_or(&self.null).as_fd(), out.as_fd(), err.as_fd()],
+            command_line: None,
         };
         let Child { pid, pidfd, channel } =
             self.with_original_oom_score(|| spawn(&options)).map_err(internal_error)?;
@@ -281,6 +282,7 @@ impl Server {
             cgroup: &cgroup,
             process: process.as_fd(),
             stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+            command_line: None,
         };
         let child = self.with_original_oom_score(|| crate::exec::exec(&options));
         let child =

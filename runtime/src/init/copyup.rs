@@ -1,0 +1,63 @@
+//! `tmpcopyup`: what was at the target of a tmpfs is copied into it before it is mounted there.
+//!
+//! Everything goes by descriptor, and symbolic links are copied and never followed. Devices and sockets stay behind.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
+
+use crate::sys::{self, file};
+
+const INSIDE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
+
+/// Copies the contents of the directory `from` into `to`, with owners and modes, those of the directory included.
+pub(super) fn copy(from: impl AsFd, to: impl AsFd) -> sys::Result<()> {
+    let readable = OFlags::RDONLY | OFlags::DIRECTORY;
+    let from = file::openat2(from, ".", readable, ResolveFlags::BENEATH)?;
+    let failed = |errno| sys::Error::new("getdents64()", errno);
+    let entries = Dir::read_from(&from).map_err(failed)?;
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name == "." || name == ".." {
+            continue;
+        }
+        copy_entry(&from, &to, Path::new(&name))?;
+    }
+    dress(file::fstat(&from)?, &to)
+}
+
+fn copy_entry(from: &OwnedFd, to: &impl AsFd, name: &Path) -> sys::Result<()> {
+    let found = file::openat2(from, name, OFlags::PATH | OFlags::NOFOLLOW, ResolveFlags::BENEATH)?;
+    let stat = file::fstat(&found)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            file::mkdirat(to, name, 0o700)?;
+            copy(&found, file::openat2(to, name, OFlags::RDONLY | OFlags::DIRECTORY, INSIDE)?)
+        }
+        FileType::Symlink => {
+            let target = file::readlinkat(from, name)?;
+            file::symlinkat(&target.to_string_lossy(), to, name)?;
+            file::fchownat(to, name, stat.st_uid, stat.st_gid)
+        }
+        FileType::RegularFile => {
+            file::mknodat(to, name, FileType::RegularFile, 0o600, (0, 0))?;
+            let mut source = File::from(file::openat2(from, name, OFlags::RDONLY, INSIDE)?);
+            let mut copy = File::from(file::openat2(to, name, OFlags::WRONLY, INSIDE)?);
+            std::io::copy(&mut source, &mut copy).map_err(|error| {
+                let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO);
+                sys::Error::new(format!("copy({name:?})"), errno)
+            })?;
+            dress(stat, &copy)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn dress(stat: rustix::fs::Stat, copy: &impl AsFd) -> sys::Result<()> {
+    file::fchownat(copy, "", stat.st_uid, stat.st_gid)?;
+    rustix::fs::fchmod(copy, Mode::from_raw_mode(stat.st_mode & 0o7777))
+        .map_err(|errno| sys::Error::new("fchmod()", errno))
+}
