@@ -146,7 +146,7 @@ proptest! {
 }
 
 /// The other side of a connection.
-struct Peer {
+pub(in crate::streaming) struct Peer {
     io: DuplexStream,
     encoder: Encoder,
     decoder: Decoder,
@@ -159,7 +159,7 @@ enum Received {
 }
 
 impl Peer {
-    fn connect(streams: usize) -> (Peer, Connection) {
+    pub(in crate::streaming) fn connect(streams: usize) -> (Peer, Connection) {
         Peer::connect_for(streams, Duration::from_secs(3600))
     }
 
@@ -177,8 +177,11 @@ impl Peer {
     }
 
     async fn open(&mut self, stream: u32, kind: &str) {
-        self.control(Control::SynStream { stream, headers: headers(&[("streamtype", kind)]), fin: false })
-            .await;
+        self.open_with(stream, &[("streamtype", kind)]).await;
+    }
+
+    pub(in crate::streaming) async fn open_with(&mut self, stream: u32, pairs: &[(&str, &str)]) {
+        self.control(Control::SynStream { stream, headers: headers(pairs), fin: false }).await;
     }
 
     async fn data(&mut self, stream: u32, fin: bool, data: &[u8]) {
