@@ -414,6 +414,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 18);
+        assert_eq!(keys, 24);
     }
 }

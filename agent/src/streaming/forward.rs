@@ -26,8 +26,8 @@ use crate::{
 
 /// The protocol of port-forward over SPDY, also over SPDY in WebSocket.
 pub(super) const PROTOCOL: &str = "portforward.k8s.io";
-/// A browser's worth of connections, two streams each.
-const LIMITS: Limits = Limits { streams: 256 };
+/// Two streams for each connection.
+const LIMITS: Limits = Limits { streams: 512 };
 
 /// Serves a client that speaks SPDY.
 pub(super) async fn serve(pods: &Pods, pod: &str, client: Client) {
@@ -220,4 +220,53 @@ pub(super) async fn serve_channels(pods: &Pods, pod: &str, ports: &[u16], codec:
     }
     // A client that wants another connection opens another WebSocket.
     channels.finish().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::spdy::tests::Peer, *};
+
+    /// The ports of the pairs that these streams make, and how many are left alone.
+    async fn pairs(streams: &[&[(&str, &str)]]) -> (Vec<String>, usize) {
+        let (mut peer, mut connection) = Peer::connect(16);
+        let (mut waiting, mut ports) = (HashMap::new(), Vec::new());
+        for (number, headers) in (0..).zip(streams) {
+            peer.open_with(number * 2 + 1, headers).await;
+            let stream = connection.accept().await.unwrap();
+            ports.extend(pair(&mut waiting, stream).map(|pair| pair.port));
+        }
+        (ports, waiting.len())
+    }
+
+    const fn stream<'a>(kind: &'a str, port: &'a str, request: &'a str) -> [(&'a str, &'a str); 3] {
+        [("streamtype", kind), ("port", port), ("requestid", request)]
+    }
+
+    #[tokio::test]
+    async fn streams_of_one_request_find_each_other_in_any_order() {
+        let streams = [
+            stream("error", "80", "0"),
+            stream("data", "81", "1"),
+            stream("data", "80", "0"),
+            stream("error", "81", "1"),
+            stream("error", "82", "2"),
+        ];
+        let streams: Vec<&[_]> = streams.iter().map(<[_; 3]>::as_slice).collect();
+        assert_eq!(pairs(&streams).await, (vec!["80".into(), "81".into()], 1));
+    }
+
+    #[tokio::test]
+    async fn the_first_clients_named_no_request() {
+        let error: &[_] = &[("streamtype", "error"), ("port", "80")];
+        let data: &[_] = &[("streamtype", "data"), ("port", "80")];
+        assert_eq!(pairs(&[error, data]).await, (vec!["80".into()], 0));
+        assert_eq!(pairs(&[error, error, data, data]).await, (vec!["80".into()], 2));
+    }
+
+    #[tokio::test]
+    async fn streams_that_make_no_sense_make_no_pair() {
+        let double = stream("data", "80", "0");
+        let other = stream("stdout", "80", "0");
+        assert_eq!(pairs(&[&double, &double, &other, &[]]).await, (vec![], 1));
+    }
 }

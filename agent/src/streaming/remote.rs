@@ -68,3 +68,54 @@ async fn collect(connection: &mut Connection, command: &Command, protocol: &str)
     let format = if protocol == "v4.channel.k8s.io" { Format::Json } else { Format::Text };
     Some(Ends { error: error?, stdin, stdout, stderr, resize, sent, format })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::spdy::tests::Peer, *};
+
+    const COMMAND: Command = Command {
+        container: String::new(),
+        argv: None,
+        tty: false,
+        stdin: true,
+        stdout: true,
+        stderr: false,
+    };
+
+    async fn collected(command: &Command, protocol: &str, kinds: &[&str]) -> Option<Ends> {
+        let (mut peer, mut connection) = Peer::connect(8);
+        for (number, kind) in (0..).zip(kinds) {
+            peer.open_with(number * 2 + 1, &[("streamtype", kind)]).await;
+        }
+        timeout(Duration::from_millis(300), collect(&mut connection, command, protocol)).await.ok().flatten()
+    }
+
+    #[tokio::test]
+    async fn a_command_begins_when_all_its_streams_are_there() {
+        for protocol in PROTOCOLS {
+            assert!(collected(&COMMAND, protocol, &["error", "stdin"]).await.is_none(), "{protocol}");
+            let ends = collected(&COMMAND, protocol, &["stdout", "error", "stdin"]).await.unwrap();
+            assert!(ends.stdin.is_some() && ends.stdout.is_some() && ends.stderr.is_none());
+            assert_eq!(ends.sent.len(), 1);
+            assert_eq!(ends.format == Format::Json, protocol == PROTOCOLS[0], "{protocol}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_terminal_has_sizes_from_version_three_on() {
+        let terminal = Command { tty: true, ..COMMAND };
+        for (index, protocol) in PROTOCOLS.iter().enumerate() {
+            let without = collected(&terminal, protocol, &["error", "stdin", "stdout"]).await;
+            assert_eq!(without.is_some(), index >= 2, "{protocol}");
+            let with = collected(&terminal, protocol, &["error", "stdin", "resize", "stdout"]).await.unwrap();
+            assert_eq!(with.resize.is_some(), index < 2, "{protocol}");
+        }
+    }
+
+    #[tokio::test]
+    async fn streams_nobody_asked_for_are_passed_over() {
+        let kinds = ["stderr", "error", "stdin", "stdin", "nonsense", "resize", "stdout"];
+        let ends = collected(&COMMAND, PROTOCOLS[0], &kinds).await.unwrap();
+        assert!(ends.stderr.is_none() && ends.resize.is_none());
+    }
+}

@@ -10,6 +10,6 @@ mod header;
 mod window;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub(super) use connection::{Connection, Limits, Stream};

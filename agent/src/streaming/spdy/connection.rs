@@ -233,7 +233,7 @@ impl Session {
     async fn open(&mut self, id: u32, headers: Headers, fin: bool) {
         while self.pumps.try_join_next().is_some() {}
         self.open.retain(|_, stream| stream.input.is_some() || !stream.pump.is_finished());
-        let refused = if id % 2 == 0 {
+        let refused = if id.is_multiple_of(2) {
             Some(reset::PROTOCOL_ERROR)
         } else if id <= self.last {
             Some(reset::STREAM_IN_USE)

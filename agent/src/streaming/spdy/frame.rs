@@ -7,7 +7,9 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::header::{Deflater, Headers, Inflater};
+#[cfg(test)]
+use super::header::Deflater;
+use super::header::{Headers, Inflater, Replies};
 
 /// Most bytes of a control frame's payload; a block of headers is the largest.
 const CONTROL_LIMIT: u32 = 16 << 10;
@@ -203,12 +205,18 @@ pub(super) enum Control {
 /// Writes frames of one connection.
 #[derive(Debug)]
 pub(super) struct Encoder {
+    replies: Replies,
+    #[cfg(test)]
     deflater: Deflater,
 }
 
 impl Encoder {
     pub(super) fn new() -> Encoder {
-        Encoder { deflater: Deflater::new() }
+        Encoder {
+            replies: Replies::default(),
+            #[cfg(test)]
+            deflater: Deflater::new(),
+        }
     }
 
     /// Appends a control frame.
@@ -217,7 +225,7 @@ impl Encoder {
         let (kind, flags, payload) = match *frame {
             Control::SynReply { stream } => {
                 let mut payload = words(&[stream]);
-                self.deflater.headers(&Headers::default(), &mut payload);
+                self.replies.block(&mut payload);
                 (2, 0, payload)
             }
             Control::Reset { stream, status } => (3, 0, words(&[stream, status])),

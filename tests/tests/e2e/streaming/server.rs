@@ -253,8 +253,8 @@ async fn streams_are_served_over_tls_where_it_is_configured() {
             ]),
     )
     .await;
-    let config = format!("[streaming]\ncertificate = {certificate:?}\nkey = {key:?}\n");
-    with_agent_of(Options { configuration: config, ..Options::default() }, async |agent| {
+    let configuration = format!("[streaming]\ncertificate = {certificate:?}\nkey = {key:?}\n");
+    with_agent_of(Options { configuration, ..Options::default() }, async |agent| {
         let (target, _api) = target(agent, SLEEPER).await;
         let url = exec_url(&target, &["cat"], true).await;
         assert!(url.starts_with("https://127.0.0.1:"), "{url}");
