@@ -21,7 +21,6 @@ use crate::sys;
 mod bundle;
 mod capability;
 mod cgroupfs;
-mod copyup;
 mod device;
 mod error;
 mod identity;

@@ -8,6 +8,7 @@ mod beneath;
 pub mod cgroup;
 pub mod console;
 pub mod container;
+pub mod copyup;
 pub mod exec;
 pub mod executable;
 mod hook;

@@ -37,6 +37,8 @@ pub(crate) struct Input<'a> {
     pub(crate) cgroup: &'a str,
     /// Files of the pod that appear in `/etc`, by their place in the container, and its `/dev/shm`.
     pub(crate) pod_files: &'a [(&'static str, PathBuf)],
+    /// Anonymous volumes.
+    pub(crate) volumes: &'a [MountConfig],
     /// Devices of the host, with their numbers looked up.
     pub(crate) devices: &'a [HostDevice],
 }
@@ -320,7 +322,7 @@ fn mounts(input: &Input<'_>) -> Result<Vec<Mount>> {
     }
     // Parents before children, whatever order the request has them in.
     let mut wanted: BTreeMap<&Path, &MountConfig> = BTreeMap::new();
-    for request in &input.container.mounts {
+    for request in input.volumes.iter().chain(&input.container.mounts) {
         wanted.insert(&request.container_path, request);
     }
     for request in wanted.values() {

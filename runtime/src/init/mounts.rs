@@ -10,8 +10,9 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{CWD, FileType, OFlags};
 use rustix::io::Errno;
 
-use super::{Error, Result, cgroupfs, copyup, identity, rootfs::Rootfs};
+use super::{Error, Result, cgroupfs, identity, rootfs::Rootfs};
 use crate::beneath;
+use crate::copyup;
 use crate::mount::{Bind, Options};
 use crate::sys::{self, mount::Attributes};
 

@@ -30,6 +30,7 @@ mod stats;
 mod store;
 mod streaming;
 mod update;
+mod volume;
 
 /// Longer than anything that is asked for takes, even on a loaded machine.
 const SOON: Duration = Duration::from_secs(20);

@@ -24,7 +24,7 @@ use crate::{
     error::Kind,
     pods::{
         PodId,
-        config::{DeviceConfig, PidMode, SeccompProfile, Security},
+        config::{DeviceConfig, MountConfig, PidMode, Propagation, SeccompProfile, Security},
         record::UserIds,
         spec::{self, HostDevice},
     },
@@ -59,6 +59,7 @@ impl Task {
             log_path: log_path(self.log_directory().as_deref(), &config.log_path)?,
             argv: spec::argv(&config, image.config.config().as_ref())?,
             user: UserIds::default(),
+            volumes: Vec::new(),
             stop_signal: stop_signal(&config, &image),
             id: id.clone(),
             config,
@@ -409,8 +410,12 @@ fn lay_out(
     let user =
         resolve_user(&rootfs, &record.config.security, image_config.and_then(|c| c.user().as_deref()))?;
     record.user = UserIds { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() };
+    record.volumes = make_volumes(context, &pod.id, &record, &rootfs, image_config)?;
     let folder = context.pod_state(&pod.id);
-    let devices = record.config.devices.iter().map(host_device).collect::<Result<Vec<_>>>()?;
+    let mut devices = record.config.devices.iter().map(host_device).collect::<Result<Vec<_>>>()?;
+    if record.config.security.privileged {
+        devices.extend(host_devices(Path::new("/dev"), &devices));
+    }
     let spec = spec::build(&spec::Input {
         pod: &pod.config,
         container: &record.config,
@@ -421,6 +426,7 @@ fn lay_out(
         rootfs: &rootfs,
         cgroup: &record.cgroup,
         pod_files: &files::mounts(&folder, &pod.config),
+        volumes: &record.volumes,
         devices: &devices,
     })?;
     write_bundle(context, &folder.join(key), spec, &record.config.security)?;
@@ -428,6 +434,38 @@ fn lay_out(
         fs::create_dir_all(directory).map_err(at("create", directory))?;
     }
     Ok(record)
+}
+
+/// A folder for each volume of the image that the request mounts nothing at, with what the image has there.
+fn make_volumes(
+    context: &Context,
+    pod: &PodId,
+    record: &ContainerRecord,
+    rootfs: &Path,
+    image: Option<&oci_spec::image::Config>,
+) -> Result<Vec<MountConfig>> {
+    let wanted = image.and_then(|image| image.volumes().clone()).unwrap_or_default();
+    let folder = context.records.volumes(pod, &record.id);
+    let mut volumes = Vec::new();
+    for path in wanted {
+        // A path's form is its components: no trailing slash or dot makes it another.
+        let container_path: PathBuf = Path::new("/").join(&path).components().collect();
+        let taken = |mount: &MountConfig| mount.container_path.components().eq(container_path.components());
+        if container_path == Path::new("/") || record.config.mounts.iter().chain(&volumes).any(taken) {
+            continue;
+        }
+        let host_path = folder.join(volumes.len().to_string());
+        sampan_runtime::copyup::seed(rootfs, &container_path, &host_path)
+            .map_err(at("make the volume", &container_path))?;
+        volumes.push(MountConfig {
+            container_path,
+            host_path,
+            readonly: false,
+            recursive_readonly: false,
+            propagation: Propagation::Private,
+        });
+    }
+    Ok(volumes)
 }
 
 fn write_bundle(
@@ -510,6 +548,29 @@ fn host_device(device: &DeviceConfig) -> Result<HostDevice> {
         gid: metadata.gid(),
         permissions: device.permissions.clone(),
     })
+}
+
+/// The devices of the host but for those of terminals and those that the request names.
+fn host_devices(folder: &Path, named: &[HostDevice]) -> Vec<HostDevice> {
+    /// What every container has of its own.
+    const OWN: [&str; 6] = ["pts", "shm", "mqueue", "fd", "console", "ptmx"];
+    let mut devices = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        // One that goes away meanwhile is none.
+        let Ok(kind) = entry.file_type() else { continue };
+        if OWN.iter().any(|own| name == *own) || named.iter().any(|device| device.path == path) {
+            continue;
+        }
+        if kind.is_dir() {
+            devices.extend(host_devices(&path, named));
+        } else if kind.is_char_device() || kind.is_block_device() {
+            let config =
+                DeviceConfig { container_path: path.clone(), host_path: path, permissions: "rwm".into() };
+            devices.extend(host_device(&config));
+        }
+    }
+    devices
 }
 
 #[cfg(test)]
