@@ -61,6 +61,13 @@ images: setup ## the images of tests and demo, made of Debian packages; those th
 test: build images ## every test, against the debug binaries and a registry on loopback
 	$(CARGO) test --workspace
 
+# Arguments of tests/vm/test.sh: --quick or --agent, and which of v2, hybrid, v1.
+VM ?=
+.PHONY: test-vm
+test-vm: ## the privileged tests in guests with systemd, cgroup v2, hybrid and v1
+	@deploy/setup.sh build vm
+	tests/vm/test.sh $(VM)
+
 .PHONY: demo
 demo: setup ## pulls nginx, runs it, fetches its page, shows its stats, cleans up
 	$(MAKE) $(if $(filter debug,$(PROFILE)),build,release)
@@ -78,9 +85,26 @@ bench: ## measures Sampan beside Debian's containerd and runc
 lint: setup ## formatting, warnings, unused dependencies, shell scripts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -p sampan-runtime --test systemd -- -D warnings
 	$(call cargo-tool,cargo-machete,$(MACHETE_VERSION))
 	cargo-machete
 	git ls-files "*.sh" .ci/run | xargs shellcheck --severity=warning
+
+# Seconds for each target.
+FUZZ ?= 20
+FUZZ_VERSION := 0.13.1
+FUZZ_TARGETS := layer inflate manifest reference hosts challenge signature
+.PHONY: fuzz
+fuzz: setup-build ## feeds what reads strangers' bytes, FUZZ seconds each; needs a nightly compiler
+	$(call cargo-tool,cargo-fuzz,$(FUZZ_VERSION))
+	tar -cf imagestore/fuzz/seeds/layer.tar --format=pax -C imagestore/src/layer tests
+	mkdir -p imagestore/fuzz/corpus/layer && mv imagestore/fuzz/seeds/layer.tar imagestore/fuzz/corpus/layer/
+	cd imagestore && for target in $(FUZZ_TARGETS); do \
+		mkdir -p "fuzz/corpus/$$target" "fuzz/seeds/$$target"; \
+		cargo +nightly fuzz run --sanitizer none --target '$(HOST_TUPLE)' "$$target" \
+			"fuzz/corpus/$$target" "fuzz/seeds/$$target" -- \
+			-max_total_time=$(FUZZ) -rss_limit_mb=512 -timeout=10 -print_final_stats=1; \
+	done
 
 .PHONY: deny
 deny: setup-build ## licences and sources of the dependencies; after a change of Cargo.lock

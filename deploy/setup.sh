@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs from Debian what is missing on this machine. Asks the network for nothing when nothing is missing.
 #
-#   setup.sh GROUP...     groups: build, test, bench
+#   setup.sh GROUP...     groups: build, test, vm, bench
 #
 # Services of the packages it installs (a registry, containerd) are neither started nor enabled:
 # the tests start their own, on loopback.
@@ -12,7 +12,8 @@ declare -A PACKAGES=(
     # protobuf-compiler: the tests' CRI client was written by others and compiles its .proto files with protoc.
     [build]="git gcc libc6-dev make pkg-config libseccomp-dev protobuf-compiler"
     [test]="ca-certificates docker-registry skopeo umoci mmdebstrap busybox-static nftables iproute2
-        e2fsprogs procps curl jq shellcheck"
+        e2fsprogs procps curl jq shellcheck openssl strace python3-kubernetes"
+    [vm]="qemu-system-x86 mmdebstrap cpio busybox-static jq"
     [bench]="containerd runc containernetworking-plugins"
 )
 
@@ -26,6 +27,11 @@ for group in "$@"; do
     # shellcheck disable=SC2206  # a list of words on purpose
     wanted+=(${PACKAGES[$group]?"no package group $group"})
 done
+
+# Any kubectl does for the tests; Debian's cannot be installed beside one from elsewhere.
+if [[ " $* " == *" test "* ]] && ! type -P kubectl >/dev/null; then
+    wanted+=(kubernetes-client)
+fi
 
 missing=()
 for package in "${wanted[@]}"; do

@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = [
         "runtime/v1/api.proto",
         "sampan/v1/container.proto",
+        "sampan/v1/events.proto",
         "sampan/v1/image.proto",
         "sampan/v1/metrics.proto",
         "sampan/v1/system.proto",

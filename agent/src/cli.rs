@@ -5,8 +5,10 @@
 //! Exit codes: 0, 1 for an error, 125 for an error of `run` itself, else what the container's process gave.
 
 mod agent;
+mod attach;
 mod commit;
 mod diff;
+mod events;
 mod exec;
 mod failure;
 mod history;
@@ -20,6 +22,7 @@ mod load;
 mod logs;
 mod options;
 mod output;
+mod port_forward;
 mod progress;
 mod prune;
 mod ps;
@@ -29,6 +32,8 @@ mod remove;
 mod rmi;
 mod run;
 mod save;
+mod session;
+mod start;
 mod stats;
 mod stop;
 mod store;
@@ -76,12 +81,22 @@ enum Verb {
     Run(Box<run::Arguments>),
     /// Run a command in a running container
     Exec(exec::Arguments),
+    /// Make a new container without starting it
+    Create(Box<run::Arguments>),
+    /// Start containers that were created
+    Start(start::Arguments),
+    /// Join the streams of a running container
+    Attach(attach::Arguments),
+    /// Lead local ports to ports of a container
+    PortForward(port_forward::Arguments),
     /// List containers
     Ps(ps::Arguments),
     /// Show what a container wrote
     Logs(logs::Arguments),
     /// Show what containers use, again and again
     Stats(stats::Arguments),
+    /// Show what happens to pods, containers and images
+    Events(events::Arguments),
     /// Stop running containers
     Stop(stop::Arguments),
     /// Wait until containers end, then print their exit codes
@@ -143,7 +158,8 @@ async fn execute(arguments: impl IntoIterator<Item = OsString>, out: &mut Output
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     match Arguments::try_parse_from(&arguments) {
         Ok(arguments) => {
-            let own_error = if matches!(arguments.verb, Verb::Run(_)) { run::OWN_ERROR } else { 1 };
+            let own_error =
+                if matches!(arguments.verb, Verb::Run(_) | Verb::Create(_)) { run::OWN_ERROR } else { 1 };
             let result = carry_out(arguments, out).await;
             finish(result, own_error, out)
         }
@@ -181,9 +197,14 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
     match arguments.verb {
         Verb::Run(arguments) => return run::execute(*arguments, agent, out).await,
         Verb::Exec(arguments) => return exec::execute(arguments, agent, out).await,
+        Verb::Create(arguments) => return run::create(*arguments, agent, out).await,
+        Verb::Start(arguments) => return start::execute(arguments, &agent.await?, out).await,
+        Verb::Attach(arguments) => return attach::execute(arguments, &agent.await?, out).await,
+        Verb::PortForward(arguments) => port_forward::execute(arguments, &agent.await?, out).await,
         Verb::Ps(arguments) => ps::execute(arguments, &agent.await?, out).await,
         Verb::Logs(arguments) => logs::execute(arguments, &agent.await?, out).await,
         Verb::Stats(arguments) => stats::execute(arguments, &agent.await?, out).await,
+        Verb::Events(arguments) => events::execute(arguments, &agent.await?, out).await,
         Verb::Stop(arguments) => stop::execute(arguments, &agent.await?, out).await,
         Verb::Wait(arguments) => wait::execute(arguments, &agent.await?, out).await,
         Verb::Rm(arguments) => remove::execute(arguments, &agent.await?, out).await,

@@ -2,7 +2,10 @@
 //!
 //! A key that nobody knows is an error: a misspelt limit must not be a limit that is silently absent.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -29,6 +32,8 @@ pub struct Config {
     pub cgroup: Cgroup,
     /// The runtime.
     pub runtime: Runtime,
+    /// The server of exec's, attach's and port-forward's streams.
+    pub streaming: Streaming,
 }
 
 /// What is logged and how.
@@ -73,6 +78,8 @@ pub struct Registry {
     pub settings: PathBuf,
     /// Credentials for pulls that bring none, in Docker's or podman's form. It need not exist.
     pub credentials: PathBuf,
+    /// Which images may be pulled: `policy.json` of the containers project. It need not exist.
+    pub policy: PathBuf,
 }
 
 /// Which images stay, and how much room they may take.
@@ -129,6 +136,20 @@ pub struct Runtime {
     pub path: Option<PathBuf>,
 }
 
+/// The server of exec's, attach's and port-forward's streams.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Where it listens; port 0: any that is free.
+    pub address: SocketAddr,
+    /// What the URLs it gives out begin with; absent: its own address.
+    pub base_url: Option<String>,
+    /// PEM file of the certificate and its chain; absent: no TLS.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of the certificate's key.
+    pub key: Option<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -141,6 +162,7 @@ impl Default for Config {
             images: Images::default(),
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
+            streaming: Streaming::default(),
         }
     }
 }
@@ -168,6 +190,7 @@ impl Default for Registry {
             insecure: Vec::new(),
             settings: "/etc/sampan/certs.d".into(),
             credentials: "/etc/sampan/auth.json".into(),
+            policy: "/etc/sampan/policy.json".into(),
         }
     }
 }
@@ -175,6 +198,17 @@ impl Default for Registry {
 impl Default for Cgroup {
     fn default() -> Cgroup {
         Cgroup { root: "/sampan".into() }
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Streaming {
+        Streaming {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            base_url: None,
+            certificate: None,
+            key: None,
+        }
     }
 }
 
@@ -243,6 +277,7 @@ impl Config {
             ("socket", &self.socket),
             ("registry.settings", &self.registry.settings),
             ("registry.credentials", &self.registry.credentials),
+            ("registry.policy", &self.registry.policy),
         ] {
             if !path.is_absolute() {
                 return invalid(format!("{key} = {path:?} is not an absolute path"));
@@ -274,7 +309,28 @@ impl Config {
         {
             return invalid(format!("cgroup.root = {:?} is not a path below the root", self.cgroup.root));
         }
-        Ok(())
+        self.streaming.check()
+    }
+}
+
+impl Streaming {
+    fn check(&self) -> Result<(), Error> {
+        let invalid = |text: String| Err(Error::Invalid(text));
+        if self.certificate.is_some() != self.key.is_some() {
+            return invalid(
+                "streaming.certificate and streaming.key belong together; set both or none".into(),
+            );
+        }
+        match &self.base_url {
+            Some(url) if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) => {
+                invalid(format!("streaming.base_url = {url:?} begins with neither http:// nor https://"))
+            }
+            None if self.address.ip().is_unspecified() => invalid(format!(
+                "streaming.address = \"{}\" is no address that a client could connect to; set streaming.base_url too",
+                self.address
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -313,6 +369,9 @@ mod tests {
             "[network]\nbridge = \"a-name-that-is-too-long\"",
             "[network]\nsubnets = [\"10.0.0.0/24\", \"10.1.0.0/24\"]",
             "[cgroup]\nroot = \"/../x\"",
+            "[streaming]\ncertificate = \"/etc/sampan/tls.crt\"",
+            "[streaming]\nbase_url = \"127.0.0.1:1\"",
+            "[streaming]\naddress = \"0.0.0.0:10250\"",
         ] {
             assert!(load(text, &Overrides::default()).is_err(), "{text}");
         }
@@ -326,11 +385,21 @@ mod tests {
             format!("{:?}", Config::default())
         );
         // A key without a default shows an example.
-        let example = ["mtu", "path", "high_bytes", "low_bytes", "high_inodes", "low_inodes"];
+        let example = [
+            "mtu",
+            "path",
+            "high_bytes",
+            "low_bytes",
+            "high_inodes",
+            "low_inodes",
+            "base_url",
+            "certificate",
+            "key",
+        ];
         let (mut text, mut keys) = (String::new(), 0);
         for line in installed.lines() {
             let setting = line.strip_prefix("# ").and_then(|rest| Some((rest.split_once(" = ")?.0, rest)));
-            match setting.filter(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase())) {
+            match setting.filter(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')) {
                 Some((key, rest)) => {
                     keys += 1;
                     if !example.contains(&key) {
@@ -345,6 +414,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 13);
+        assert_eq!(keys, 24);
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     credential::Helpers,
     error::{Error, Result, at},
+    events::Events,
     network::{self, Network},
     pods::{PodId, record::Records},
 };
@@ -29,6 +30,8 @@ pub struct Context {
     pub store: Store,
     /// The bridge.
     pub network: Network,
+    /// What happens.
+    pub events: Arc<Events>,
     /// Records of pods.
     pub(crate) records: Records,
     /// The runtime's binary.
@@ -51,6 +54,7 @@ impl Context {
         private_folder(&config.state.join("pods"))?;
         let options = StoreOptions {
             insecure_registries: config.registry.insecure.clone(),
+            policy: Some(config.registry.policy.clone()),
             registry_settings: Some(config.registry.settings.clone()),
             credentials: Credentials {
                 file: Some(config.registry.credentials.clone()),
@@ -69,6 +73,7 @@ impl Context {
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = fs::read_to_string(boot_id).map_err(at("read", boot_id))?.trim().to_owned();
         Ok(Context {
+            events: Arc::new(Events::open(&config.root, &boot_id)?),
             records: Records::open(&config.root)?,
             runtime: find_runtime(config.runtime.path.as_deref())?,
             store,

@@ -7,14 +7,18 @@ use sampan_proto::cri::{self, image_service_server::ImageService, runtime_servic
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use crate::{context::Context, pods::Pods, stats::Collector};
+use crate::{context::Context, pods::Pods, stats::Collector, streaming::Streaming};
 
+mod attach;
+mod checkpoint;
 mod container_stats;
 mod container_status;
 mod convert;
 mod convert_stats;
 mod create_container;
+mod exec;
 mod exec_sync;
+mod get_container_events;
 mod image_fs_info;
 mod image_status;
 mod list_container_stats;
@@ -24,16 +28,19 @@ mod list_pod_sandbox;
 mod list_pod_sandbox_stats;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
+mod port_forward;
 mod pull_image;
 mod remove_container;
 mod remove_image;
 mod remove_pod_sandbox;
+mod reopen_container_log;
 mod run_pod_sandbox;
 mod runtime_config;
 mod start_container;
 mod status;
 mod stop_container;
 mod stop_pod_sandbox;
+mod update_container_resources;
 mod version;
 
 /// The one runtime handler there is, which is also the default.
@@ -46,6 +53,8 @@ pub struct Runtime {
     pub pods: Pods,
     /// Where samples come from.
     pub collector: Collector,
+    /// Where the URLs of streams lead.
+    pub streaming: Streaming,
 }
 
 /// `runtime.v1.ImageService`.
@@ -60,6 +69,18 @@ type Items<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn unimplemented<T>(rpc: &str, instead: &str) -> Result<T, Status> {
     Err(Status::unimplemented(format!("{rpc} is not there in this version of sampan; {instead}")))
+}
+
+/// A list in messages that stay far below what clients take.
+fn batches<T: Send + 'static, R: Send + 'static>(items: Vec<T>, message: fn(Vec<T>) -> R) -> Items<R> {
+    /// Items of at most a few KiB.
+    const BATCH: usize = 100;
+    let mut rest = items.into_iter();
+    let next = move || {
+        let batch: Vec<T> = rest.by_ref().take(BATCH).collect();
+        (!batch.is_empty()).then(|| Ok(message(batch)))
+    };
+    Box::pin(tokio_stream::iter(std::iter::from_fn(next)))
 }
 
 /// Gives each call its span and its file.
@@ -215,28 +236,33 @@ impl RuntimeService for Runtime {
 
     async fn update_container_resources(
         &self,
-        _: Request<cri::UpdateContainerResourcesRequest>,
+        request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Reply<cri::UpdateContainerResourcesResponse> {
-        unimplemented("UpdateContainerResources", "remove the container and create it with the new limits")
+        call!(request, "UpdateContainerResources", |request| update_container_resources::call(
+            &self.pods, request
+        ))
     }
 
     async fn reopen_container_log(
         &self,
-        _: Request<cri::ReopenContainerLogRequest>,
+        request: Request<cri::ReopenContainerLogRequest>,
     ) -> Reply<cri::ReopenContainerLogResponse> {
-        unimplemented("ReopenContainerLog", "rotate logs by copying and truncating them")
+        call!(request, "ReopenContainerLog", |request| reopen_container_log::call(&self.pods, request))
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Reply<cri::ExecResponse> {
-        unimplemented("Exec", "use ExecSync")
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Reply<cri::ExecResponse> {
+        call!(request, "Exec", |request| exec::call(&self.pods, &self.streaming, request))
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Reply<cri::AttachResponse> {
-        unimplemented("Attach", "read the container's log")
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Reply<cri::AttachResponse> {
+        call!(request, "Attach", |request| attach::call(&self.pods, &self.streaming, request))
     }
 
-    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Reply<cri::PortForwardResponse> {
-        unimplemented("PortForward", "publish the port when the pod is created")
+    async fn port_forward(
+        &self,
+        request: Request<cri::PortForwardRequest>,
+    ) -> Reply<cri::PortForwardResponse> {
+        call!(request, "PortForward", |request| port_forward::call(&self.pods, &self.streaming, request))
     }
 
     async fn update_runtime_config(
@@ -250,18 +276,18 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::CheckpointContainerRequest>,
     ) -> Reply<cri::CheckpointContainerResponse> {
-        unimplemented("CheckpointContainer", "there is no checkpoint yet")
+        checkpoint::refuse("CheckpointContainer")
     }
 
     async fn checkpoint_pod(
         &self,
         _: Request<cri::CheckpointPodRequest>,
     ) -> Reply<cri::CheckpointPodResponse> {
-        unimplemented("CheckpointPod", "there is no checkpoint yet")
+        checkpoint::refuse("CheckpointPod")
     }
 
     async fn restore_pod(&self, _: Request<cri::RestorePodRequest>) -> Reply<cri::RestorePodResponse> {
-        unimplemented("RestorePod", "there is no checkpoint yet")
+        checkpoint::refuse("RestorePod")
     }
 
     async fn list_metric_descriptors(
@@ -289,36 +315,60 @@ impl RuntimeService for Runtime {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Reply<Self::StreamPodSandboxesStream> {
-        unimplemented("StreamPodSandboxes", "use ListPodSandbox")
+        let filter = request.into_inner().filter;
+        let list = list_pod_sandbox::call(&self.pods, cri::ListPodSandboxRequest { filter }).await?;
+        Ok(Response::new(batches(list.items, |pod_sandboxes| cri::StreamPodSandboxesResponse {
+            pod_sandboxes,
+        })))
     }
 
     type StreamContainersStream = Items<cri::StreamContainersResponse>;
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Reply<Self::StreamContainersStream> {
-        unimplemented("StreamContainers", "use ListContainers")
+        let filter = request.into_inner().filter;
+        let list = list_containers::call(&self.pods, cri::ListContainersRequest { filter }).await?;
+        Ok(Response::new(batches(list.containers, |containers| cri::StreamContainersResponse { containers })))
     }
 
     type StreamContainerStatsStream = Items<cri::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Reply<Self::StreamContainerStatsStream> {
-        unimplemented("StreamContainerStats", "use ListContainerStats")
+        let filter = request.into_inner().filter;
+        let list = list_container_stats::call(
+            &self.pods,
+            &self.collector,
+            cri::ListContainerStatsRequest { filter },
+        )
+        .await?;
+        Ok(Response::new(batches(list.stats, |container_stats| cri::StreamContainerStatsResponse {
+            container_stats,
+        })))
     }
 
     type StreamPodSandboxStatsStream = Items<cri::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Reply<Self::StreamPodSandboxStatsStream> {
-        unimplemented("StreamPodSandboxStats", "use ListPodSandboxStats")
+        let filter = request.into_inner().filter;
+        let list = list_pod_sandbox_stats::call(
+            &self.pods,
+            &self.collector,
+            cri::ListPodSandboxStatsRequest { filter },
+        )
+        .await?;
+        Ok(Response::new(batches(list.stats, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse {
+            pod_sandbox_stats,
+        })))
     }
 
     type StreamPodSandboxMetricsStream = Items<cri::StreamPodSandboxMetricsResponse>;
@@ -336,7 +386,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
-        unimplemented("GetContainerEvents", "use ListContainers and ListPodSandbox")
+        Ok(Response::new(get_container_events::call(&self.pods.context().events)))
     }
 }
 
@@ -348,8 +398,13 @@ impl ImageService for Images {
 
     type StreamImagesStream = Items<cri::StreamImagesResponse>;
 
-    async fn stream_images(&self, _: Request<cri::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
-        unimplemented("StreamImages", "use ListImages")
+    async fn stream_images(
+        &self,
+        request: Request<cri::StreamImagesRequest>,
+    ) -> Reply<Self::StreamImagesStream> {
+        let filter = request.into_inner().filter;
+        let list = list_images::call(&self.context.store, cri::ListImagesRequest { filter }).await?;
+        Ok(Response::new(batches(list.images, |images| cri::StreamImagesResponse { images })))
     }
 
     async fn image_status(

@@ -22,6 +22,8 @@ pub enum Kind {
     Unavailable,
     /// A registry wants other credentials.
     Unauthenticated,
+    /// The node's policy does not allow the image.
+    Untrusted,
     /// Disk, addresses or limits are used up.
     ResourceExhausted,
     /// Content is not what its digest says.
@@ -74,6 +76,9 @@ pub enum Error {
     /// The agent or this machine cannot do it.
     #[error("{0}")]
     Unimplemented(String),
+    /// As much as may be is in use.
+    #[error("{0}")]
+    Exhausted(String),
     /// The wait is over.
     #[error("{what} did not finish within {limit:?}")]
     Deadline {
@@ -163,6 +168,7 @@ impl Error {
             Error::Invalid(_) | Error::Ambiguous { .. } | Error::User(_) => Kind::InvalidArgument,
             Error::Precondition(_) => Kind::FailedPrecondition,
             Error::Unimplemented(_) => Kind::Unimplemented,
+            Error::Exhausted(_) => Kind::ResourceExhausted,
             Error::Deadline { .. } => Kind::DeadlineExceeded,
             Error::Image(error) => image_kind(error.kind()),
             Error::Network(error) => network_kind(error.kind()),
@@ -229,6 +235,7 @@ fn image_kind(kind: sampan_imagestore::Kind) -> Kind {
         Image::FailedPrecondition => Kind::FailedPrecondition,
         Image::Unavailable => Kind::Unavailable,
         Image::Unauthenticated => Kind::Unauthenticated,
+        Image::Untrusted => Kind::Untrusted,
         Image::ResourceExhausted => Kind::ResourceExhausted,
         Image::DataLoss => Kind::DataLoss,
         Image::Cancelled => Kind::Cancelled,

@@ -35,7 +35,8 @@ mod sysctl;
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -225,6 +226,17 @@ impl Network {
         namespace::enter(netns.as_fd(), || Socket::route()?.transact(&[link::set_up("lo")]))?
             .map_err(about("loopback interface of the pod"))?;
         Ok(())
+    }
+
+    /// Connects to a port on the loopback of a namespace, IPv4 before IPv6.
+    pub fn dial(netns: &OwnedFd, port: u16, limit: Duration) -> io::Result<TcpStream> {
+        let connect = || {
+            let four = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), limit);
+            four.or_else(|error| {
+                TcpStream::connect_timeout(&(Ipv6Addr::LOCALHOST, port).into(), limit).map_err(|_| error)
+            })
+        };
+        namespace::enter(netns.as_fd(), connect).map_err(io::Error::other)?
     }
 
     /// Traffic of the interfaces in a namespace.

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use sampan_runtime::shim::protocol::Request;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -23,13 +24,14 @@ mod id;
 mod monitor;
 pub mod record;
 mod recovery;
+pub(crate) mod session;
 pub(crate) mod signal;
 mod spec;
 mod task;
 
 pub use id::{ContainerId, PodId};
 
-use config::{ContainerConfig, PodConfig, PodName};
+use config::{ContainerConfig, PodConfig, PodName, Resources};
 use record::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 use task::{Command, Start};
 
@@ -359,6 +361,28 @@ impl Pods {
         limit: Option<Duration>,
     ) -> Result<exec::Output> {
         exec::run(&self.context, &found.pod.record.id, &found.container, argv, limit).await
+    }
+
+    /// Has a container's log written to a new file, after the old one was moved away.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when the container does not run or has no log. The old file stays in use then.
+    pub async fn reopen_log(&self, found: &Found) -> Result<()> {
+        let (pod, container) = (&found.pod.record.id, &found.container);
+        if container.phase != ContainerPhase::Running {
+            return Err(Error::Precondition(format!("container {} is not running", container.id.short())));
+        }
+        let connection = monitor::Connection::open(pod, &self.context.pod_state(pod)).await?;
+        connection.command(&Request::ReopenLog { id: container.id.to_string() }).await
+    }
+
+    /// Changes the limits of a container that has not ended.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it has ended, or what the kernel does not take; the limits are as before then.
+    pub async fn update_resources(&self, found: &Found, resources: Resources) -> Result<()> {
+        let (id, resources) = (found.container.id.clone(), Box::new(resources));
+        self.ask(&found.pod.record.id, |answer| Command::Update { id, resources, answer }).await
     }
 
     async fn ask<T>(

@@ -12,7 +12,7 @@ use sampan_proto::{
     DESCRIPTORS,
     cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
     sampan::{
-        container_service_server::ContainerServiceServer,
+        container_service_server::ContainerServiceServer, event_service_server::EventServiceServer,
         image_service_server::ImageServiceServer as SampanImagesServer,
         metrics_service_server::MetricsServiceServer, system_service_server::SystemServiceServer,
     },
@@ -27,6 +27,7 @@ use crate::{
     pods::Pods,
     services,
     stats::Collector,
+    streaming::Streaming,
 };
 
 /// Largest request, and what kubelet's client takes as an answer by default.
@@ -82,14 +83,15 @@ pub async fn serve(
     listener: UnixListener,
     pods: Pods,
     collector: Collector,
+    streaming: Streaming,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let router = router(pods, collector).await?;
+    let router = router(pods, collector, streaming).await?;
     router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await?;
     Ok(())
 }
 
-async fn router(pods: Pods, collector: Collector) -> anyhow::Result<Router> {
+async fn router(pods: Pods, collector: Collector, streaming: Streaming) -> anyhow::Result<Router> {
     let context: Arc<_> = pods.context().clone();
     macro_rules! limited {
         ($server:ident, $service:expr) => {
@@ -98,13 +100,17 @@ async fn router(pods: Pods, collector: Collector) -> anyhow::Result<Router> {
                 .max_encoding_message_size(ANSWER_LIMIT)
         };
     }
-    let runtime =
-        limited!(RuntimeServiceServer, cri::Runtime { pods: pods.clone(), collector: collector.clone() });
-    let images = limited!(ImageServiceServer, cri::Images { context });
+    let runtime = limited!(
+        RuntimeServiceServer,
+        cri::Runtime { pods: pods.clone(), collector: collector.clone(), streaming }
+    );
+    let images = limited!(ImageServiceServer, cri::Images { context: context.clone() });
     let containers = limited!(ContainerServiceServer, services::container::Containers { pods: pods.clone() });
     let sampan_images = limited!(SampanImagesServer, services::image::Images { pods: pods.clone() });
     let metrics =
         limited!(MetricsServiceServer, services::metrics::Metrics { pods: pods.clone(), collector });
+    let events = context.events.clone();
+    let events = limited!(EventServiceServer, services::event::EventsOfNode { events });
     let system = limited!(SystemServiceServer, services::system::System { pods });
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -121,6 +127,7 @@ async fn router(pods: Pods, collector: Collector) -> anyhow::Result<Router> {
         .add_service(sampan_images)
         .add_service(metrics)
         .add_service(system)
+        .add_service(events)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?))

@@ -1,6 +1,7 @@
 //! `sampan.v1`: what CRI has no word for, a file for each service.
 
 pub mod container;
+pub mod event;
 pub mod image;
 mod merged;
 pub mod metrics;

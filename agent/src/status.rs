@@ -13,6 +13,7 @@ impl From<Kind> for Code {
             Kind::FailedPrecondition => Code::FailedPrecondition,
             Kind::Unavailable => Code::Unavailable,
             Kind::Unauthenticated => Code::Unauthenticated,
+            Kind::Untrusted => Code::PermissionDenied,
             Kind::ResourceExhausted => Code::ResourceExhausted,
             Kind::DataLoss => Code::DataLoss,
             Kind::DeadlineExceeded => Code::DeadlineExceeded,

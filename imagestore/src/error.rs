@@ -22,6 +22,8 @@ pub enum Kind {
     Unavailable,
     /// The registry wants other credentials.
     Unauthenticated,
+    /// The policy of this node does not allow the image: a signature is missing or wrong.
+    Untrusted,
     /// The disk is full, or a limit is reached.
     ResourceExhausted,
     /// Content is not what its digest or size says.

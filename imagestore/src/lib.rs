@@ -12,6 +12,8 @@ mod content;
 mod diff;
 mod digest;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gc;
 mod history;
 mod image;
@@ -23,6 +25,7 @@ mod push;
 mod reclaim;
 mod reference;
 mod registry;
+mod signature;
 mod snapshot;
 mod store;
 mod usage;

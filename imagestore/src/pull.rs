@@ -1,7 +1,7 @@
 //! Pulls: from a reference to an image that is complete on this node.
 //!
 //! ```text
-//! manifest ─► configuration ─► layers, side by side: download ∥ inflate ∥ unpack ─► commit in order ─► record
+//! manifest ─► configuration ─► policy ─► layers, side by side: download ∥ inflate ∥ unpack ─► commit in order ─► record
 //! ```
 //!
 //! The record is written last, when all blobs that it names are on the disk. The unpacked layers reach the disk
@@ -31,6 +31,7 @@ use crate::{
     image::{Layer, chains, created},
     manifest::{self, Document, Manifest},
     registry::{Fetched, Repository},
+    signature::Policy,
     store::Inner,
 };
 
@@ -51,6 +52,15 @@ struct Resolved {
     config: Vec<u8>,
     parsed: ImageConfiguration,
     layers: Vec<Layer>,
+}
+
+impl Resolved {
+    /// The manifest, and the index that led to it.
+    fn digests(&self) -> Vec<&Digest> {
+        let mut digests = vec![&self.manifest.digest];
+        digests.extend(Some(&self.target).filter(|target| **target != self.manifest.digest));
+        digests
+    }
 }
 
 /// What the layers of one pull share.
@@ -86,13 +96,18 @@ pub(crate) async fn run(
     reports: Arc<Reports>,
     token: CancellationToken,
 ) -> Result<Arc<Image>, Error> {
-    let (transport, name) = (store.transport.clone(), reference.clone());
-    let repository = spawn_blocking(move || Repository::new(&transport, &name, auth));
-    let repository = repository.await.map_err(|_| Error::Lost)??;
-    let resolved = match token.run_until_cancelled(resolve(&store, &repository, &reference)).await {
-        Some(resolved) => resolved?,
-        None => return Err(Error::Cancelled),
+    let (settings, name) = (store.clone(), reference.clone());
+    let prepare = move || {
+        let demands = Policy::load(settings.options.policy.as_deref())?.demands(&name)?;
+        Ok::<_, Error>((demands, Repository::new(&settings.transport, &name, auth)?))
     };
+    let (demands, repository) = spawn_blocking(prepare).await.map_err(|_| Error::Lost)??;
+    let look = async {
+        let resolved = resolve(&store, &repository, &reference).await?;
+        demands.check(&repository, &reference, &resolved.digests()).await?;
+        Ok::<_, Error>(resolved)
+    };
+    let resolved = token.run_until_cancelled(look).await.ok_or(Error::Cancelled)??;
     // Held from before the first look at what is here until the record holds everything itself.
     let held = [resolved.manifest.digest.clone(), resolved.id.clone()];
     let held = held.into_iter().chain(resolved.layers.iter().flat_map(Layer::names)).collect();
@@ -232,5 +247,5 @@ fn complete(
 
 /// Whether what was fetched is worth keeping for another attempt.
 pub(crate) fn may_succeed_later(kind: Kind) -> bool {
-    !matches!(kind, Kind::InvalidArgument | Kind::DataLoss | Kind::ResourceExhausted)
+    !matches!(kind, Kind::InvalidArgument | Kind::Untrusted | Kind::DataLoss | Kind::ResourceExhausted)
 }

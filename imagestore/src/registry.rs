@@ -173,3 +173,24 @@ impl Repository {
         }
     }
 }
+
+/// Ways in for the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing {
+    use reqwest::header::HeaderValue;
+
+    pub(crate) fn settings(bytes: &[u8]) {
+        if let Ok(text) = std::str::from_utf8(bytes)
+            && let Ok(hosts) = super::hosts::parse(text)
+        {
+            assert!(!hosts.is_empty(), "the registry itself is always among them");
+        }
+        super::credentials::read_any(bytes, "registry.example/team/app");
+    }
+
+    pub(crate) fn challenge(bytes: &[u8]) {
+        if let Ok(header) = HeaderValue::from_bytes(bytes) {
+            let _ = super::auth::Challenge::parse(std::iter::once(&header));
+        }
+    }
+}

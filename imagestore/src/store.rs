@@ -44,6 +44,8 @@ pub struct StoreOptions {
     pub registry_settings: Option<PathBuf>,
     /// Credentials for pulls that bring none.
     pub credentials: Credentials,
+    /// Which images may be pulled, as `policy.json` of the containers project; without the file all may.
+    pub policy: Option<PathBuf>,
     /// How many layers of an image to fetch at a time.
     pub parallel_downloads: usize,
     /// Names of images that are spared when unused ones are removed.
@@ -60,6 +62,7 @@ impl Default for StoreOptions {
             insecure_registries: Vec::new(),
             registry_settings: None,
             credentials: Credentials::default(),
+            policy: None,
             parallel_downloads: 4,
             pinned: Vec::new(),
             platform: Platform::default(),

@@ -3,14 +3,21 @@
 //! A `Cgroup` is a path below the roots of all hierarchies, the same in each. It is a name and not a guard:
 //! dropping one removes nothing. Version 1 (controllers mounted together or alone), hybrid and version 2 look the
 //! same from outside; in a hybrid layout the controllers' hierarchies count and the unified one is left alone.
-//! Device rules on version 2 need a BPF program and are not applied yet. systemd is not asked: paths are made here.
+//!
+//! Two drivers: a path (`/sampan/pod/container`) is made here, a scope (`slice:prefix:name`) is made by systemd. Whatever
+//! lies below a scope (`slice:prefix:name/exec-1`) is made here again.
 
+mod details;
+mod devices;
 mod directory;
 mod error;
 #[cfg(test)]
 mod fake;
 mod hierarchy;
+mod journal;
+mod oom;
 mod stats;
+mod systemd;
 mod tree;
 mod v1;
 mod v2;
@@ -21,16 +28,24 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::{Mode, OFlags};
 
+pub use details::{Counter, Details, DeviceIo, Pressure, RdmaStats, Stall, Stalls};
 pub use error::Error;
 pub use hierarchy::Layout;
+pub use oom::OomEvents;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
+pub use systemd::BusError;
 
 use directory::Directory;
 use hierarchy::Hierarchies;
+use journal::Journal;
 use stats::Readers;
+use systemd::Unit;
+
+/// For the tasks of a cgroup to stop, before they are killed where they stand.
+const HOLD: Duration = Duration::from_millis(200);
 
 /// How this host arranges its cgroups.
 pub fn layout() -> Result<Layout, Error> {
@@ -44,6 +59,8 @@ pub struct Cgroup {
     path: String,
     /// A sub-cgroup of a container that only groups processes.
     exec: bool,
+    /// The scope, when systemd manages the cgroup.
+    unit: Option<Unit>,
     readers: OnceLock<Readers>,
 }
 
@@ -54,7 +71,10 @@ impl std::fmt::Debug for Cgroup {
 }
 
 impl Cgroup {
-    /// The cgroup at `path`, with or without a leading slash. Nothing is made yet.
+    /// The cgroup at `path`, with or without a leading slash, or a scope of systemd, `slice:prefix:name`, which has none.
+    /// Nothing is made yet.
+    ///
+    /// A path that looks like a scope (two colons before the first slash) is told apart by a leading slash.
     pub fn new(path: &str) -> Result<Cgroup, Error> {
         Cgroup::within(Hierarchies::of_host()?, path, false)
     }
@@ -68,12 +88,27 @@ impl Cgroup {
     }
 
     fn within(hierarchies: Arc<Hierarchies>, path: &str, exec: bool) -> Result<Cgroup, Error> {
-        let relative = path.strip_prefix('/').unwrap_or(path);
+        let invalid = || Error::Path { path: path.to_owned() };
+        let (first, below) = path.split_once('/').map_or((path, None), |(first, below)| (first, Some(below)));
+        let mut unit = Unit::parse(first).transpose()?;
+        let relative = match (&unit, below) {
+            (Some(unit), None) => unit.path(&systemd::root()?),
+            (Some(unit), Some(below)) => format!("{}/{below}", unit.path(&systemd::root()?)),
+            (None, _) => path.strip_prefix('/').unwrap_or(path).to_owned(),
+        };
+        if below.is_some() {
+            unit = None;
+        }
         let plain = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['\0', '\n']);
         if !relative.split('/').all(plain) {
-            return Err(Error::Path { path: path.to_owned() });
+            return Err(invalid());
         }
-        Ok(Cgroup { hierarchies, path: relative.to_owned(), exec, readers: OnceLock::new() })
+        Ok(Cgroup { hierarchies, path: relative, exec, unit, readers: OnceLock::new() })
+    }
+
+    /// Whether systemd makes this cgroup. Then nobody can be born in it: its first process has it made for itself.
+    pub fn is_scope(&self) -> bool {
+        self.unit.is_some()
     }
 
     /// The path below the roots, without a leading slash.
@@ -82,7 +117,17 @@ impl Cgroup {
     }
 
     /// Makes the cgroup and whatever is missing above it. One that exists already is fine.
+    ///
+    /// A scope begins with the calling process in it; one that exists already is an error unless the process is in it.
     pub fn create(&self) -> Result<(), Error> {
+        if let Some(unit) = &self.unit {
+            let (pid, own) = (systemd::own_pid()?, std::process::id() as i32);
+            match unit.start(pid) {
+                // Lists show pids as this process sees them, and systemd sees others.
+                Err(Error::Systemd { .. }) if self.pids().is_ok_and(|pids| pids.contains(&own)) => {}
+                result => result?,
+            }
+        }
         if let Some(root) = self.unified() {
             return self.create_v2(root);
         }
@@ -112,13 +157,57 @@ impl Cgroup {
         tree::make(&root.join(&self.path))
     }
 
-    /// Sets the limits that `resources` names; those it doesn't name stay as they are.
+    /// Sets the limits of a new cgroup that `resources` names; the others stay as they are.
     ///
-    /// Device rules, when there are any, replace the old ones and begin with "deny all".
+    /// Devices are denied but for those that are named and those that every container has, also when none are named.
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
+        if let Some(unit) = &self.unit {
+            unit.set(resources, self.hierarchies.layout(), true)?;
+        }
+        self.set_limits(resources, None)?;
+        let named = resources.devices().as_deref();
+        match self.set_devices(named.unwrap_or_default()) {
+            // A host without any means to filter devices runs containers that don't ask for it.
+            Err(Error::Unavailable { .. }) if named.is_none() => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Changes the limits that `resources` names, all of them or none: what was changed before a failure is changed back.
+    ///
+    /// Device rules replace the old ones when there are any; with none, the old ones stay.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
+        let journal = Journal::default();
+        let changed = self.set_limits(resources, Some(&journal)).and_then(|()| {
+            if let Some(unit) = &self.unit {
+                // systemd writes what it is told, rounded: the exact values are written once more.
+                unit.set(resources, self.hierarchies.layout(), false)?;
+                self.set_limits(resources, Some(&journal))?;
+            }
+            match resources.devices() {
+                Some(rules) if !rules.is_empty() => self.set_devices(rules),
+                _ => Ok(()),
+            }
+        });
+        let Err(failure) = changed else { return Ok(()) };
+        match journal.undo() {
+            Ok(()) => Err(failure),
+            Err(undo) => Err(Error::Undo { failure: Box::new(failure), source: Box::new(undo) }),
+        }
+    }
+
+    fn set_limits(&self, resources: &LinuxResources, journal: Option<&Journal>) -> Result<(), Error> {
         match self.unified() {
-            Some(root) => v2::apply(&Directory::open(&root.join(&self.path))?, resources),
-            None => self.place().apply(resources),
+            Some(root) => v2::apply(&root.join(&self.path), resources, journal),
+            None => self.place().apply(resources, journal),
+        }
+    }
+
+    fn set_devices(&self, specified: &[LinuxDeviceCgroup]) -> Result<(), Error> {
+        let rules = devices::rules(specified)?;
+        match self.unified() {
+            Some(root) => v2::devices::apply(&Directory::open(&root.join(&self.path))?, &rules),
+            None => self.place().apply_devices(&rules),
         }
     }
 
@@ -127,7 +216,11 @@ impl Cgroup {
     /// Version 1 is asked through `tasks`, which costs microseconds where `cgroup.procs` waits for a grace period.
     pub fn enter(&self) -> Result<(), Error> {
         if let Some(root) = self.unified() {
-            return Directory::open(&root.join(&self.path))?.write("cgroup.procs", "0");
+            // A scope has its first process already, and asking again would wait for a grace period.
+            return match self.unit {
+                Some(_) => Ok(()),
+                None => Directory::open(&root.join(&self.path))?.write("cgroup.procs", "0"),
+            };
         }
         let parent = Path::new(&self.path).parent().unwrap_or(Path::new(""));
         for hierarchy in &self.hierarchies.v1 {
@@ -135,7 +228,19 @@ impl Cgroup {
             let path = hierarchy.root.join(if own { Path::new(&self.path) } else { parent });
             Directory::open(&path)?.write("tasks", "0")?;
         }
-        Ok(())
+        self.enter_scope_of_hybrid()
+    }
+
+    /// systemd tells by the unified hierarchy which unit a process belongs to, where there is one, and made the scope there.
+    fn enter_scope_of_hybrid(&self) -> Result<(), Error> {
+        let Some(root) = self.hierarchies.unified.as_deref() else { return Ok(()) };
+        let path = Path::new(&self.path);
+        let scope = if self.exec { path.parent().unwrap_or(path) } else { path };
+        match Directory::open(&root.join(scope)) {
+            Ok(directory) => directory.write("cgroup.procs", "0"),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The directory's descriptor for `CLONE_INTO_CGROUP`; None where only version 2 has that.
@@ -156,6 +261,22 @@ impl Cgroup {
             None => Readers::V1(self.place().readers()?),
         };
         self.readers.get_or_init(|| opened).read()
+    }
+
+    /// Everything else that the controllers tell, for whoever wants to know more than `stats` has.
+    pub fn details(&self) -> Result<Details, Error> {
+        match self.unified() {
+            Some(root) => details::v2(&Directory::open(&root.join(&self.path))?),
+            None => details::v1(&self.place()),
+        }
+    }
+
+    /// How long the tasks waited for processor, memory and disk. Only version 2 tells; None elsewhere.
+    pub fn pressure(&self) -> Result<Option<Pressure>, Error> {
+        match self.unified() {
+            Some(root) => details::pressure(&Directory::open(&root.join(&self.path))?).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Every process in the cgroup and below it. None when it is gone.
@@ -193,13 +314,27 @@ impl Cgroup {
         if self.signal(libc::SIGKILL)? == 0 {
             return Ok(());
         }
-        // A fork under way at that moment shows up in the second of these; the others are for hosts that can't forbid.
-        for _ in 0..if self.stop_forks() { 3 } else { 32 } {
+        // Where forks can't be forbidden the tasks are frozen; a fork under way at that moment shows up in the second round.
+        let held = self.stop_forks() || self.freeze_within(true, HOLD).is_ok();
+        for _ in 0..if held { 3 } else { 32 } {
             if self.signal(libc::SIGKILL)? == 0 {
                 break;
             }
         }
-        Ok(())
+        self.let_die()
+    }
+
+    /// Version 1 delivers no signal to frozen tasks, not even this one, until they go on.
+    fn let_die(&self) -> Result<(), Error> {
+        if self.unified().is_some() {
+            return Ok(());
+        }
+        match self.place().is_frozen() {
+            Ok(true) => self.place().freeze(false),
+            Ok(false) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn stop_forks(&self) -> bool {
@@ -234,6 +369,24 @@ impl Cgroup {
         }
     }
 
+    /// As `freeze`, but returns when every task has stopped (or may go on). What can't be stopped in time is let go again.
+    pub fn freeze_within(&self, frozen: bool, deadline: Duration) -> Result<(), Error> {
+        match self.unified() {
+            Some(root) => {
+                v2::freezer::set_within(&Directory::open(&root.join(&self.path))?, frozen, deadline)
+            }
+            None => self.place().freeze_within(frozen, deadline),
+        }
+    }
+
+    /// Whether the cgroup was told to freeze and not yet to thaw.
+    pub fn is_frozen(&self) -> Result<bool, Error> {
+        match self.unified() {
+            Some(root) => v2::freezer::is_frozen(&Directory::open(&root.join(&self.path))?),
+            None => self.place().is_frozen(),
+        }
+    }
+
     /// Removes the cgroup and those below it, deepest first. Waits up to `deadline` for its processes to end.
     ///
     /// One that is missing counts as removed. A hierarchy that fails doesn't keep the others from being cleaned.
@@ -243,7 +396,11 @@ impl Cgroup {
         for path in self.own_paths() {
             result = result.and(tree::remove(&path, deadline, since));
         }
-        result
+        // An empty scope ends by itself, but for version 1, where systemd may never hear of it.
+        match &self.unit {
+            Some(unit) if result.is_ok() => unit.stop(deadline.saturating_sub(since.elapsed())),
+            _ => result,
+        }
     }
 
     /// How many processes the kernel has killed here for want of memory.
@@ -251,6 +408,14 @@ impl Cgroup {
         match self.unified() {
             Some(root) => v2::memory::oom_kills(&Directory::open(&root.join(&self.path))?),
             None => self.place().oom_kills(),
+        }
+    }
+
+    /// A descriptor that becomes readable when the kernel has killed for want of memory here.
+    pub fn oom_events(&self) -> Result<OomEvents, Error> {
+        match self.unified() {
+            Some(root) => OomEvents::v2(Directory::open(&root.join(&self.path))?),
+            None => OomEvents::v1(self.place().need("memory", "OOM events")?),
         }
     }
 

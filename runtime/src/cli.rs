@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of the monitor. The other verbs are those of an OCI runtime (see `sampan_runtime::oci`).
 
 use std::error::Error;
 use std::io::Write;
@@ -10,19 +10,30 @@ use sampan_runtime::shim;
 /// Makes and watches containers.
 #[derive(Debug, Parser)]
 #[command(name = "sampan-runtime", version, arg_required_else_help = true)]
-pub(crate) struct Cli {
+struct Cli {
     #[command(subcommand)]
-    pub(crate) command: Command,
+    command: Command,
+}
+
+/// Monitors a pod, as the arguments of this process say.
+pub(crate) fn shim() -> ExitCode {
+    // Before anything a container could see: see `executable`.
+    if let Err(error) = sampan_runtime::executable::protect() {
+        return fail(&error);
+    }
+    match Cli::parse().command {
+        Command::Shim(arguments) => arguments.run(),
+    }
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+enum Command {
     /// Monitor a pod. The listening socket for the agent is standard input.
     Shim(Shim),
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Shim {
+struct Shim {
     /// The pod's id, for lists of processes.
     #[arg(long)]
     pod: String,
@@ -52,7 +63,7 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Shim {
-    pub(crate) fn run(self) -> ExitCode {
+    fn run(self) -> ExitCode {
         let options = shim::Options {
             pod: self.pod,
             cgroup: self.cgroup,
@@ -70,7 +81,7 @@ impl Shim {
 }
 
 /// Says why on standard error.
-pub(crate) fn fail(error: &dyn Error) -> ExitCode {
+fn fail(error: &dyn Error) -> ExitCode {
     let mut text = format!("sampan-runtime: {error}");
     let mut next = error.source();
     while let Some(cause) = next {

@@ -16,10 +16,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use oci_spec::runtime::{Spec, State};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::cgroup::{Cgroup, Layout};
 use crate::init;
+use crate::seccomp::Filter;
 use crate::sys::{self, process::Forked};
 
 mod channel;
@@ -43,12 +45,33 @@ pub enum PidNamespace<'a> {
 pub struct SpawnOptions<'a> {
     /// Holds `config.json`, and `seccomp.bpf` if the filter is compiled already. Relative to the caller's working directory.
     pub bundle: &'a Path,
-    /// Path of the container's cgroup below the roots of the hierarchies.
+    /// Path of the container's cgroup below the roots of the hierarchies, or its scope (`slice:prefix:name`).
     pub cgroup: &'a str,
     /// Where the container's pids live.
     pub pid_namespace: PidNamespace<'a>,
     /// What becomes descriptors 0, 1 and 2.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// A socket to send the master of the process's terminal to. None: there is no terminal to make.
+    pub console: Option<BorrowedFd<'a>>,
+    /// What a caller of the command line asks for on top; None for a monitor.
+    pub command_line: Option<&'a CommandLine<'a>>,
+}
+
+/// What the command line asks for and a monitor never does. The bundle's own `seccomp.bpf` doesn't count then.
+#[derive(Debug, Clone, Copy)]
+pub struct CommandLine<'a> {
+    /// The configuration, read and checked already.
+    pub(crate) spec: &'a Spec,
+    /// What hooks are told, but for the status and the pid of their moment.
+    pub(crate) state: &'a State,
+    /// The filter to load, compiled.
+    pub(crate) seccomp: Option<&'a Filter>,
+    /// A listening socket over which the start comes, from another process. None: the start comes over the channel.
+    pub(crate) start: Option<BorrowedFd<'a>>,
+    /// How many descriptors above the standard ones the program keeps.
+    pub(crate) preserved: u32,
+    /// Whether the root is changed by pivot_root, which a root on a RAM disk doesn't take.
+    pub(crate) pivot: bool,
 }
 
 /// A process that is on its way to exec.
@@ -99,23 +122,37 @@ impl Error {
 pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
     let cgroup = Cgroup::new(options.cgroup).map_err(|source| Error::cgroup(options.cgroup, source))?;
     let directory = directory_to_be_born_in(&cgroup)?;
+    // With a user or time namespace the process that is cloned here only prepares the birth of the container's own.
+    let midwife = options.command_line.is_some_and(|asked| init::needs_midwife(asked.spec));
     let birth = Birth {
-        pid_namespace: options.pid_namespace,
+        pid_namespace: if midwife { PidNamespace::Inherit } else { options.pid_namespace },
         cgroup: directory.as_ref().map(AsFd::as_fd),
         stdio: options.stdio,
+        preserved: options.command_line.map_or(0, |asked| asked.preserved),
     };
-    birth.clone_process(&[], |reporter, _| {
-        let setup = init::Setup { bundle: options.bundle, cgroup: &cgroup, in_cgroup: directory.is_some() };
-        init::run(&setup, reporter)
+    let start = options.command_line.and_then(|asked| asked.start);
+    let inherited: Vec<_> = options.console.into_iter().chain(start).collect();
+    birth.clone_process(&inherited, |reporter, inherited| {
+        let mut inherited = inherited.into_iter();
+        let console = options.console.and_then(|_| inherited.next());
+        let command_line = options.command_line.map(|asked| init::Asked {
+            line: asked,
+            start: asked.start.and_then(|_| inherited.next()),
+            midwife,
+        });
+        let in_cgroup = directory.is_some();
+        let setup = init::Setup { bundle: options.bundle, cgroup: &cgroup, in_cgroup, console, command_line };
+        init::run(setup, reporter)
     })
 }
 
 /// On version 2 the child starts inside its cgroup, which must exist by then. On version 1 the
-/// child makes its cgroups itself and moves in, which costs the caller nothing.
+/// child makes its cgroups itself and moves in, which costs the caller nothing. A scope of systemd begins with a process,
+/// so there the child asks too.
 pub(crate) fn directory_to_be_born_in(cgroup: &Cgroup) -> Result<Option<OwnedFd>, Error> {
     let directory = || match crate::cgroup::layout()? {
-        Layout::V2 => cgroup.create().and_then(|()| cgroup.directory()),
-        Layout::V1 | Layout::Hybrid => Ok(None),
+        Layout::V2 if !cgroup.is_scope() => cgroup.create().and_then(|()| cgroup.directory()),
+        _ => Ok(None),
     };
     directory().map_err(|source| Error::cgroup(cgroup.path(), source))
 }
@@ -125,6 +162,7 @@ pub(crate) struct Birth<'a> {
     pub(crate) pid_namespace: PidNamespace<'a>,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     pub(crate) stdio: [BorrowedFd<'a>; 3],
+    pub(crate) preserved: u32,
 }
 
 impl Birth<'_> {
@@ -169,7 +207,7 @@ impl Birth<'_> {
     ) -> i32 {
         let mut others = vec![reporter.as_fd()];
         others.extend(inherited);
-        let mut kept = match sys::process::keep_only(self.stdio, &others) {
+        let mut kept = match sys::process::keep_only(self.stdio, self.preserved, &others) {
             Ok(kept) => kept,
             Err(error) => return reporter.failed(&init::Error::Descriptors(error)),
         };

@@ -16,6 +16,7 @@ use rustix::thread::ThreadNameSpaceType;
 use crate::cgroup::Cgroup;
 use crate::container::{self, Birth, Child, Error, PidNamespace, Reporter};
 use crate::init::{self, Prepared};
+use crate::seccomp::Filter;
 use crate::sys;
 
 /// What [`exec`] needs to know.
@@ -33,18 +34,41 @@ pub struct ExecOptions<'a> {
     pub process: BorrowedFd<'a>,
     /// What becomes descriptors 0, 1 and 2.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// A socket to send the master of the process's terminal to. None: there is no terminal to make.
+    pub console: Option<BorrowedFd<'a>>,
+    /// What a caller of the command line asks for on top; None for a monitor.
+    pub command_line: Option<&'a CommandLine<'a>>,
+}
+
+/// What the command line asks of an exec and a monitor never does. The cgroup is the container's own then.
+#[derive(Debug, Clone, Copy)]
+pub struct CommandLine<'a> {
+    /// The process, read and checked already.
+    pub(crate) process: &'a Process,
+    /// The filter to load, compiled.
+    pub(crate) seccomp: Option<&'a Filter>,
+    /// How many descriptors above the standard ones the program keeps.
+    pub(crate) preserved: u32,
+    /// The container's user namespace, unless it is the caller's.
+    pub(crate) users: Option<BorrowedFd<'a>>,
 }
 
 /// Clones a process into a container and returns at once.
 pub fn exec(options: &ExecOptions<'_>) -> Result<Child, Error> {
-    let cgroup = Cgroup::new_exec(options.cgroup).map_err(|source| Error::cgroup(options.cgroup, source))?;
+    let line = options.command_line;
+    let cgroup = if line.is_some() { Cgroup::new(options.cgroup) } else { Cgroup::new_exec(options.cgroup) };
+    let cgroup = cgroup.map_err(|source| Error::cgroup(options.cgroup, source))?;
     let directory = container::directory_to_be_born_in(&cgroup)?;
     let birth = Birth {
         pid_namespace: PidNamespace::Join(options.pidfd),
         cgroup: directory.as_ref().map(AsFd::as_fd),
         stdio: options.stdio,
+        preserved: line.map_or(0, |line| line.preserved),
     };
-    birth.clone_process(&[options.pidfd, options.process], |reporter, inherited| {
+    let mut inherited = vec![options.pidfd, options.process];
+    inherited.extend(options.console);
+    inherited.extend(line.and_then(|line| line.users));
+    birth.clone_process(&inherited, |reporter, inherited| {
         run(options, &cgroup, directory.is_some(), reporter, inherited)
     })
 }
@@ -56,28 +80,55 @@ fn run(
     reporter: &Reporter,
     inherited: Vec<OwnedFd>,
 ) -> init::Result<Infallible> {
+    let line = options.command_line;
     let mut inherited = inherited.into_iter();
     let (Some(container), Some(process)) = (inherited.next(), inherited.next()) else {
         return Err(init::Error::Missing { field: "descriptor" });
     };
-    let process = read_process(process)?;
-    let prepared = Prepared::new(&process, init::seccomp_of_exec(options.bundle)?)?;
+    let console = options.console.and_then(|_| inherited.next());
+    let users = line.and_then(|line| line.users).and_then(|_| inherited.next());
+    let read;
+    let (process, filter) = match line {
+        Some(line) => (line.process, line.seccomp.cloned()),
+        None => {
+            read = read_process(process)?;
+            (&read, init::seccomp_of_exec(options.bundle)?)
+        }
+    };
+    let prepared = Prepared::new(process, filter, line.map_or(0, |line| line.preserved))?;
     sys::process::setsid().map_err(init::Error::Session)?;
     prepared.set_oom_score()?;
+    let affinity = process.exec_cpu_affinity().as_ref();
+    init::set_initial_affinity(affinity)?;
     if !in_cgroup {
         let failed = |source| init::Error::Cgroup { path: cgroup.path().to_owned(), source };
         cgroup.create().map_err(failed)?;
         cgroup.enter().map_err(failed)?;
     }
-    let all = ThreadNameSpaceType::MOUNT
+    init::set_final_affinity(affinity)?;
+    let label = prepared.open_label()?;
+    let mut all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::NETWORK;
+    // Joining one's own user namespace is refused.
+    all.set(ThreadNameSpaceType::USER, users.is_some());
+    all.set(ThreadNameSpaceType::TIME, line.is_some());
     // Joining the mount namespace makes its root the root and the working directory.
     sys::process::setns(&container, all).map_err(init::Error::EnterContainer)?;
     drop(container);
-    prepared.execute(reporter)
+    if users.is_some() {
+        init::become_root()?;
+    }
+    if let Some(console) = &console {
+        let root = sys::mount::open_directory(Path::new("/")).map_err(init::Error::Terminal)?;
+        init::terminal::make(&root, console, process.console_size())?;
+    }
+    if line.is_some() {
+        prepared.find_program()?;
+    }
+    prepared.execute(reporter, label)
 }
 
 fn read_process(descriptor: OwnedFd) -> init::Result<Process> {

@@ -8,12 +8,14 @@
 //! any more when the container's own settings, such as its working directory, begin to count.
 
 use std::convert::Infallible;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources};
+use oci_spec::runtime::{ContainerState, LinuxNamespaceType, LinuxResources, Spec};
 
 use crate::cgroup::Cgroup;
-use crate::container::Reporter;
+use crate::container::{CommandLine, Reporter};
+use crate::seccomp::Filter;
 use crate::sys;
 
 mod bundle;
@@ -21,19 +23,25 @@ mod capability;
 mod cgroupfs;
 mod device;
 mod error;
+mod identity;
+mod label;
 mod maskedpath;
 mod mounts;
 mod namespace;
 mod process;
 mod program;
 mod rootfs;
+mod scheduling;
 mod supported;
 mod sysctl;
+pub(crate) mod terminal;
 
 pub(crate) use bundle::seccomp_of_exec;
 pub(crate) use error::Error;
+pub(crate) use identity::{become_root, needs_midwife};
 pub(crate) use process::Prepared;
 use rootfs::Rootfs;
+pub(crate) use scheduling::{set_final_affinity, set_initial_affinity};
 
 /// What every step here returns.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
@@ -47,32 +55,69 @@ pub(crate) struct Setup<'a> {
     pub(crate) cgroup: &'a Cgroup,
     /// Whether the child was born in its cgroup.
     pub(crate) in_cgroup: bool,
+    /// Where the master of the process's terminal goes, if it has one.
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) command_line: Option<Asked<'a>>,
+}
+
+/// What the command line asks for, with the child's own copies of the descriptors.
+pub(crate) struct Asked<'a> {
+    pub(crate) line: &'a CommandLine<'a>,
+    pub(crate) start: Option<OwnedFd>,
+    /// Whether this process only prepares the birth of the container's own.
+    pub(crate) midwife: bool,
 }
 
 /// Makes the container around the calling process, waits for the start and executes its program.
-pub(crate) fn run(setup: &Setup<'_>, reporter: &Reporter) -> Result<Infallible> {
-    let spec = bundle::read_spec(setup.bundle)?;
-    supported::check(&spec)?;
-    let process = spec.process().as_ref().ok_or(Error::Missing { field: "process" })?;
+pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallible> {
+    let read;
+    let (spec, asked) = match setup.command_line.take() {
+        Some(asked) => (asked.line.spec, Some(asked)),
+        None => {
+            read = bundle::read_spec(setup.bundle)?;
+            (&read, None)
+        }
+    };
+    supported::check(spec, asked.is_some())?;
+    let line = asked.as_ref().map(|asked| asked.line);
     let linux = spec.linux().as_ref().ok_or(Error::Missing { field: "linux" })?;
-    let prepared = Prepared::new(process, bundle::seccomp(setup.bundle, linux.seccomp().as_ref())?)?;
     let root = spec.root().as_ref().ok_or(Error::Missing { field: "root" })?;
+    let prepared = prepare(&setup, spec, line)?;
 
     // Modes of what is made are meant as they are written, whatever the parent's mask.
     rustix::process::umask(rustix::fs::Mode::empty());
     sys::process::setsid().map_err(Error::Session)?;
-    prepared.set_oom_score()?;
+    if let Some(prepared) = &prepared {
+        prepared.set_oom_score()?;
+    }
     let namespaces = namespace::Namespaces::of(linux)?;
-    enter_cgroup(setup, linux.resources().as_ref())?;
+    enter_cgroup(&setup, linux.resources().as_ref())?;
+    let path = setup.bundle.join(root.path());
+    let mut sources = mounts::Sources::open(setup.bundle, spec)?;
+    let tree = namespaces.of_users().then(|| Rootfs::open_tree(&path, linux)).transpose()?;
+    if asked.as_ref().is_some_and(|asked| asked.midwife) {
+        identity::deliver(&namespaces, linux, reporter)?;
+    }
     namespaces.enter()?;
 
-    let rootfs = Rootfs::prepare(&setup.bundle.join(root.path()), linux.rootfs_propagation().as_deref())?;
+    let rootfs = Rootfs::prepare(&path, linux.rootfs_propagation().as_deref(), tree)?;
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let cgroups =
         cgroupfs::View { cgroup: setup.cgroup, own_root: namespaces.has_new(LinuxNamespaceType::Cgroup) };
-    mounts::mount_all(&rootfs, mounts, &cgroups)?;
-    device::make(&rootfs, mounts, linux.devices().as_deref().unwrap_or_default())?;
-    prepared.make_working_directory(&rootfs)?;
+    mounts::mount_all(&rootfs, mounts, &cgroups, &mut sources)?;
+    let devices = linux.devices().as_deref().unwrap_or_default();
+    device::make(&rootfs, mounts, devices, namespaces.of_users())?;
+    if let Some(console) = &setup.console {
+        let size = spec.process().as_ref().and_then(|process| process.console_size());
+        let slave = terminal::make(&rootfs, console, size)?;
+        terminal::bind(&rootfs, &slave)?;
+    }
+    if let Some(line) = line {
+        run_creation_hooks(line, reporter)?;
+    }
+    if let Some(prepared) = &prepared {
+        prepared.make_working_directory(&rootfs)?;
+    }
     maskedpath::mask(&rootfs, linux.masked_paths().as_deref().unwrap_or_default())?;
     maskedpath::make_read_only(&rootfs, linux.readonly_paths().as_deref().unwrap_or_default())?;
     if let Some(sysctls) = linux.sysctl().as_ref().filter(|sysctls| !sysctls.is_empty()) {
@@ -81,13 +126,71 @@ pub(crate) fn run(setup: &Setup<'_>, reporter: &Reporter) -> Result<Infallible> 
     if namespaces.has_new(LinuxNamespaceType::Uts) {
         set_names(spec.hostname().as_deref(), spec.domainname().as_deref())?;
     }
-    rootfs.enter(root.readonly().unwrap_or(false))?;
+    let label = prepared.as_ref().map(Prepared::open_label).transpose()?.flatten();
+    rootfs.enter(root.readonly().unwrap_or(false), line.is_none_or(|line| line.pivot))?;
+    if let (Some(prepared), true) = (&prepared, line.is_some()) {
+        prepared.find_program()?;
+    }
+    if let Some(personality) = linux.personality() {
+        scheduling::set_personality(personality)?;
+    }
+    if let Some(policy) = linux.memory_policy() {
+        scheduling::set_memory_policy(policy)?;
+    }
 
-    if !reporter.wait_for_start().map_err(Error::Talk)? {
-        // Nobody is left who could ever start this container.
+    wait_for_start(asked.as_ref(), reporter)?;
+    if let (Some(line), Some(hooks)) = (line, spec.hooks()) {
+        let pid = Some(std::process::id() as i32);
+        let hooks = hooks.start_container().as_ref();
+        crate::hook::run_all("startContainer", hooks, line.state, ContainerState::Created, pid)
+            .map_err(Error::Hook)?;
+    }
+    let prepared = prepared.ok_or(Error::Missing { field: "process" })?;
+    prepared.execute(reporter, label)
+}
+
+fn prepare(setup: &Setup<'_>, spec: &Spec, line: Option<&CommandLine<'_>>) -> Result<Option<Prepared>> {
+    let linux = spec.linux().as_ref();
+    let filter = match line {
+        Some(line) => line.seccomp.cloned(),
+        None => bundle::seccomp(setup.bundle, linux.and_then(|linux| linux.seccomp().as_ref()))?,
+    };
+    let preserved = line.map_or(0, |line| line.preserved);
+    match spec.process() {
+        Some(process) => Prepared::new(process, filter, preserved).map(Some),
+        // Only the start needs one.
+        None if line.is_some() => Ok(None),
+        None => Err(Error::Missing { field: "process" }),
+    }
+}
+
+/// Those that belong between the last mount and the change of the root.
+fn run_creation_hooks(line: &CommandLine<'_>, reporter: &Reporter) -> Result<()> {
+    let Some(hooks) = line.spec.hooks() else { return Ok(()) };
+    #[allow(deprecated, reason = "hooks of the old kind are still in use")]
+    let of_runtime = [hooks.prestart(), hooks.create_runtime()];
+    if of_runtime.into_iter().flatten().any(|hooks| !hooks.is_empty())
+        && !reporter.environment().map_err(Error::Talk)?
+    {
         return Err(Error::Abandoned);
     }
-    prepared.execute(reporter)
+    let pid = Some(std::process::id() as i32);
+    let hooks = hooks.create_container().as_ref();
+    crate::hook::run_all("createContainer", hooks, line.state, ContainerState::Creating, pid)
+        .map_err(Error::Hook)
+}
+
+fn wait_for_start(asked: Option<&Asked<'_>>, reporter: &Reporter) -> Result<()> {
+    match asked.and_then(|asked| asked.start.as_ref()) {
+        Some(listener) => match reporter.wait_for_starter(listener).map_err(Error::Talk)? {
+            // Its mask and what is left in it are no business of the program's.
+            None => sys::process::reset_signals().map_err(Error::Signals),
+            Some(signal) => sys::process::exit(128 + signal),
+        },
+        None if reporter.wait_for_start().map_err(Error::Talk)? => Ok(()),
+        // Nobody is left who could ever start this container.
+        None => Err(Error::Abandoned),
+    }
 }
 
 fn enter_cgroup(setup: &Setup<'_>, resources: Option<&LinuxResources>) -> Result<()> {
@@ -102,11 +205,17 @@ fn enter_cgroup(setup: &Setup<'_>, resources: Option<&LinuxResources>) -> Result
 }
 
 fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<()> {
-    if let Some(name) = hostname {
+    if let Some(name) = hostname.filter(|name| !name.is_empty()) {
         sys::process::sethostname(name).map_err(Error::Hostname)?;
     }
-    if let Some(name) = domainname {
+    if let Some(name) = domainname.filter(|name| !name.is_empty()) {
         sys::process::setdomainname(name).map_err(Error::Hostname)?;
     }
     Ok(())
+}
+
+/// A program with what its profile says about loading it, for a profile that is known.
+pub(crate) fn filter(profile: &oci_spec::runtime::LinuxSeccomp) -> Result<Filter> {
+    let program = crate::seccomp::compile(profile).map_err(Error::SeccompProgram)?;
+    Filter::new(profile, program).map_err(Error::SeccompProgram)
 }

@@ -6,11 +6,15 @@
 
 mod beneath;
 pub mod cgroup;
+pub mod console;
 pub mod container;
+pub mod copyup;
 pub mod exec;
 pub mod executable;
+mod hook;
 mod init;
 pub mod mount;
+pub mod oci;
 pub mod seccomp;
 pub mod shim;
 mod sys;

@@ -6,14 +6,10 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    // Before anything a container could see: see `executable`.
-    if let Err(error) = sampan_runtime::executable::protect() {
-        return cli::fail(&error);
-    }
-    match cli::Cli::parse().command {
-        cli::Command::Shim(arguments) => arguments.run(),
+    // A monitor is started for every pod: it doesn't pay for the other verbs.
+    match std::env::args_os().nth(1) {
+        Some(verb) if verb == "shim" => cli::shim(),
+        _ => sampan_runtime::oci::main(),
     }
 }

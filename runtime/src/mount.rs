@@ -129,6 +129,13 @@ pub fn unmount(target: &Path) -> Result<(), Error> {
 fn mount_one(mount: &Mount, target: &Path) -> Result<(), Error> {
     let options =
         Options::parse(mount.options().iter().flatten()).map_err(|option| Error::Option { option })?;
+    for (asked, option) in
+        [(options.remount, "remount"), (options.copy_up, "tmpcopyup"), (options.mapped.is_some(), "idmap")]
+    {
+        if asked {
+            return Err(Error::Option { option: option.to_owned() });
+        }
+    }
     let kind = mount.typ().as_deref().unwrap_or("none");
     if let Some(bind) = options.bind {
         let source = mount.source().as_deref().ok_or(Error::NoSource)?;

@@ -1,10 +1,11 @@
 //! System call filters: the default profile, and compiling a profile to what the kernel runs.
 //!
 //! Compiling takes milliseconds, so it is done once a profile; the program's bytes are what is kept and handed on.
-//! Loading a program is for the container's first process. Flags of a profile (`SECCOMP_FILTER_FLAG_*`) concern
-//! loading and are not part of a program; user notification is not supported.
+//! Loading a program is for the container's first process. Flags of a profile (`SECCOMP_FILTER_FLAG_*`) and who is
+//! notified concern loading; they are not part of a program, and only the command line knows them (see `filter`).
 
 mod compile;
+mod filter;
 #[cfg(test)]
 mod interpret;
 mod profile;
@@ -12,6 +13,7 @@ mod program;
 mod table;
 
 pub use compile::compile;
+pub(crate) use filter::Filter;
 pub use profile::default_profile;
 pub use program::Program;
 

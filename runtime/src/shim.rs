@@ -19,6 +19,8 @@ mod record;
 mod removal;
 mod server;
 
+pub(crate) use log::timestamp;
+
 use std::io;
 
 use crate::sys;

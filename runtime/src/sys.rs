@@ -10,13 +10,16 @@ use std::io;
 
 use rustix::io::Errno;
 
+pub(crate) mod bpf;
 pub(crate) mod credential;
 pub(crate) mod descriptor;
 pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod process;
+pub(crate) mod scheduling;
 pub(crate) mod signal;
+pub(crate) mod terminal;
 
 #[cfg(test)]
 mod child;

@@ -72,7 +72,11 @@ impl Agent {
         let level = options.log_level.as_deref().unwrap_or("info,sampan_agent=debug,sampan_imagestore=debug");
         let config = format!(
             "[log]\nlevel = {level:?}\n[network]\nbridge = {bridge:?}\nsubnets = {subnets:?}\n\
-             [registry]\ninsecure = {insecure:?}\n[cgroup]\nroot = {cgroup:?}\n{}",
+             [registry]\ninsecure = {insecure:?}\nsettings = {:?}\ncredentials = {:?}\npolicy = {:?}\n\
+             [cgroup]\nroot = {cgroup:?}\n{}",
+            base.path().join("certs.d"),
+            base.path().join("auth.json"),
+            base.path().join("policy.json"),
             options.configuration
         );
         std::fs::write(base.path().join("config.toml"), config).expect("write the configuration");

@@ -1,5 +1,6 @@
 //! The command line, run as a person runs it.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -44,8 +45,44 @@ impl Cli {
     /// # Panics
     /// When it does not end.
     pub fn run(&self, arguments: &[&str]) -> Output {
+        self.finish(self.spawn(arguments), arguments)
+    }
+
+    /// The same with something on its standard input, which ends then.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Output {
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().expect("start sampan");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        // It may end without reading it all.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        self.finish(child, arguments)
+    }
+
+    /// The same on a terminal made by `script`, with something typed.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn run_on_terminal(&self, arguments: &[&str], input: &str) -> Output {
+        let quoted = |word: &&str| format!("'{word}'");
+        let line = arguments.iter().map(quoted).collect::<Vec<_>>().join(" ");
+        let program = binary("sampan");
+        let line = format!("{} --socket {} {line}", program.display(), self.socket.display());
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("start script, of Debian's bsdutils");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        let _ = stdin.write_all(input.as_bytes());
+        let output = self.finish(child, arguments);
+        drop(stdin);
+        output
+    }
+
+    fn finish(&self, child: Child, arguments: &[&str]) -> Output {
         use std::os::unix::process::ExitStatusExt;
-        let child = self.spawn(arguments);
         let pid = child.id();
         let waiter = std::thread::spawn(move || child.wait_with_output());
         if !eventually_sync(LIMIT, || waiter.is_finished()) {

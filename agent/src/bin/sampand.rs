@@ -10,6 +10,7 @@ use sampan_agent::{
     pods::Pods,
     room, server,
     stats::Collector,
+    streaming::Streaming,
     telemetry,
 };
 use sampan_imagestore::Store;
@@ -87,10 +88,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let collector = Collector::new(pods.clone());
     tokio::spawn(collector.clone().run());
     tokio::spawn(room::watch(pods.clone()));
+    let streaming = Streaming::start(&pods.context().config.streaming, pods.clone()).await?;
     tokio::spawn(watchdog());
     notify(&[NotifyState::Ready]);
     info!(socket = %socket.display(), "serving");
-    let mut server = std::pin::pin!(server::serve(listener, pods, collector, told_to_end()));
+    let mut server = std::pin::pin!(server::serve(listener, pods, collector, streaming, told_to_end()));
     tokio::select! {
         ended = &mut server => return ended,
         () = told_to_end() => {}

@@ -12,6 +12,7 @@ use sampan_proto::{
     },
     sampan::{
         InspectRequest, container_service_client::ContainerServiceClient as Containers,
+        event_service_client::EventServiceClient as Events,
         image_service_client::ImageServiceClient as Images,
         metrics_service_client::MetricsServiceClient as Metrics,
         system_service_client::SystemServiceClient as System,
@@ -63,6 +64,10 @@ impl Agent {
 
     pub(super) fn images(&self) -> Images<Channel> {
         Images::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    pub(super) fn events(&self) -> Events<Channel> {
+        Events::new(self.channel.clone())
     }
 
     pub(super) fn metrics(&self) -> Metrics<Channel> {

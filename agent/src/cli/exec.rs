@@ -1,32 +1,49 @@
-//! `sampan exec`: runs a command in a running container and exits with its code.
-//!
-//! Goes through CRI's ExecSync: the output comes when the command has ended, and at most 16 MiB a stream of it.
+//! `sampan exec`: runs a command in a running container, its streams being ours, and exits with its code.
+
+use std::time::Duration;
 
 use clap::Args;
-use sampan_proto::cri::ExecSyncRequest;
-use tonic::Code;
+use sampan_proto::sampan::{
+    ExecRequest, ExecResponse, ExecStart, exec_request::Message as Request,
+    exec_response::Message as Response,
+};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Code, Status};
 
 use super::{
     agent::Agent,
     failure::{Advice, Failure},
+    options,
     output::Output,
+    session::{self, End, Person, Received, Sent},
 };
 
 const ADVICE: Advice = &[
     (Code::NotFound, "'sampan ps' lists running containers"),
     (Code::FailedPrecondition, "a command runs only in a running container; 'sampan ps -a' shows its state"),
-    (Code::DeadlineExceeded, "it was killed; --timeout gives it longer"),
 ];
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Not there yet
-    #[arg(short, long, hide = true)]
+    /// Give it our standard input
+    #[arg(short, long)]
     interactive: bool,
 
-    /// Not there yet
-    #[arg(short, long, hide = true)]
+    /// Give it a terminal
+    #[arg(short, long)]
     tty: bool,
+
+    /// Set a variable: NAME=VALUE, or NAME for the value it has here
+    #[arg(short, long, value_name = "VARIABLE")]
+    env: Vec<String>,
+
+    /// Start in this directory
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+
+    /// Run as USER[:GROUP], names or numbers
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
 
     /// Kill the command after so many seconds
     #[arg(long, value_name = "SECONDS")]
@@ -42,24 +59,53 @@ pub(super) async fn execute(
     agent: impl Future<Output = Result<Agent, Failure>>,
     out: &mut Output,
 ) -> Result<u8, Failure> {
-    if arguments.interactive || arguments.tty {
-        return Err(Failure::message(
-            "interactive commands are not there yet; without -i and -t the command runs, and its output comes \
-             when it has ended",
-        ));
-    }
-    let agent = agent.await?;
+    let (stdin, tty, seconds) = (arguments.interactive, arguments.tty, arguments.timeout);
+    session::check_terminal(stdin, tty)?;
     let mut words = arguments.words.into_iter();
-    let container = words.next().unwrap_or_default();
-    let request = ExecSyncRequest {
-        container_id: agent.container_id(&container).await?,
-        cmd: words.collect(),
-        timeout: arguments.timeout.map_or(0, i64::from),
+    let start = ExecStart {
+        container: words.next().unwrap_or_default(),
+        command: words.collect(),
+        stdin,
+        tty,
+        size: tty.then(session::size).flatten(),
+        env: options::environment(&[], &arguments.env).map_err(Failure::Message)?,
+        working_dir: arguments.workdir.unwrap_or_default(),
+        user: arguments.user.unwrap_or_default(),
     };
-    let answer = agent.cri().exec_sync(request).await;
-    let answer = answer.map_err(|status| Failure::answered(&status, ADVICE))?.into_inner();
-    out.bytes(&answer.stdout)?;
-    out.flush()?;
-    out.error_bytes(&answer.stderr)?;
-    Ok(answer.exit_code as u8)
+    let agent = agent.await?;
+    let running = run(start, &agent, out);
+    let Some(seconds) = seconds else { return running.await };
+    // The agent kills what its client has left.
+    let limited = tokio::time::timeout(Duration::from_secs(seconds.into()), running).await;
+    limited.unwrap_or_else(|_| {
+        let text =
+            format!("the command took longer than {seconds} s and was killed; --timeout gives it longer");
+        Err(Failure::message(text))
+    })
+}
+
+async fn run(start: ExecStart, agent: &Agent, out: &mut Output) -> Result<u8, Failure> {
+    let (person, sent) = Person::sit_down(start.stdin, start.tty)?;
+    let first = tokio_stream::once(Request::Start(start));
+    let messages = first.chain(ReceiverStream::new(sent).map(|sent| match sent {
+        Sent::Data(data) => Request::Stdin(data),
+        Sent::Resize(size) => Request::Resize(size),
+    }));
+    let requests = messages.map(|message| ExecRequest { message: Some(message) });
+    let answers = agent.containers().exec(requests).await.map_err(refused)?.into_inner();
+    let received = |answer: ExecResponse| match answer.message {
+        Some(Response::Stdout(data)) => Received::Output(data),
+        Some(Response::Stderr(data)) => Received::Errors(data),
+        Some(Response::ExitCode(code)) => Received::ExitCode(code),
+        None => Received::Nothing,
+    };
+    match person.watch(answers, received, out).await.map_err(refused)? {
+        End::ExitCode(code) => Ok(code as u8),
+        End::Left => Err(Failure::Reported),
+        End::Streams => Err(Failure::message("the agent did not tell the exit code")),
+    }
+}
+
+fn refused(status: Status) -> Failure {
+    Failure::of_program(&status, ADVICE)
 }

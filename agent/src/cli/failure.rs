@@ -61,6 +61,19 @@ impl Failure {
         })
     }
 
+    /// The same for a program of a container: what a shell gives for one that is not there, and for one that is and
+    /// cannot be executed.
+    pub(super) fn of_program(status: &Status, advice: Advice) -> Self {
+        let message = status.message();
+        match status.code() {
+            Code::InvalidArgument if message.starts_with("exec: ") => {
+                let missing = message.contains("No such file") || message.contains("not found");
+                Self::Program(message.to_owned(), if missing { 127 } else { 126 })
+            }
+            _ => Self::answered(status, advice),
+        }
+    }
+
     /// Turned into a status by `?` where a call needs no advice of its own.
     pub(super) fn plain(status: Status) -> Self {
         Self::answered(&status, &[])

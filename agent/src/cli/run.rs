@@ -19,7 +19,7 @@ use super::{
     failure::{Advice, Failure},
     options::{self, Ports},
     output::Output,
-    pull,
+    pull, session,
 };
 
 /// The exit code for an error that is not the container's.
@@ -113,12 +113,12 @@ pub(super) struct Arguments {
     #[arg(short, long)]
     quiet: bool,
 
-    /// Not there yet
-    #[arg(short, long, hide = true)]
+    /// Give it our standard input
+    #[arg(short, long)]
     interactive: bool,
 
-    /// Not there yet
-    #[arg(short, long, hide = true)]
+    /// Give it a terminal
+    #[arg(short, long)]
     tty: bool,
 
     /// Print help
@@ -149,10 +149,8 @@ pub(super) async fn execute(
     agent: impl Future<Output = Result<Agent, Failure>>,
     out: &mut Output,
 ) -> Result<u8, Failure> {
-    if arguments.interactive || arguments.tty {
-        return Err(Failure::message(
-            "interactive containers are not there yet; run it without -i and -t, or with -d",
-        ));
+    if !arguments.detach {
+        session::check_terminal(arguments.interactive, arguments.tty)?;
     }
     let (when, quiet, detach, rm) = (arguments.pull, arguments.quiet, arguments.detach, arguments.rm);
     let request = request(arguments)?;
@@ -166,16 +164,24 @@ pub(super) async fn execute(
     Ok(0)
 }
 
-/// What a shell gives for a program that is not there, and for one that is and cannot be executed.
+/// `sampan create`: the same, and no start.
+pub(super) async fn create(
+    arguments: Arguments,
+    agent: impl Future<Output = Result<Agent, Failure>>,
+    out: &mut Output,
+) -> Result<u8, Failure> {
+    let (when, quiet) = (arguments.pull, arguments.quiet);
+    let mut request = request(arguments)?;
+    request.create_only = true;
+    let agent = agent.await?;
+    bring_image(&request.image, when, quiet, &agent, out).await?;
+    let answer = agent.containers().run(request).await.map_err(refused)?.into_inner();
+    out.line(answer.container_id)?;
+    Ok(0)
+}
+
 fn refused(status: tonic::Status) -> Failure {
-    let message = status.message();
-    match status.code() {
-        Code::InvalidArgument if message.starts_with("exec \"") => {
-            let code = if message.contains("No such file") { 127 } else { 126 };
-            Failure::Program(message.to_owned(), code)
-        }
-        _ => Failure::answered(&status, ADVICE),
-    }
+    Failure::of_program(&status, ADVICE)
 }
 
 fn request(arguments: Arguments) -> Result<RunRequest, Failure> {
@@ -204,6 +210,9 @@ fn request(arguments: Arguments) -> Result<RunRequest, Failure> {
         auto_remove: arguments.rm && arguments.detach,
         privileged: arguments.privileged,
         read_only_rootfs: arguments.read_only,
+        stdin: arguments.interactive,
+        tty: arguments.tty,
+        create_only: false,
     })
 }
 

@@ -165,9 +165,6 @@ async fn an_error_of_run_itself_is_125() {
     let outcome = sampan("run --name web nginx").await;
     assert_eq!(outcome.code, 125);
     assert!(outcome.stderr.contains("in use") && outcome.stderr.contains("--name"), "{}", outcome.stderr);
-    let outcome = sampan("run -it nginx").await;
-    assert_eq!((outcome.code, outcome.calls.len()), (125, 0));
-    assert!(outcome.stderr.contains("not there yet"));
     assert_eq!(sampan("run --bogus nginx").await.code, 125);
 }
 
@@ -237,11 +234,23 @@ async fn stats_without_stream_shows_the_round_that_knows_the_cpu() {
 #[tokio::test]
 async fn exec_gives_output_and_exit_code() {
     let outcome = sampan("exec web ls -l").await;
-    assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str(), outcome.code), ("0123 ls -l", "err", 7));
-    let outcome = sampan("exec -it web sh").await;
-    assert_eq!(outcome.code, 1);
-    assert!(outcome.stderr.contains("not there yet"), "{}", outcome.stderr);
+    assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str(), outcome.code), ("web ls -l", "err", 7));
+    let outcome = sampan("exec -u 1:2 -w /srv -e A=1 web id").await;
+    assert_eq!(outcome.stdout, "web id user=1:2 dir=/srv env=A=1");
     assert!(sampan("exec nope ls").await.stderr.contains("no container \"nope\""));
+}
+
+#[tokio::test]
+async fn what_was_created_is_started_alone_or_with_somebody_at_it() {
+    let outcome = sampan("create -i redis").await;
+    assert_eq!((outcome.code, outcome.stderr.contains("pulling")), (0, true), "{}", outcome.stderr);
+    let outcome = sampan("start web nope other").await;
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (1, "web\nother\n"));
+    assert_eq!(outcome.calls, ["start web", "start other"]);
+    let outcome = sampan("start -a web").await;
+    assert_eq!(outcome.calls[..2], ["attach web", "start web"], "joined before it runs");
+    assert!(outcome.stdout.starts_with("out\n"), "{}", outcome.stdout);
+    assert!(sampan("start -a web other").await.stderr.contains("only one"));
 }
 
 #[tokio::test]
@@ -286,7 +295,7 @@ async fn an_agent_that_dies_is_told_apart_from_an_answer() {
 async fn help_is_output_and_a_wrong_flag_is_an_error() {
     let outcome = sampan("run --help").await;
     assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
-    assert!(outcome.stdout.contains("--publish") && !outcome.stdout.contains("--interactive"));
+    assert!(outcome.stdout.contains("--publish") && outcome.stdout.contains("--interactive"));
     let outcome = sampan("ps --bogus").await;
     assert_eq!((outcome.code, outcome.stdout.as_str()), (1, ""));
     assert!(outcome.stderr.starts_with("sampan: unexpected argument '--bogus'"), "{}", outcome.stderr);

@@ -182,14 +182,15 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
         resources: linux.resources.map(resources).transpose()?.unwrap_or_default(),
         security: linux.security_context.map(security).transpose()?.unwrap_or_default(),
         stop_signal,
+        stdin: config.stdin,
+        tty: config.tty,
+        stdin_once: config.stdin_once,
     })
 }
 
 /// What this version cannot do is said, and not left out in silence.
 fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<()> {
     let unsupported = [
-        (config.tty, "a terminal (tty)"),
-        (config.stdin, "standard input (stdin)"),
         (!config.cdi_devices.is_empty(), "CDI devices"),
         (config.mounts.iter().any(|mount| mount.image.is_some()), "image volumes"),
         (config.mounts.iter().any(|mount| !mount.uid_mappings.is_empty()), "id-mapped mounts"),
@@ -231,7 +232,8 @@ fn mount(mount: cri::Mount) -> Result<MountConfig> {
     })
 }
 
-fn resources(asked: cri::LinuxContainerResources) -> Result<Resources> {
+/// Limits as they are asked for.
+pub(super) fn resources(asked: cri::LinuxContainerResources) -> Result<Resources> {
     let positive = |number: i64| (number != 0).then_some(number);
     let unsigned = |what: &str, number: i64| match u64::try_from(number) {
         Ok(0) => Ok(None),

@@ -26,6 +26,7 @@ pub(super) async fn call(
 fn refused(error: Error) -> Status {
     match error.kind() {
         Kind::Unavailable => Status::unknown(format!("RegistryUnavailable: {}", error.chain())),
+        Kind::Untrusted => Status::unknown(format!("SignatureValidationFailed: {}", error.chain())),
         _ => error.into(),
     }
 }

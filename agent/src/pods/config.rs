@@ -130,6 +130,15 @@ pub struct ContainerConfig {
     pub security: Security,
     /// Overrides the image's stop signal.
     pub stop_signal: Option<i32>,
+    /// Whether its standard input can be written to, or has ended from the start.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Whether it has a terminal.
+    #[serde(default)]
+    pub tty: bool,
+    /// The input ends with the first client that has attached to it.
+    #[serde(default)]
+    pub stdin_once: bool,
 }
 
 /// A host path in a container.
@@ -196,6 +205,44 @@ pub struct Resources {
     pub hugepages: Vec<(String, u64)>,
     /// cgroup v2 files and values.
     pub unified: BTreeMap<String, String>,
+}
+
+impl Resources {
+    /// Takes over what `other` sets.
+    pub(crate) fn merge(&mut self, other: &Resources) {
+        let Resources {
+            cpu_period,
+            cpu_quota,
+            cpu_shares,
+            memory_limit,
+            memory_swap_limit,
+            oom_score_adj,
+            cpuset_cpus,
+            cpuset_mems,
+            pids_limit,
+            hugepages,
+            unified,
+        } = other.clone();
+        self.cpu_period = cpu_period.or(self.cpu_period);
+        self.cpu_quota = cpu_quota.or(self.cpu_quota);
+        self.cpu_shares = cpu_shares.or(self.cpu_shares);
+        self.memory_limit = memory_limit.or(self.memory_limit);
+        self.memory_swap_limit = memory_swap_limit.or(self.memory_swap_limit);
+        self.pids_limit = pids_limit.or(self.pids_limit);
+        if oom_score_adj != 0 {
+            self.oom_score_adj = oom_score_adj;
+        }
+        for (own, new) in [(&mut self.cpuset_cpus, cpuset_cpus), (&mut self.cpuset_mems, cpuset_mems)] {
+            if !new.is_empty() {
+                *own = new;
+            }
+        }
+        for (size, limit) in hugepages {
+            self.hugepages.retain(|(own, _)| *own != size);
+            self.hugepages.push((size, limit));
+        }
+        self.unified.extend(unified);
+    }
 }
 
 /// Who a container runs as and what it may do.

@@ -6,14 +6,17 @@
 use std::{
     fs::File,
     io::{self, Seek, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use oci_spec::runtime::{Process, Spec};
-use rustix::{fs::MemfdFlags, pipe::PipeFlags};
+use rustix::{
+    fs::{MemfdFlags, Mode, OFlags},
+    pipe::PipeFlags,
+};
 use sampan_runtime::shim::protocol::{Request, Response};
 use tokio::{io::AsyncReadExt, net::unix::pipe, time::timeout};
 
@@ -21,6 +24,7 @@ use super::{
     id::{ContainerId, PodId},
     monitor::Connection,
     record::{ContainerPhase, ContainerRecord},
+    session::Command,
 };
 use crate::{
     context::Context,
@@ -53,32 +57,17 @@ pub(crate) async fn run(
     argv: Vec<String>,
     limit: Option<Duration>,
 ) -> Result<Output> {
-    if container.phase != ContainerPhase::Running {
-        return Err(Error::Precondition(format!("container {} is not running", container.id.short())));
-    }
-    if argv.is_empty() {
-        return Err(Error::Invalid("the command to execute is empty".into()));
-    }
-    let folder = context.pod_state(pod);
-    let process = process(&folder.join(container.id.as_str()).join("config.json"), argv)?;
-    let connection = Connection::open(pod, &folder).await?;
     let pipe =
         || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(at("make", "a pipe"));
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
-    let null = File::open("/dev/null").map_err(at("open", "/dev/null"))?;
-    let request =
-        Request::Exec { id: container.id.to_string(), exec: ContainerId::random().short().to_owned() };
-    let descriptors = [process.as_fd(), null.as_fd(), stdout_end.as_fd(), stderr_end.as_fd()];
-    match connection.request_with(&request, &descriptors).await? {
-        Response::ExecStarted { .. } => {}
-        other => return Err(Error::Internal(format!("the monitor answered {other:?} to an execution"))),
-    }
+    let null = null()?;
+    let stdio = [null.as_fd(), stdout_end.as_fd(), stderr_end.as_fd()];
+    let connection = start(context, pod, container, Command::new(argv, false), stdio, None).await?;
     drop((stdout_end, stderr_end));
     let collect = collect(&connection, stdout, stderr);
     match limit {
         None => collect.await,
-        // Closing the connection makes the monitor kill every process of the execution.
         Some(limit) => timeout(limit, collect).await.map_err(|_| Error::Deadline {
             what: format!("the command in container {}", container.id.short()),
             limit,
@@ -86,13 +75,77 @@ pub(crate) async fn run(
     }
 }
 
+/// Starts a command with these descriptors as its standard input, output and error; or with a terminal, whose master
+/// comes over the socket `console`. Closing the connection makes the
+/// monitor kill every process of it.
+pub(super) async fn start(
+    context: &Context,
+    pod: &PodId,
+    container: &ContainerRecord,
+    command: Command,
+    stdio: [BorrowedFd<'_>; 3],
+    console: Option<BorrowedFd<'_>>,
+) -> Result<Connection> {
+    if container.phase != ContainerPhase::Running {
+        return Err(Error::Precondition(format!("container {} is not running", container.id.short())));
+    }
+    if command.argv.is_empty() {
+        return Err(Error::Invalid("the command to execute is empty".into()));
+    }
+    let folder = context.pod_state(pod);
+    let process = process(&folder.join(container.id.as_str()).join("config.json"), container.pid, command)?;
+    let connection = Connection::open(pod, &folder).await?;
+    let request =
+        Request::Exec { id: container.id.to_string(), exec: ContainerId::random().short().to_owned() };
+    let [stdin, stdout, stderr] = stdio;
+    let descriptors: Vec<_> = [process.as_fd(), stdin, stdout, stderr].into_iter().chain(console).collect();
+    match connection.request_with(&request, &descriptors).await? {
+        Response::ExecStarted { .. } => Ok(connection),
+        other => Err(Error::Internal(format!("the monitor answered {other:?} to an execution"))),
+    }
+}
+
+/// Waits for a command's end.
+pub(super) async fn exit_code(connection: &Connection) -> Result<i32> {
+    match connection.receive().await? {
+        Some(Response::ExecExited { exit_code }) => Ok(exit_code),
+        Some(Response::Error { message, .. }) => Err(Error::Internal(message)),
+        Some(other) => Err(Error::Internal(format!("the monitor sent {other:?} during an execution"))),
+        None => Err(Error::Internal("the monitor ended during an execution".into())),
+    }
+}
+
+/// What a command without a stream has in its place.
+pub(super) fn null() -> Result<OwnedFd> {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    null.map(OwnedFd::from).map_err(at("open", "/dev/null"))
+}
+
 /// The container's own process with another command line, in a file that has no name.
-fn process(config: &Path, argv: Vec<String>) -> Result<OwnedFd> {
+fn process(config: &Path, pid: Option<i32>, command: Command) -> Result<OwnedFd> {
     let text = std::fs::read(config).map_err(at("read", config))?;
     let spec: Spec = serde_json::from_slice(&text).map_err(io::Error::other).map_err(at("read", config))?;
     let missing = || Error::Internal(format!("{} has no process", config.display()));
     let mut process: Process = spec.process().clone().ok_or_else(missing)?;
-    process.set_args(Some(argv));
+    process.set_args(Some(command.argv)).set_terminal(Some(command.tty));
+    let mut env = process.env().clone().unwrap_or_default();
+    if command.tty && !env.iter().any(|variable| variable.starts_with("TERM=")) {
+        env.push("TERM=xterm".into());
+    }
+    if !command.user.is_empty() {
+        let user = resolve_user(pid, &command.user)?;
+        set_variable(&mut env, "HOME", user.home.as_deref().unwrap_or("/"));
+        let mut identity = oci_spec::runtime::User::default();
+        identity.set_uid(user.uid).set_gid(user.gid).set_additional_gids(Some(user.additional_gids));
+        process.set_user(identity);
+    }
+    for (name, value) in &command.env {
+        set_variable(&mut env, name, value);
+    }
+    process.set_env(Some(env));
+    if !command.working_dir.is_empty() {
+        process.set_cwd(command.working_dir.into());
+    }
     let memory = rustix::fs::memfd_create("process.json", MemfdFlags::CLOEXEC);
     let mut file = File::from(memory.map_err(io::Error::from).map_err(at("create", "process.json"))?);
     serde_json::to_writer(&mut file, &process)
@@ -100,6 +153,19 @@ fn process(config: &Path, argv: Vec<String>) -> Result<OwnedFd> {
         .map_err(at("write", "process.json"))?;
     file.flush().and_then(|()| file.rewind()).map_err(at("write", "process.json"))?;
     Ok(file.into())
+}
+
+/// Looks up a user in the files of a running container.
+fn resolve_user(pid: Option<i32>, text: &str) -> Result<sampan_runtime::user::User> {
+    let root = format!("/proc/{}/root", pid.unwrap_or_default());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&root, flags, Mode::empty()).map_err(io::Error::from);
+    Ok(sampan_runtime::user::resolve(opened.map_err(at("open", &root))?.as_fd(), text)?)
+}
+
+fn set_variable(env: &mut Vec<String>, name: &str, value: &str) {
+    env.retain(|variable| variable.split_once('=').is_none_or(|(other, _)| other != name));
+    env.push(format!("{name}={value}"));
 }
 
 /// Reads both streams until the command has ended. What its background children may still hold open is not
@@ -112,12 +178,7 @@ async fn collect(connection: &Connection, stdout: OwnedFd, stderr: OwnedFd) -> R
             biased;
             () = stdout.read(), if stdout.open => {}
             () = stderr.read(), if stderr.open => {}
-            answer = connection.receive() => match answer? {
-                Some(Response::ExecExited { exit_code }) => break exit_code,
-                Some(Response::Error { message, .. }) => return Err(Error::Internal(message)),
-                Some(other) => return Err(Error::Internal(format!("the monitor sent {other:?} during an execution"))),
-                None => return Err(Error::Internal("the monitor ended during an execution".into())),
-            }
+            code = exit_code(connection) => break code?,
         }
     };
     stdout.drain();

@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice},
+    io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -18,15 +18,17 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::{Mode, OFlags},
     net::{
-        AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-        SocketFlags, SocketType,
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
     },
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use sampan_runtime::shim::protocol::{ContainerState, ErrorKind, MAX_MESSAGE, Request, Response, VERSION};
+use sampan_runtime::shim::protocol::{
+    ContainerState, EXEC_DESCRIPTORS, ErrorKind, MAX_MESSAGE, Request, Response, VERSION,
+};
 use tokio::{io::Interest, net::UnixStream, process::Command, time::timeout};
 
-use super::id::PodId;
+use super::id::{ContainerId, PodId};
 use crate::error::{Error, Kind, Result, at};
 
 /// Longest wait for any answer of a monitor. Making a container mounts file systems, which can be slow.
@@ -136,14 +138,21 @@ impl Connection {
     /// The same with descriptors passed along.
     pub(crate) async fn request_with(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Response> {
         self.send(request, fds).await?;
-        let answer = timeout(ANSWER, self.receive());
+        self.answer().await.map(|(response, _)| response)
+    }
+
+    /// The answer to what was sent last, with the descriptor that came with it.
+    async fn answer(&self) -> Result<(Response, Option<OwnedFd>)> {
+        let answer = timeout(ANSWER, self.receive_with());
         let answer = answer.await.map_err(|_| Error::Deadline {
             what: format!("the monitor of pod {}", self.pod.short()),
             limit: ANSWER,
         })??;
         match answer {
-            Some(Response::Error { kind, message }) => Err(Error::Monitor { kind: refusal(kind), message }),
-            Some(response) => Ok(response),
+            Some((Response::Error { kind, message }, _)) => {
+                Err(Error::Monitor { kind: refusal(kind), message })
+            }
+            Some(answer) => Ok(answer),
             None => Err(self.gone(io::ErrorKind::UnexpectedEof.into())),
         }
     }
@@ -153,6 +162,20 @@ impl Connection {
         match self.request(request).await? {
             Response::Done => Ok(()),
             other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Has the monitor copy a container's output to two pipes, for as long as the connection is open; gives the end for
+    /// writing to the container's input if there is one.
+    pub(crate) async fn attach(
+        &self,
+        container: &ContainerId,
+        pipes: [BorrowedFd<'_>; 2],
+    ) -> Result<Option<OwnedFd>> {
+        self.send(&Request::Attach { id: container.to_string() }, &pipes).await?;
+        match self.answer().await? {
+            (Response::Attached, stdin) => Ok(stdin),
+            (other, _) => Err(self.unexpected(&other)),
         }
     }
 
@@ -175,19 +198,31 @@ impl Connection {
 
     /// The next message, whenever it comes; `None` when the monitor has closed the connection.
     pub(crate) async fn receive(&self) -> Result<Option<Response>> {
+        Ok(self.receive_with().await?.map(|(response, _)| response))
+    }
+
+    async fn receive_with(&self) -> Result<Option<(Response, Option<OwnedFd>)>> {
         let mut buffer = [0; MAX_MESSAGE];
         let read = self.socket.async_io(Interest::READABLE, || {
-            let (length, _) = rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
-            Ok(length)
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [IoSliceMut::new(&mut buffer)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let received = rustix::net::recvmsg(&self.socket, &mut parts, &mut ancillary, flags)?;
+            let rights = |message| match message {
+                RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+                _ => None,
+            };
+            Ok((received.bytes, ancillary.drain().find_map(rights)))
         });
-        let length = match read.await {
-            Ok(0) => return Ok(None),
-            Ok(length) => length,
+        let (length, descriptor) = match read.await {
+            Ok((0, _)) => return Ok(None),
+            Ok(received) => received,
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
             Err(error) => return Err(self.gone(error)),
         };
         let response = serde_json::from_slice(&buffer[..length]).map_err(|error| self.gone(error.into()))?;
-        Ok(Some(response))
+        Ok(Some((response, descriptor)))
     }
 
     async fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
@@ -200,7 +235,7 @@ impl Connection {
             )));
         }
         let write = self.socket.async_io(Interest::WRITABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(EXEC_DESCRIPTORS))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             if !fds.is_empty() {
                 ancillary.push(SendAncillaryMessage::ScmRights(fds));

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use super::{
-    config::{ContainerConfig, PodConfig},
+    config::{ContainerConfig, MountConfig, PodConfig},
     id::{ContainerId, PodId},
 };
 use crate::{
@@ -110,6 +110,9 @@ pub struct ContainerRecord {
     pub user: UserIds,
     /// The signal that asks it to end.
     pub stop_signal: i32,
+    /// Anonymous volumes, which the image asks for; they go with the container.
+    #[serde(default)]
+    pub volumes: Vec<MountConfig>,
 }
 
 /// The numbers a container runs as.
@@ -154,6 +157,11 @@ impl Records {
         write(&self.directory(&record.id).join("pod.json"), record)
     }
 
+    /// Where the anonymous volumes of a container are.
+    pub fn volumes(&self, pod: &PodId, id: &ContainerId) -> PathBuf {
+        self.directory(pod).join("volumes").join(id.as_str())
+    }
+
     /// Writes a container's record.
     pub fn write_container(&self, pod: &PodId, record: &ContainerRecord) -> Result<()> {
         write(&self.container(pod, &record.id), record)
@@ -161,6 +169,8 @@ impl Records {
 
     /// Forgets a container.
     pub fn remove_container(&self, pod: &PodId, id: &ContainerId) -> Result<()> {
+        let volumes = self.volumes(pod, id);
+        ignore_missing(fs::remove_dir_all(&volumes)).map_err(at("remove", volumes))?;
         let path = self.container(pod, id);
         ignore_missing(fs::remove_file(&path)).map_err(at("remove", path))
     }

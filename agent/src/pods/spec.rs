@@ -16,7 +16,9 @@ use oci_spec::runtime::{
     RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 
-use super::config::{ContainerConfig, MountConfig, NetworkMode, PidMode, PodConfig, Propagation, Security};
+use super::config::{
+    ContainerConfig, MountConfig, NetworkMode, PidMode, PodConfig, Propagation, Resources, Security,
+};
 use super::record::UserIds;
 use crate::error::{Error, Result};
 
@@ -35,6 +37,8 @@ pub(crate) struct Input<'a> {
     pub(crate) cgroup: &'a str,
     /// Files of the pod that appear in `/etc`, by their place in the container, and its `/dev/shm`.
     pub(crate) pod_files: &'a [(&'static str, PathBuf)],
+    /// Anonymous volumes.
+    pub(crate) volumes: &'a [MountConfig],
     /// Devices of the host, with their numbers looked up.
     pub(crate) devices: &'a [HostDevice],
 }
@@ -211,7 +215,7 @@ fn process(input: &Input<'_>) -> Result<Process> {
         return Err(Error::Invalid(format!("the working directory {cwd:?} is not an absolute path")));
     }
     let builder = ProcessBuilder::default()
-        .terminal(false)
+        .terminal(container.tty)
         .user(user(input.user)?)
         .args(argv)
         .env(environment(input))
@@ -235,6 +239,9 @@ fn user(ids: &UserIds) -> Result<User> {
 /// earlier one in its place.
 fn environment(input: &Input<'_>) -> Vec<String> {
     let mut env: Vec<String> = vec![DEFAULT_PATH.into(), format!("HOSTNAME={}", input.hostname)];
+    if input.container.tty {
+        env.push("TERM=xterm".into());
+    }
     let mut set = |pair: String| {
         let name = pair.split('=').next().unwrap_or_default();
         let same = |other: &&mut String| other.split('=').next() == Some(name);
@@ -315,7 +322,7 @@ fn mounts(input: &Input<'_>) -> Result<Vec<Mount>> {
     }
     // Parents before children, whatever order the request has them in.
     let mut wanted: BTreeMap<&Path, &MountConfig> = BTreeMap::new();
-    for request in &input.container.mounts {
+    for request in input.volumes.iter().chain(&input.container.mounts) {
         wanted.insert(&request.container_path, request);
     }
     for request in wanted.values() {
@@ -389,8 +396,14 @@ pub(crate) fn pid_mode(pod: &PodConfig, container: &ContainerConfig) -> PidMode 
 }
 
 fn resources(input: &Input<'_>) -> Result<LinuxResources> {
-    let asked = &input.container.resources;
-    let mut builder = LinuxResourcesBuilder::default().devices(device_rules(input)?);
+    let mut resources = limits(&input.container.resources)?;
+    resources.set_devices(Some(device_rules(input)?));
+    Ok(resources)
+}
+
+/// All limits but those of devices.
+pub(crate) fn limits(asked: &Resources) -> Result<LinuxResources> {
+    let mut builder = LinuxResourcesBuilder::default();
     let mut cpu = LinuxCpuBuilder::default();
     if let Some(period) = asked.cpu_period {
         cpu = cpu.period(period);

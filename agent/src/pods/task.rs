@@ -23,7 +23,7 @@ use tracing::{Instrument, debug, info, warn};
 
 use super::{
     PodView,
-    config::{ContainerConfig, NetworkMode, PidMode, PodConfig},
+    config::{ContainerConfig, NetworkMode, PidMode, PodConfig, Resources},
     files,
     id::ContainerId,
     monitor::{self, Connection, Launch},
@@ -32,6 +32,7 @@ use super::{
 use crate::{
     context::{Context, blocking, private_folder},
     error::{Error, Result, at},
+    events::{Action, Object},
 };
 
 mod container;
@@ -60,6 +61,12 @@ pub(crate) enum Command {
         id: ContainerId,
         signal: i32,
         all: bool,
+        answer: oneshot::Sender<Result<()>>,
+    },
+    /// New limits.
+    Update {
+        id: ContainerId,
+        resources: Box<Resources>,
         answer: oneshot::Sender<Result<()>>,
     },
     /// Kills it first when it runs.
@@ -202,6 +209,9 @@ impl Task {
             Command::Signal { id, signal, all, answer } => {
                 let _ = answer.send(self.signal(&id, signal, all).await);
             }
+            Command::Update { id, resources, answer } => {
+                let _ = answer.send(self.update(&id, &resources).await);
+            }
             Command::RemoveContainer { id, answer } => {
                 let _ = answer.send(self.remove_container(&id).await);
             }
@@ -264,7 +274,10 @@ impl Task {
         let attachment = self.record.attachment.clone();
         blocking(move || files::create(&folder, &config, &hostname, attachment.as_ref())).await?;
         self.record.phase = PodPhase::Ready;
-        self.save_pod()
+        self.save_pod()?;
+        self.tell(Action::Create);
+        self.tell(Action::Start);
+        Ok(())
     }
 
     async fn connect_network(&mut self) -> Result<()> {
@@ -307,17 +320,24 @@ impl Task {
         }
         self.take_down("the pod was stopped").await?;
         self.record.phase = PodPhase::Stopped;
-        self.save_pod()?;
+        let saved = self.save_pod();
+        self.tell(Action::Die);
+        saved?;
         info!("pod stopped");
         Ok(())
     }
 
     /// Takes down everything and forgets the pod.
     async fn remove(&mut self) -> Result<()> {
+        let (was_ready, was_made) =
+            (self.record.phase == PodPhase::Ready, self.record.phase != PodPhase::Creating);
         self.record.phase = PodPhase::Removing;
         // A full disk must not keep a pod from going.
         let _ = self.context.records.write_pod(&self.record);
         self.take_down("the pod was removed").await?;
+        if was_ready {
+            self.tell(Action::Die);
+        }
         let (context, pod) = (self.context.clone(), self.record.id.clone());
         let containers: Vec<ContainerId> = self.containers.keys().cloned().collect();
         blocking(move || {
@@ -328,6 +348,12 @@ impl Task {
         })
         .await?;
         self.view.send_modify(|view| Arc::make_mut(view).gone = true);
+        if was_made {
+            for container in self.containers.values() {
+                self.tell_of(container, Action::Remove);
+            }
+            self.tell(Action::Remove);
+        }
         info!("pod removed");
         Ok(())
     }
@@ -342,6 +368,14 @@ impl Task {
         self.containers.insert(record.id.clone(), record);
         self.publish();
         result
+    }
+
+    /// Tells of something that has happened to the pod.
+    fn tell(&self, action: Action) {
+        let name = &self.record.config.name;
+        let attributes = [("name", name.name.clone()), ("namespace", name.namespace.clone())];
+        let view = self.view.borrow().clone();
+        self.context.events.tell(Object::Pod, action, self.record.id.as_str(), Some(view), attributes);
     }
 
     /// Shows the world what is known now.

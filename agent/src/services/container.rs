@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sampan_proto::sampan::{self, container_service_server::ContainerService};
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 use super::{Feed, Reply};
 use crate::{
@@ -18,6 +18,7 @@ mod inspect;
 mod logs;
 mod name;
 mod run;
+mod session;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -37,6 +38,33 @@ impl ContainerService for Containers {
         let running = tokio::spawn(async move { run::run(&pods, request).await });
         let response = running.await.map_err(|error| Status::internal(error.to_string()))??;
         Ok(response.into())
+    }
+
+    async fn start(&self, request: Request<sampan::StartRequest>) -> Reply<sampan::StartResponse> {
+        let found = self.pods.find_container_by_name(&request.into_inner().container)?;
+        self.pods.start_container(&found).await?;
+        Ok(sampan::StartResponse {}.into())
+    }
+
+    type AttachStream = Feed<sampan::AttachResponse>;
+
+    async fn attach(&self, request: Request<Streaming<sampan::AttachRequest>>) -> Reply<Self::AttachStream> {
+        Ok(session::attach(&self.pods, request.into_inner()).await?.into())
+    }
+
+    type ExecStream = Feed<sampan::ExecResponse>;
+
+    async fn exec(&self, request: Request<Streaming<sampan::ExecRequest>>) -> Reply<Self::ExecStream> {
+        Ok(session::exec(&self.pods, request.into_inner()).await?.into())
+    }
+
+    type PortForwardStream = Feed<sampan::PortForwardResponse>;
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<sampan::PortForwardRequest>>,
+    ) -> Reply<Self::PortForwardStream> {
+        Ok(session::port_forward(&self.pods, request.into_inner()).await?.into())
     }
 
     async fn list(&self, request: Request<sampan::ListRequest>) -> Reply<sampan::ListResponse> {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{Digest, Kind, content, layer, manifest, metadata, registry, snapshot};
+use crate::{Digest, Kind, content, layer, manifest, metadata, registry, signature, snapshot};
 
 /// Why an image could not be pulled.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,9 @@ pub enum Error {
     /// The registry did not give it.
     #[error(transparent)]
     Registry(#[from] registry::Error),
+    /// The policy of this node is in the way.
+    #[error(transparent)]
+    Signature(#[from] signature::Error),
     /// The manifest is not that of an image.
     #[error("manifest {digest}")]
     Manifest {
@@ -79,6 +82,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Error::Registry(error) => error.kind(),
+            Error::Signature(error) => error.kind(),
             Error::Manifest { source, .. } => source.kind(),
             Error::Config { .. } => Kind::InvalidArgument,
             Error::Content(error) => error.kind(),

@@ -157,6 +157,12 @@ fn lookup(bytes: &[u8], repository: &str) -> Result<Found, &'static str> {
     }
 }
 
+/// For the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub(super) fn read_any(bytes: &[u8], repository: &str) {
+    let _ = lookup(bytes, repository);
+}
+
 /// The entry that names most of the repository.
 fn best<'a, T>(entries: &'a HashMap<String, T>, repository: &str) -> Option<(&'a String, &'a T)> {
     let covers = |key: &String| {

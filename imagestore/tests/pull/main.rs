@@ -2,10 +2,13 @@
 
 mod access;
 mod contents;
+mod crash;
 mod faults;
 mod hosts;
 mod images;
+mod proxy;
 mod removal;
 mod resume;
 mod server;
 mod sharing;
+mod signatures;

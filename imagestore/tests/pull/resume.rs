@@ -2,14 +2,15 @@
 
 use std::{
     fs,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use sampan_imagestore::{Kind, Progress};
+use sampan_imagestore::{Kind, Progress, Store, StoreOptions};
 
 use crate::{
     images::{Setup, TestImage, broken_off, layer_directory, noise, simple, text},
@@ -131,4 +132,54 @@ async fn a_cancelled_pull_goes_on_where_it_was() {
         .map(|r| r.from())
         .collect();
     assert_eq!(from, [0, 600_000]);
+}
+
+/// Set for the process that is to be killed: where it pulls to, and what.
+const ROOT: &str = "SAMPAN_TEST_RESUME_TO";
+const NAME: &str = "SAMPAN_TEST_RESUME_WHAT";
+
+#[test]
+#[allow(clippy::disallowed_methods)]
+fn a_killed_process_leaves_what_it_had_to_the_next() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    if let Some(root) = std::env::var_os(ROOT) {
+        let reference = std::env::var(NAME).unwrap().parse().unwrap();
+        let store = Store::open(root.as_ref(), StoreOptions::default()).unwrap();
+        let _ = runtime.block_on(store.pull(&reference, None, Progress::none()));
+        return;
+    }
+    let setup = runtime.block_on(Setup::new());
+    let image = simple(SIZE, 94);
+    setup.registry.publish("app", "latest", &image);
+    let blob = image.layers[0].blob.clone();
+    setup.registry.rule(move |request| {
+        let wanted = request.path().contains(&digest(&blob));
+        wanted.then(|| Reply { hang: true, ..Reply::blob(request, &blob).cut(2_000_000) })
+    });
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "resume::a_killed_process_leaves_what_it_had_to_the_next"])
+        .env(ROOT, setup.root.path())
+        .env(NAME, setup.registry.name("app"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let file = setup.root.path().join("content/ingest").join(image.layers[0].blob_hex());
+    let start = Instant::now();
+    while fs::metadata(&file).map_or(0, |file| file.len()) < 2_000_000 {
+        assert!(start.elapsed() < Duration::from_secs(20), "the download does not come along");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    setup.registry.clear_rules();
+    let before = setup.registry.requests().len();
+    let store = setup.reopen();
+    runtime.block_on(store.pull(&setup.reference("app"), None, Progress::none())).unwrap();
+    let asked = setup.registry.requests();
+    let asked = asked[before..].iter().find(|request| {
+        request.path().contains("/blobs/sha256:") && request.path().ends_with(&image.layers[0].blob_hex())
+    });
+    assert_eq!(asked.unwrap().from(), 2_000_000);
+    setup.assert_holds(3, 1);
 }

@@ -98,6 +98,7 @@ struct State {
 }
 
 /// A running registry. It ends with the test.
+#[derive(Clone)]
 pub(crate) struct Registry {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
@@ -143,6 +144,11 @@ impl Registry {
 
     pub(crate) fn put(&self, path: String, content_type: &str, body: impl Into<Blob>) {
         self.state.content.lock().unwrap().insert(path, (content_type.to_owned(), body.into()));
+    }
+
+    /// What is there at this path.
+    pub(crate) fn stored(&self, path: &str) -> Option<Vec<u8>> {
+        self.state.content.lock().unwrap().get(path).map(|(_, body)| body.to_vec())
     }
 
     /// Makes an image available under `app:tag` and by its digest.

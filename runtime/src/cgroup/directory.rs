@@ -1,17 +1,21 @@
 //! One cgroup's directory in one hierarchy: its control files, read and written through its descriptor.
 //!
 //! A write is one system call, as control files want it. Errors name the file and the value.
+//! A directory that was opened for an update notes in its journal what each file said before.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
 use super::Error;
+use super::journal::Journal;
 
 pub(super) struct Directory {
     fd: OwnedFd,
     path: PathBuf,
+    journal: Option<Journal>,
 }
 
 impl AsFd for Directory {
@@ -24,13 +28,30 @@ impl Directory {
     pub(super) fn open(path: &Path) -> Result<Directory, Error> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(Error::io("open", path))?;
-        Ok(Directory { fd, path: path.to_owned() })
+        Ok(Directory { fd, path: path.to_owned(), journal: None })
+    }
+
+    /// From now on `journal` learns what files said before they are written.
+    pub(super) fn noting(mut self, journal: Option<&Journal>) -> Directory {
+        self.journal = journal.cloned();
+        self
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A descriptor of the directory that more can be done with than naming it.
+    pub(super) fn reopen(&self) -> Result<OwnedFd, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).map_err(Error::io("open", &self.path))
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
         rustix::fs::accessat(&self.fd, name, rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty()).is_ok()
     }
 
+    /// Sets a file that holds one value, or that takes back its own lines as they are.
     pub(super) fn write(&self, name: &str, value: &str) -> Result<(), Error> {
         self.write_each(name, std::iter::once(value))
     }
@@ -41,6 +62,47 @@ impl Directory {
         name: &str,
         values: impl Iterator<Item = V>,
     ) -> Result<(), Error> {
+        let Some(journal) = &self.journal else { return self.write_all(name, values) };
+        // What can't be read can't be restored either: such files do something rather than hold something.
+        let before = self.read(name).unwrap_or_default();
+        let mut before = Some(match before.contains('\n') {
+            true => before.lines().map(str::to_owned).collect(),
+            false => vec![before],
+        });
+        for value in values {
+            self.write_all(name, std::iter::once(value))?;
+            if let Some(before) = before.take() {
+                journal.note(&self.path.join(name), before);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a file that shows something else than it takes; `before` is what would restore it.
+    pub(super) fn write_noting(&self, name: &str, value: &str, before: &str) -> Result<(), Error> {
+        self.write_all(name, std::iter::once(value))?;
+        if let Some(journal) = &self.journal {
+            journal.note(&self.path.join(name), vec![before.to_owned()]);
+        }
+        Ok(())
+    }
+
+    /// Sets some of the lines of a file with a key at the start of each. A key that has no line gets one with `unset`
+    /// when the write is undone.
+    pub(super) fn write_keyed(&self, name: &str, lines: &[String], unset: &str) -> Result<(), Error> {
+        let Some(journal) = &self.journal else { return self.write_all(name, lines.iter()) };
+        for line in lines {
+            let text = self.read(name).unwrap_or_default();
+            let key = first_word(line);
+            let old = text.lines().find(|old| first_word(old) == key);
+            let before = old.map_or_else(|| format!("{key} {unset}"), str::to_owned);
+            self.write_all(name, std::iter::once(line))?;
+            journal.note(&self.path.join(name), vec![before]);
+        }
+        Ok(())
+    }
+
+    fn write_all<V: AsRef<str>>(&self, name: &str, values: impl Iterator<Item = V>) -> Result<(), Error> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(&self.fd, name, flags, Mode::empty())
             .map_err(|errno| Error::io("open", self.path.join(name))(errno))?;
@@ -53,6 +115,16 @@ impl Directory {
             })?;
         }
         Ok(())
+    }
+
+    /// The names of the control files and of the cgroups below.
+    pub(super) fn names(&self) -> Result<Vec<String>, Error> {
+        let failed = || Error::io("readdir", &self.path);
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::new(self.reopen()?).map_err(failed())? {
+            names.push(entry.map_err(failed())?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
     }
 
     pub(super) fn read(&self, name: &str) -> Result<String, Error> {
@@ -79,13 +151,28 @@ impl Directory {
     }
 }
 
+fn first_word(line: &str) -> &str {
+    line.split(' ').next().unwrap_or_default()
+}
+
 /// An open control file; each read starts at its beginning and makes the kernel compute it anew.
+#[derive(Debug)]
 pub(super) struct ControlFile {
     fd: OwnedFd,
     path: PathBuf,
 }
 
+impl AsFd for ControlFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl ControlFile {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The whole file in `buffer`, which grows when needed and can be used again.
     pub(super) fn read<'b>(&self, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Error> {
         if buffer.len() < 4096 {
@@ -111,6 +198,26 @@ impl ControlFile {
             return Ok(None);
         }
         number(text).map(Some).ok_or_else(|| Error::Contents { path: self.path.clone() })
+    }
+}
+
+/// Asks `condition` again and again, ever less often, until it holds; false when it doesn't within `deadline`.
+pub(super) fn within(
+    deadline: Duration,
+    mut condition: impl FnMut() -> Result<bool, Error>,
+) -> Result<bool, Error> {
+    let since = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    loop {
+        if condition()? {
+            return Ok(true);
+        }
+        let left = deadline.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 2).min(Duration::from_millis(10));
     }
 }
 

@@ -3,7 +3,8 @@
 use std::process::{Child, Command};
 
 use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
+    LinuxBlockIoBuilder, LinuxCpuBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder,
+    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, LinuxThrottleDeviceBuilder,
 };
 
 use super::*;
@@ -80,6 +81,108 @@ fn limits_are_applied_and_read_back() {
     assert_eq!(memory(128 << 20, 192 << 20), Some(128 << 20), "raised above the old sum");
     assert_eq!(memory(32 << 20, 32 << 20), Some(32 << 20), "lowered below both");
     assert_eq!(memory(-1, -1), None);
+}
+
+#[test]
+fn an_update_that_fails_half_way_changes_nothing() {
+    let scratch = Scratch::new("rollback");
+    let cgroup = &scratch.0;
+    cgroup.create().unwrap();
+    cgroup.apply(&limits()).unwrap();
+    let before = settings(cgroup);
+    let memory = LinuxMemoryBuilder::default().limit(128 << 20).swap(256 << 20).build().unwrap();
+    let cpu = LinuxCpuBuilder::default().shares(2048u64).quota(80_000i64).build().unwrap();
+    let update = || {
+        let update = LinuxResourcesBuilder::default().devices(vec![]).memory(memory).cpu(cpu.clone());
+        update.pids(LinuxPidsBuilder::default().limit(5).build().unwrap())
+    };
+    // No device has this number: the last thing that is set is refused by the kernel.
+    let device = LinuxThrottleDeviceBuilder::default().major(4000).minor(1).rate(1u64).build().unwrap();
+    let io = LinuxBlockIoBuilder::default().throttle_read_bps_device(vec![device]).build().unwrap();
+    let error = cgroup.update(&update().block_io(io).build().unwrap()).unwrap_err();
+    assert!(error.is_invalid_argument() && error.to_string().contains("4000:1"), "{error}");
+    assert_eq!(settings(cgroup), before);
+
+    cgroup.update(&update().build().unwrap()).unwrap();
+    assert_eq!(cgroup.stats().unwrap().memory.limit_bytes, Some(128 << 20));
+    assert_ne!(settings(cgroup), before);
+}
+
+/// What the files of the limits above say.
+fn settings(cgroup: &Cgroup) -> Vec<String> {
+    let names = [
+        "memory.limit_in_bytes",
+        "memory.memsw.limit_in_bytes",
+        "memory.max",
+        "memory.swap.max",
+        "cpu.shares",
+        "cpu.weight",
+        "cpu.cfs_quota_us",
+        "cpu.max",
+        "pids.max",
+        "io.max",
+    ];
+    let paths: std::collections::BTreeSet<_> = cgroup.paths().into_values().collect();
+    let files = paths.iter().flat_map(|path| names.map(|name| path.join(name)));
+    files.filter_map(|path| std::fs::read_to_string(path).ok()).collect()
+}
+
+#[test]
+fn devices_are_denied_unless_named_and_updates_replace_the_list() {
+    let scratch = Scratch::new("devices");
+    let cgroup = &scratch.0;
+    cgroup.create().unwrap();
+    let mut unnamed = LinuxResources::default();
+    unnamed.set_devices(None);
+    cgroup.apply(&unnamed).unwrap();
+    let can = |script: &str| spawn_in(cgroup.path(), false, &["sh", "-c", script]).wait().unwrap().success();
+    assert!(can("head -c1 /dev/zero >/dev/null"));
+    assert!(!can("true 2>/dev/null >/dev/kmsg"));
+    let rule = LinuxDeviceCgroupBuilder::default().allow(true).typ(LinuxDeviceType::C).major(1).minor(11);
+    let rules = LinuxResourcesBuilder::default().devices(vec![rule.access("w").build().unwrap()]);
+    cgroup.update(&rules.build().unwrap()).unwrap();
+    assert!(can("true >/dev/kmsg"));
+    cgroup.update(&unnamed).unwrap();
+    assert!(can("true >/dev/kmsg"), "an update without rules leaves them");
+}
+
+#[test]
+fn frozen_tasks_stand_still_until_thawed_and_can_be_killed() {
+    let scratch = Scratch::new("freeze");
+    let cgroup = &scratch.0;
+    cgroup.create().unwrap();
+    let script = "while :; do :; done";
+    let mut child = spawn_in(cgroup.path(), false, &["sh", "-c", script]);
+    let usage = || cgroup.stats().unwrap().cpu.usage_ns;
+    eventually("the loop runs", || usage() > 1_000_000);
+    assert!(!cgroup.is_frozen().unwrap());
+    cgroup.freeze_within(true, Duration::from_secs(10)).unwrap();
+    assert!(cgroup.is_frozen().unwrap());
+    let (first, second) = (usage(), {
+        std::thread::sleep(Duration::from_millis(30));
+        usage()
+    });
+    assert_eq!(first, second, "no task runs");
+    cgroup.freeze_within(false, Duration::from_secs(10)).unwrap();
+    eventually("the loop runs again", || usage() > second + 1_000_000);
+    cgroup.freeze_within(true, Duration::from_secs(10)).unwrap();
+    cgroup.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn details_agree_with_the_statistics() {
+    let scratch = Scratch::new("details");
+    let cgroup = &scratch.0;
+    cgroup.create().unwrap();
+    cgroup.apply(&limits()).unwrap();
+    spawn_in(cgroup.path(), false, &["sh", "-c", "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done"])
+        .wait()
+        .unwrap();
+    let details = cgroup.details().unwrap();
+    assert_eq!(details.memory_usage.limit, Some(64 << 20));
+    assert!(details.memory.contains_key("pgfault") && details.cpu.contains_key("nr_periods"));
+    assert_eq!(details.pressure, cgroup.pressure().unwrap().map(|_| details.pressure.unwrap()));
 }
 
 #[test]
@@ -177,10 +280,17 @@ fn memory_bomb_is_counted() {
     let memory = LinuxMemoryBuilder::default().limit(8 << 20).build().unwrap();
     cgroup.apply(&LinuxResourcesBuilder::default().memory(memory).devices(vec![]).build().unwrap()).unwrap();
     assert_eq!(cgroup.oom_kills().unwrap(), 0);
+    let mut events = cgroup.oom_events().unwrap();
+    assert_eq!(events.take().unwrap(), 0);
     let status =
         spawn_in(cgroup.path(), false, &["sh", "-c", "a=x; while :; do a=$a$a; done"]).wait().unwrap();
     assert!(!status.success());
     assert!(cgroup.oom_kills().unwrap() >= 1);
+    let mut poll = [rustix::event::PollFd::new(&events, rustix::event::PollFlags::IN)];
+    let second = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut poll, Some(&second)).unwrap(), 1, "the descriptor is readable");
+    assert!(events.take().unwrap() >= 1);
+    assert_eq!(events.take().unwrap(), 0, "each kill is told once");
     assert!(cgroup.stats().unwrap().memory.oom_kills >= 1);
 }
 

@@ -10,12 +10,18 @@ pub(super) mod devices;
 pub(super) mod freezer;
 pub(super) mod hugetlb;
 pub(super) mod memory;
+pub(super) mod network;
 pub(super) mod pids;
+pub(super) mod rdma;
+
+use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
 
+use super::devices::Rule;
 use super::directory::Directory;
 use super::hierarchy::Hierarchies;
+use super::journal::Journal;
 use super::{Error, Stats};
 
 /// A cgroup's path in the hierarchies of version 1.
@@ -26,50 +32,63 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn find(&self, controller: &str) -> Result<Option<Directory>, Error> {
+    pub(super) fn find(&self, controller: &str) -> Result<Option<Directory>, Error> {
         match self.hierarchies.with(controller) {
             Some(hierarchy) => Directory::open(&hierarchy.root.join(self.path)).map(Some),
             None => Ok(None),
         }
     }
 
-    fn need(&self, controller: &'static str, limit: &'static str) -> Result<Directory, Error> {
+    pub(super) fn need(&self, controller: &'static str, limit: &'static str) -> Result<Directory, Error> {
         self.find(controller)?.ok_or(Error::Unavailable { controller, limit })
     }
 
     /// Sets the limits that `resources` names and leaves the others as they are.
-    pub(super) fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
+    pub(super) fn apply(&self, resources: &LinuxResources, journal: Option<&Journal>) -> Result<(), Error> {
+        if resources.unified().as_ref().is_some_and(|unified| !unified.is_empty()) {
+            return Err(Error::Unavailable { controller: "unified", limit: "unified" });
+        }
+        let need = |controller, limit| Ok(self.need(controller, limit)?.noting(journal));
         if let Some(cpu) = resources.cpu() {
             if cpu::concerned(cpu) {
-                cpu::apply(&self.need("cpu", "cpu")?, cpu)?;
+                cpu::apply(&need("cpu", "cpu")?, cpu)?;
             }
             if cpu.cpus().is_some() || cpu.mems().is_some() {
-                cpuset::apply(&self.need("cpuset", "cpu.cpus")?, cpu)?;
+                cpuset::apply(&need("cpuset", "cpu.cpus")?, cpu)?;
             }
         }
         if let Some(memory) = resources.memory()
             && memory::concerned(memory)
         {
-            memory::apply(&self.need("memory", "memory")?, memory)?;
+            memory::apply(&need("memory", "memory")?, memory)?;
         }
         if let Some(pids) = resources.pids() {
-            pids::apply(&self.need("pids", "pids")?, pids)?;
-        }
-        if let Some(rules) = resources.devices() {
-            devices::apply(&self.need("devices", "devices")?, rules)?;
+            pids::apply(&need("pids", "pids")?, pids)?;
         }
         if let Some(io) = resources.block_io()
             && blkio::concerned(io)
         {
-            blkio::apply(&self.need("blkio", "blockIO")?, io)?;
+            blkio::apply(&need("blkio", "blockIO")?, io)?;
         }
         if let (Some(limits), Some(directory)) = (resources.hugepage_limits(), self.find("hugetlb")?) {
-            hugetlb::apply(&directory, limits)?;
+            hugetlb::apply(&directory.noting(journal), limits)?;
         }
-        if resources.unified().as_ref().is_some_and(|unified| !unified.is_empty()) {
-            return Err(Error::Unavailable { controller: "unified", limit: "unified" });
+        if let Some(network) = resources.network() {
+            if network::has_class(network) {
+                network::set_class(&need("net_cls", "network.classID")?, network)?;
+            }
+            if network::has_priorities(network) {
+                network::set_priorities(&need("net_prio", "network.priorities")?, network)?;
+            }
+        }
+        if let Some(adapters) = resources.rdma().as_ref().filter(|adapters| !adapters.is_empty()) {
+            rdma::apply(&need("rdma", "rdma")?, adapters)?;
         }
         Ok(())
+    }
+
+    pub(super) fn apply_devices(&self, rules: &[Rule]) -> Result<(), Error> {
+        devices::apply(&self.need("devices", "devices")?, rules)
     }
 
     pub(super) fn readers(&self) -> Result<Readers, Error> {
@@ -91,6 +110,17 @@ impl Place<'_> {
 
     pub(super) fn freeze(&self, frozen: bool) -> Result<(), Error> {
         freezer::set(&self.need("freezer", "freeze")?, frozen)
+    }
+
+    pub(super) fn freeze_within(&self, frozen: bool, deadline: Duration) -> Result<(), Error> {
+        freezer::set_within(&self.need("freezer", "freeze")?, frozen, deadline)
+    }
+
+    pub(super) fn is_frozen(&self) -> Result<bool, Error> {
+        match self.find("freezer")? {
+            Some(directory) => freezer::is_frozen(&directory),
+            None => Ok(false),
+        }
     }
 }
 

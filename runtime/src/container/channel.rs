@@ -2,12 +2,13 @@
 //!
 //! A pair of sequenced-packet sockets, both close-on-exec: exec is seen as the end of the stream.
 //! Because death looks the same, the child says when it is about to exec; an end before that is a
-//! failure. Neither side ever blocks on a full socket: a child sends three messages at most.
+//! failure. Neither side ever blocks on a full socket: a child sends a handful of messages at most.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::error::Error as StdError;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -20,6 +21,9 @@ const MAX_MESSAGE: usize = 2048;
 const READY: u8 = b'r';
 const EXECUTING: u8 = b'x';
 const START: u8 = b's';
+const ENVIRONMENT: u8 = b'E';
+const BORN: u8 = b'B';
+const LISTENER: u8 = b'L';
 
 /// What the child says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +39,18 @@ pub enum Report {
     },
     /// It is now the program that was asked for.
     Executed,
+    /// The container's process is another one, of this pid, which goes on in its place; the first one exits.
+    Born {
+        /// As the caller sees it.
+        pid: i32,
+    },
+    /// The namespaces are there and the mounts are made: hooks of the runtime may run, and then [`Channel::start`].
+    Environment,
+    /// Its descriptor of this number gets the notifications of its seccomp filter; it waits for [`Channel::start`].
+    Listener {
+        /// Of the child.
+        number: i32,
+    },
 }
 
 /// Why a program could not be executed.
@@ -104,6 +120,9 @@ impl Channel {
     fn understand(&self, message: &[u8]) -> Option<Report> {
         match message {
             [READY] => Some(Report::Ready),
+            [ENVIRONMENT] => Some(Report::Environment),
+            &[BORN, a, b, c, d] => Some(Report::Born { pid: i32::from_ne_bytes([a, b, c, d]) }),
+            &[LISTENER, a, b, c, d] => Some(Report::Listener { number: i32::from_ne_bytes([a, b, c, d]) }),
             [EXECUTING] => {
                 self.executing.set(true);
                 None
@@ -120,7 +139,12 @@ impl Channel {
         }
     }
 
-    /// Tells a child that has said `Ready` to go on.
+    /// The channel over a connection to the socket on which a container waits for its start.
+    pub(crate) fn over(socket: OwnedFd) -> Channel {
+        Channel { socket, executing: Cell::new(false), ended: Cell::new(false) }
+    }
+
+    /// Tells a child that waits to go on.
     pub fn start(&self) -> Result<(), Error> {
         let sent = rustix::net::send(&self.socket, &[START], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         sent.map(drop).map_err(|errno| Error::Talk(sys::Error::new("send(start)", errno)))
@@ -136,17 +160,19 @@ fn died() -> Report {
 #[derive(Debug)]
 pub(crate) struct Reporter {
     socket: OwnedFd,
+    /// Who has started the container, when that is another process than the one that made it.
+    starter: OnceCell<OwnedFd>,
 }
 
 impl AsFd for Reporter {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.starter.get().unwrap_or(&self.socket).as_fd()
     }
 }
 
 impl From<OwnedFd> for Reporter {
     fn from(socket: OwnedFd) -> Reporter {
-        Reporter { socket }
+        Reporter { socket, starter: OnceCell::new() }
     }
 }
 
@@ -154,14 +180,74 @@ impl Reporter {
     /// Says `Ready` and blocks until the parent starts the program. False when the parent is gone.
     pub(crate) fn wait_for_start(&self) -> sys::Result<bool> {
         self.send(&[READY])?;
+        self.wait()
+    }
+
+    /// Says `Ready` and blocks until somebody connects to `listener` and starts the program. Who connects without a
+    /// word is passed over. The signal, if one comes first that would end a program.
+    pub(crate) fn wait_for_starter(&self, listener: &OwnedFd) -> sys::Result<Option<i32>> {
+        let failed = |call: &'static str| move |errno| sys::Error::new(call, errno);
+        let signals = sys::signal::block_terminating().map_err(|error| {
+            sys::Error::new("signalfd()", Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })?;
+        self.send(&[READY])?;
+        loop {
+            let mut sources = [PollFd::new(&signals, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+            match poll(&mut sources, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(sys::Error::new("poll(start)", errno)),
+            }
+            if let Some(signal) = sys::signal::next(&signals) {
+                return Ok(Some(signal));
+            }
+            match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(connection) => {
+                    let mut sources = [PollFd::new(&connection, PollFlags::IN)];
+                    // Who connects does it in order to say the one word.
+                    let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
+                    poll(&mut sources, Some(&timeout)).map_err(failed("poll(start)"))?;
+                    let mut buffer = [0u8; 1];
+                    if matches!(rustix::io::read(&connection, &mut buffer), Ok(1)) && buffer[0] == START {
+                        rustix::io::ioctl_fionbio(&connection, false).map_err(failed("ioctl(FIONBIO)"))?;
+                        // Nobody else has been accepted: this function is called once.
+                        let _ = self.starter.set(connection);
+                        return Ok(None);
+                    }
+                }
+                Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+                Err(errno) => return Err(sys::Error::new("accept(start)", errno)),
+            }
+        }
+    }
+
+    fn wait(&self) -> sys::Result<bool> {
         let mut buffer = [0u8; 1];
         loop {
-            match rustix::io::read(&self.socket, &mut buffer) {
+            match rustix::io::read(self, &mut buffer) {
                 Ok(count) => return Ok(count == 1 && buffer[0] == START),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(sys::Error::new("read(start)", errno)),
             }
         }
+    }
+
+    /// Says that another process goes on with the container.
+    pub(crate) fn born(&self, pid: i32) -> sys::Result<()> {
+        let [a, b, c, d] = pid.to_ne_bytes();
+        self.send(&[BORN, a, b, c, d])
+    }
+
+    /// Says that hooks may run, and waits until they have. False when the parent is gone.
+    pub(crate) fn environment(&self) -> sys::Result<bool> {
+        self.send(&[ENVIRONMENT])?;
+        self.wait()
+    }
+
+    /// Hands over the descriptor that gets notifications, and waits until it has been taken.
+    pub(crate) fn listener(&self, number: i32) -> sys::Result<bool> {
+        let [a, b, c, d] = number.to_ne_bytes();
+        self.send(&[LISTENER, a, b, c, d])?;
+        self.wait()
     }
 
     /// Says that the next thing is exec.
@@ -186,9 +272,7 @@ impl Reporter {
 
     /// By write(2), which the strictest seccomp filter is the likeliest to allow.
     fn send(&self, message: &[u8]) -> sys::Result<()> {
-        rustix::io::write(&self.socket, message)
-            .map(drop)
-            .map_err(|errno| sys::Error::new("write(report)", errno))
+        rustix::io::write(self, message).map(drop).map_err(|errno| sys::Error::new("write(report)", errno))
     }
 }
 
@@ -197,8 +281,7 @@ pub(crate) fn pair() -> sys::Result<(Channel, Reporter)> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|errno| sys::Error::new("socketpair(AF_UNIX, SOCK_SEQPACKET)", errno))?;
-    let channel = Channel { socket: ours, executing: Cell::new(false), ended: Cell::new(false) };
-    Ok((channel, Reporter { socket: theirs }))
+    Ok((Channel::over(ours), Reporter::from(theirs)))
 }
 
 /// An error and its causes in one line.
@@ -254,7 +337,7 @@ mod tests {
         drop(reporter);
         let Some(Report::Failed { message, exec }) = channel.receive().unwrap() else { panic!("no failure") };
         assert_eq!(exec, Some(ExecFailure::NotFound));
-        assert!(message.starts_with("exec \"/nope\": No such file or directory"), "{message}");
+        assert!(message.starts_with("exec: \"/nope\": No such file or directory"), "{message}");
         assert_eq!(channel.receive().unwrap(), None);
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
 use super::{Error, Result};
-use crate::seccomp::{self, Program};
+use crate::seccomp::{Filter, Program};
 
 /// `config.json`.
 pub(super) fn read_spec(bundle: &Path) -> Result<Spec> {
@@ -18,7 +18,7 @@ pub(super) fn read_spec(bundle: &Path) -> Result<Spec> {
 
 /// The filter to load: `seccomp.bpf` when it is there, else what
 /// the configuration's profile compiles to.
-pub(super) fn seccomp(bundle: &Path, profile: Option<&LinuxSeccomp>) -> Result<Option<Program>> {
+pub(super) fn seccomp(bundle: &Path, profile: Option<&LinuxSeccomp>) -> Result<Option<Filter>> {
     match compiled(bundle)? {
         Some(filter) => Ok(Some(filter)),
         None => compile(profile),
@@ -26,22 +26,34 @@ pub(super) fn seccomp(bundle: &Path, profile: Option<&LinuxSeccomp>) -> Result<O
 }
 
 /// The same for an exec, which reads the configuration only when it has to.
-pub(crate) fn seccomp_of_exec(bundle: &Path) -> Result<Option<Program>> {
+pub(crate) fn seccomp_of_exec(bundle: &Path) -> Result<Option<Filter>> {
     match compiled(bundle)? {
         Some(filter) => Ok(Some(filter)),
         None => compile(read_spec(bundle)?.linux().as_ref().and_then(|linux| linux.seccomp().as_ref())),
     }
 }
 
-fn compiled(bundle: &Path) -> Result<Option<Program>> {
+/// The monitor's: flags and listeners are left to the command line.
+fn compiled(bundle: &Path) -> Result<Option<Filter>> {
     let path = bundle.join("seccomp.bpf");
     match fs::read(&path) {
-        Ok(bytes) => Program::from_bytes(&bytes).map(Some).map_err(Error::SeccompProgram),
+        Ok(bytes) => {
+            Program::from_bytes(&bytes).map(|program| Some(bare(program))).map_err(Error::SeccompProgram)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path, source }),
     }
 }
 
-fn compile(profile: Option<&LinuxSeccomp>) -> Result<Option<Program>> {
-    profile.map(seccomp::compile).transpose().map_err(Error::SeccompProgram)
+fn compile(profile: Option<&LinuxSeccomp>) -> Result<Option<Filter>> {
+    let Some(profile) = profile else { return Ok(None) };
+    let filter = super::filter(profile)?;
+    match filter.listener {
+        Some(_) => Err(Error::Unsupported { what: "SCMP_ACT_NOTIFY".to_owned() }),
+        None => Ok(Some(filter)),
+    }
+}
+
+fn bare(program: Program) -> Filter {
+    Filter { program, flags: 0, listener: None, metadata: String::new() }
 }

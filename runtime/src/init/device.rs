@@ -1,5 +1,6 @@
 //! Device nodes of a container: the ones every container has, and those of its configuration.
 //!
+//! In a user namespace, where nodes can't be made, those of the host are bound instead.
 //! Nodes are made where they are missing. What is there already has to be the same device: a node
 //! that an image brought is never taken for another one. A `/dev` that is bound from the host is
 //! left as it is.
@@ -8,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
-use rustix::fs::{FileType, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, OFlags, ResolveFlags};
 
 use super::{Error, Result, rootfs::Rootfs};
 use crate::beneath;
@@ -27,7 +28,7 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 
-pub(super) fn make(rootfs: &Rootfs, mounts: &[Mount], devices: &[LinuxDevice]) -> Result<()> {
+pub(super) fn make(rootfs: &Rootfs, mounts: &[Mount], devices: &[LinuxDevice], bound: bool) -> Result<()> {
     if !is_bound(mounts) {
         let failed = |name: &str| {
             let path = Path::new("/dev").join(name);
@@ -35,15 +36,19 @@ pub(super) fn make(rootfs: &Rootfs, mounts: &[Mount], devices: &[LinuxDevice]) -
         };
         let dev = beneath::directory(rootfs, Path::new("/dev")).map_err(failed(""))?;
         for (name, major, minor) in NODES {
-            node(&dev, Path::new(name), FileType::CharacterDevice, 0o666, (major, minor))
-                .map_err(|e| e.at("/dev", name))?;
+            let (kind, numbers) = (FileType::CharacterDevice, (major, minor));
+            if bound {
+                bind(rootfs, &Path::new("/dev").join(name), kind, numbers).map_err(|e| e.at("/dev", name))?;
+                continue;
+            }
+            node(&dev, Path::new(name), kind, 0o666, numbers).map_err(|e| e.at("/dev", name))?;
         }
         for (target, name) in LINKS {
             file::symlinkat(target, &dev, name).map_err(failed(name))?;
         }
     }
     for device in devices {
-        make_listed(rootfs, device)?;
+        make_listed(rootfs, device, bound)?;
     }
     Ok(())
 }
@@ -55,7 +60,7 @@ fn is_bound(mounts: &[Mount]) -> bool {
     })
 }
 
-fn make_listed(rootfs: &Rootfs, device: &LinuxDevice) -> Result<()> {
+fn make_listed(rootfs: &Rootfs, device: &LinuxDevice, bound: bool) -> Result<()> {
     let path = device.path();
     let refused = |problem| Error::DeviceRefused { path: path.clone(), problem };
     let failed = |source| Error::Device { path: path.clone(), source };
@@ -68,6 +73,9 @@ fn make_listed(rootfs: &Rootfs, device: &LinuxDevice) -> Result<()> {
     let number = |value: i64| u32::try_from(value).map_err(|_| refused("its numbers are out of range"));
     let numbers =
         if kind == FileType::Fifo { (0, 0) } else { (number(device.major())?, number(device.minor())?) };
+    if bound && kind != FileType::Fifo {
+        return bind(rootfs, path, kind, numbers).map_err(|error| error.at_path(path));
+    }
     let (parent, name) = beneath::parent(rootfs, path).map_err(failed)?;
     let mode = device.file_mode().unwrap_or(0o666) & 0o7777;
     if node(&parent, Path::new(name), kind, mode, numbers).map_err(|error| error.at_path(path))? {
@@ -82,6 +90,7 @@ fn make_listed(rootfs: &Rootfs, device: &LinuxDevice) -> Result<()> {
 enum NodeError {
     Call(sys::Error),
     Taken,
+    Missing,
 }
 
 impl NodeError {
@@ -93,9 +102,31 @@ impl NodeError {
         let path = path.to_owned();
         match self {
             NodeError::Call(source) => Error::Device { path, source },
+            NodeError::Missing => {
+                Error::DeviceRefused { path, problem: "the host has no such device to be bound" }
+            }
             NodeError::Taken => Error::DeviceRefused { path, problem: "something else has its place" },
         }
     }
+}
+
+/// Mounts the host's node of the same path, which has to be the same device.
+fn bind(
+    rootfs: &Rootfs,
+    path: &Path,
+    kind: FileType,
+    numbers: (u32, u32),
+) -> std::result::Result<(), NodeError> {
+    let path = Path::new("/").join(path);
+    let source = file::open_path_at(CWD, &path, OFlags::empty()).map_err(NodeError::Call)?;
+    if !is(&source, kind, numbers).map_err(NodeError::Call)? {
+        return Err(NodeError::Missing);
+    }
+    let attached = beneath::file(rootfs, &path).and_then(|target| {
+        let tree = sys::mount::clone_tree(&source, "", false)?;
+        sys::mount::attach(&tree, &target)
+    });
+    attached.map_err(NodeError::Call)
 }
 
 /// Makes a node; false when the very same was there already.

@@ -35,11 +35,13 @@ pub(crate) enum Error {
     Missing { field: &'static str },
     #[error("{what} is not supported")]
     Unsupported { what: String },
+    #[error("{what} is listed twice")]
+    Duplicate { what: String },
     #[error("{what} holds a null byte")]
     NullByte { what: &'static str },
     #[error("begin a session")]
     Session(#[source] sys::Error),
-    #[error("take the terminal")]
+    #[error("terminal")]
     Terminal(#[source] sys::Error),
     #[error("cgroup {path:?}")]
     Cgroup {
@@ -120,6 +122,26 @@ pub(crate) enum Error {
         #[source]
         source: sys::Error,
     },
+    #[error("id mapping: {}", path.display())]
+    Mapping {
+        path: PathBuf,
+        #[source]
+        source: sys::Error,
+    },
+    #[error(transparent)]
+    Hook(crate::hook::Error),
+    #[error("set {what}")]
+    Scheduling {
+        what: &'static str,
+        #[source]
+        source: sys::Error,
+    },
+    #[error("set the label {label:?}")]
+    Label {
+        label: String,
+        #[source]
+        source: sys::Error,
+    },
     #[error("set the hostname")]
     Hostname(#[source] sys::Error),
     #[error("talk to the parent")]
@@ -167,15 +189,15 @@ pub(crate) enum Error {
     WorkingDirectoryOutside { path: PathBuf },
     #[error("the process has no arguments, not even a program")]
     NoProgram,
-    #[error("exec {program:?}: not found in PATH")]
+    #[error("exec: {program:?}: executable file not found in $PATH")]
     NotInPath { program: String },
-    #[error("exec {program:?}")]
+    #[error("exec: {program:?}")]
     Exec {
         program: String,
         #[source]
         source: io::Error,
     },
-    #[error("exec {program:?}: the file exists, but not the interpreter that it names")]
+    #[error("exec: {program:?}: the file exists, but not the interpreter that it names")]
     Interpreter {
         program: String,
         #[source]

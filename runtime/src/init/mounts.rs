@@ -4,26 +4,141 @@
 //! Sources of bind mounts are paths of the host, which whoever wrote the configuration vouches for.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{CWD, FileType, OFlags};
 use rustix::io::Errno;
 
-use super::{Error, Result, cgroupfs, rootfs::Rootfs};
+use super::{Error, Result, cgroupfs, identity, rootfs::Rootfs};
 use crate::beneath;
+use crate::copyup;
 use crate::mount::{Bind, Options};
 use crate::sys::{self, mount::Attributes};
 
-pub(super) fn mount_all(rootfs: &Rootfs, mounts: &[Mount], cgroups: &cgroupfs::View<'_>) -> Result<()> {
-    for mount in mounts {
+/// Where bind mounts come from.
+pub(super) struct Sources {
+    bundle: PathBuf,
+    /// Opened while the host's privileges last, for a container that will not have them: one a mount, in order.
+    trees: Vec<Option<OwnedFd>>,
+}
+
+impl Sources {
+    /// Opens what the container will not be able to open by itself.
+    pub(super) fn open(bundle: &Path, spec: &Spec) -> Result<Sources> {
+        let mut sources = Sources { bundle: bundle.to_owned(), trees: Vec::new() };
+        let linux = spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
+        let users = namespaces.clone().find(|namespace| namespace.typ() == LinuxNamespaceType::User);
+        for mount in spec.mounts().iter().flatten() {
+            let options = parse(mount)?;
+            let tree = match (bind_of(mount, &options), mapping(mount, &options)) {
+                (Some(bind), Some(recursive)) => {
+                    let tree = sources.tree(mount, bind)?;
+                    map(&tree, mount, spec, users.map(|users| users.path().as_deref()), recursive)?;
+                    Some(tree)
+                }
+                (None, Some(_)) => {
+                    let problem = "only bind mounts can have their ids mapped".to_owned();
+                    return Err(refused(mount.destination(), problem));
+                }
+                (Some(bind), None) if users.is_some() => {
+                    let tree = sources.tree(mount, bind)?;
+                    let slave = Attributes { propagation: libc::MS_SLAVE, ..Attributes::default() };
+                    sys::mount::set_attributes(&tree, slave, true)
+                        .map_err(failed("bind", mount.destination()))?;
+                    Some(tree)
+                }
+                _ => None,
+            };
+            sources.trees.push(tree);
+        }
+        Ok(sources)
+    }
+
+    fn take(&mut self, index: usize, mount: &Mount, bind: Bind) -> Result<OwnedFd> {
+        match self.trees.get_mut(index).and_then(Option::take) {
+            Some(tree) => Ok(tree),
+            None => self.tree(mount, bind),
+        }
+    }
+
+    fn tree(&self, mount: &Mount, bind: Bind) -> Result<OwnedFd> {
         let destination = mount.destination();
-        let options = Options::parse(mount.options().iter().flatten())
-            .map_err(|option| refused(destination, format!("option {option:?} is not supported")))?;
+        let path = mount.source().as_deref().filter(|path| !path.as_os_str().is_empty());
+        let path = path.ok_or_else(|| refused(destination, "no source".to_owned()))?;
+        sys::mount::clone_tree(CWD, self.bundle.join(path), bind == Bind::Recursive).map_err(|source| {
+            Error::MountSource { from: path.to_owned(), destination: destination.clone(), source }
+        })
+    }
+}
+
+fn parse(mount: &Mount) -> Result<Options> {
+    Options::parse(mount.options().iter().flatten())
+        .map_err(|option| refused(mount.destination(), format!("option {option:?} is not supported")))
+}
+
+fn bind_of(mount: &Mount, options: &Options) -> Option<Bind> {
+    let by_type = (mount.typ().as_deref() == Some("bind")).then_some(Bind::Recursive);
+    options.bind.or(by_type).filter(|_| !options.remount)
+}
+
+/// Whether ids are to be mapped, and below the mount too.
+fn mapping(mount: &Mount, options: &Options) -> Option<bool> {
+    let given = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list| !list.is_empty());
+    let listed = given(mount.uid_mappings()) || given(mount.gid_mappings());
+    match options.mapped {
+        Some(bind) => Some(bind == Bind::Recursive),
+        None => listed.then_some(false),
+    }
+}
+
+/// `users` is the container's user namespace, if it has one, and its path, if it is joined.
+fn map(
+    tree: &OwnedFd,
+    mount: &Mount,
+    spec: &Spec,
+    users: Option<Option<&Path>>,
+    recursive: bool,
+) -> Result<()> {
+    let destination = mount.destination();
+    let linux = spec.linux().as_ref();
+    let own = (mount.uid_mappings().as_deref(), mount.gid_mappings().as_deref());
+    let namespace = match (own, users) {
+        ((Some([_, ..]), None | Some([])) | (None | Some([]), Some([_, ..])), _) => {
+            return Err(refused(destination, "uidMappings without gidMappings, or the reverse".to_owned()));
+        }
+        ((Some(uids @ [_, ..]), Some(gids)), _) => identity::namespace_of(uids, gids)?,
+        (_, Some(Some(path))) if !path.as_os_str().is_empty() => {
+            sys::file::openat2(CWD, path, OFlags::RDONLY, rustix::fs::ResolveFlags::empty())
+                .map_err(failed("idmap", destination))?
+        }
+        (_, Some(_)) => {
+            let of = |list: Option<&Option<Vec<_>>>| list.cloned().flatten().unwrap_or_default();
+            let uids = of(linux.map(|linux| linux.uid_mappings()));
+            identity::namespace_of(&uids, &of(linux.map(|linux| linux.gid_mappings())))?
+        }
+        (_, None) => {
+            let problem = "idmap takes mappings of its own or a user namespace".to_owned();
+            return Err(refused(destination, problem));
+        }
+    };
+    identity::map_mount(tree, namespace, recursive).map_err(failed("idmap", destination))
+}
+
+pub(super) fn mount_all(
+    rootfs: &Rootfs,
+    mounts: &[Mount],
+    cgroups: &cgroupfs::View<'_>,
+    sources: &mut Sources,
+) -> Result<()> {
+    for (index, mount) in mounts.iter().enumerate() {
+        let destination = mount.destination();
+        let options = parse(mount)?;
         let kind = mount.typ().as_deref().unwrap_or("none");
-        match options.bind {
-            Some(bind) => bind_mount(rootfs, mount, bind, &options)?,
-            None if kind == "bind" => bind_mount(rootfs, mount, Bind::Recursive, &options)?,
+        match bind_of(mount, &options) {
+            _ if options.remount => remount(rootfs, destination, &options)?,
+            Some(bind) => bind_mount(rootfs, mount, sources.take(index, mount, bind)?, &options)?,
             None if matches!(kind, "cgroup" | "cgroup2") => {
                 let target = directory(rootfs, destination, true)?;
                 let mounted = cgroupfs::mount(&target, &options, cgroups);
@@ -41,19 +156,20 @@ fn filesystem(rootfs: &Rootfs, mount: &Mount, kind: &str, options: &Options) -> 
     let target = directory(rootfs, destination, matches!(kind, "proc" | "sysfs"))?;
     let detached = crate::mount::filesystem(kind, mount.source().as_deref(), options);
     let attached = detached.and_then(|detached| {
+        if options.copy_up && kind == "tmpfs" {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let root = sys::file::openat2(&detached, ".", flags, rustix::fs::ResolveFlags::BENEATH)?;
+            copyup::copy(&target, &root)?;
+        }
         sys::mount::attach(&detached, &target)?;
         propagate(&detached, options)
     });
     attached.map_err(failed(kind, destination))
 }
 
-fn bind_mount(rootfs: &Rootfs, mount: &Mount, bind: Bind, options: &Options) -> Result<()> {
+fn bind_mount(rootfs: &Rootfs, mount: &Mount, tree: OwnedFd, options: &Options) -> Result<()> {
     let destination = mount.destination();
-    let path = mount.source().as_deref().ok_or_else(|| refused(destination, "no source".to_owned()))?;
-    let no_source =
-        |source| Error::MountSource { from: path.to_owned(), destination: destination.clone(), source };
-    let tree = sys::mount::clone_tree(CWD, path, bind == Bind::Recursive).map_err(no_source)?;
-    let stat = sys::file::fstat(&tree).map_err(no_source)?;
+    let stat = sys::file::fstat(&tree).map_err(failed("bind", destination))?;
     let target = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         directory(rootfs, destination, false)?
     } else {
@@ -64,6 +180,20 @@ fn bind_mount(rootfs: &Rootfs, mount: &Mount, bind: Bind, options: &Options) -> 
         propagate(&tree, options)
     });
     attached.map_err(failed("bind", destination))
+}
+
+/// Changes the mount that is there, and its file system unless the change is to the mount alone.
+fn remount(rootfs: &Rootfs, destination: &Path, options: &Options) -> Result<()> {
+    let found = beneath::open(rootfs, destination, OFlags::PATH).map_err(no_destination(destination))?;
+    let changed = (|| {
+        sys::mount::set_attributes(&found, options.attributes, false)?;
+        sys::mount::set_attributes(&found, options.recursive, true)?;
+        if options.bind.is_none() && !options.data.is_empty() {
+            sys::mount::reconfigure(&found, &options.data)?;
+        }
+        propagate(&found, options)
+    })();
+    changed.map_err(failed("remount", destination))
 }
 
 /// Only an attached mount can be shared with others.

@@ -1,6 +1,7 @@
 //! The namespaces of a container: new ones, those of others, or the parent's.
 //!
-//! The pid namespace is the parent's business, since it takes effect at clone. A mount namespace
+//! The pid namespace is the parent's business, since it takes effect at clone; with a user or time namespace it is the
+//! midwife's (see `identity`). A mount namespace
 //! of its own is a must: what follows would change the host's mounts otherwise.
 
 use std::os::fd::OwnedFd;
@@ -24,14 +25,26 @@ struct Join {
     file: OwnedFd,
 }
 
+impl Join {
+    fn enter(&self) -> Result<()> {
+        let Join { kind, path, file } = self;
+        sys::process::setns(file, ThreadNameSpaceType::from_bits_retain(*kind as u32))
+            .map_err(|source| Error::JoinNamespace { kind: kind.to_string(), path: path.clone(), source })
+    }
+}
+
+/// Whether a process gets a namespace of this kind when it is cloned, and never later.
+fn is_of_birth(kind: LinuxNamespaceType) -> bool {
+    matches!(kind, LinuxNamespaceType::User | LinuxNamespaceType::Pid | LinuxNamespaceType::Time)
+}
+
 impl Namespaces {
     /// Opens those to be joined, which needs the host's mounts.
     pub(super) fn of(linux: &Linux) -> Result<Namespaces> {
         let mut namespaces = Namespaces { join: Vec::new(), new: UnshareFlags::empty() };
         for namespace in linux.namespaces().iter().flatten() {
             let kind = namespace.typ();
-            match namespace.path() {
-                _ if kind == LinuxNamespaceType::Pid => {}
+            match namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
                 None => namespaces.new |= UnshareFlags::from_bits_retain(kind as u32),
                 Some(_) if kind == LinuxNamespaceType::Mount => {
                     return Err(Error::Unsupported { what: "a mount namespace by path".to_owned() });
@@ -52,14 +65,25 @@ impl Namespaces {
         Ok(namespaces)
     }
 
-    /// Joins, then makes the new ones in one call.
+    /// Joins, then makes the new ones in one call. Those of birth are there already.
     pub(super) fn enter(&self) -> Result<()> {
-        for Join { kind, path, file } in &self.join {
-            sys::process::setns(file, ThreadNameSpaceType::from_bits_retain(*kind as u32)).map_err(
-                |source| Error::JoinNamespace { kind: kind.to_string(), path: path.clone(), source },
-            )?;
-        }
-        sys::process::unshare(self.new).map_err(Error::NewNamespaces)
+        self.join.iter().filter(|join| !is_of_birth(join.kind)).try_for_each(Join::enter)?;
+        let of_birth = [LinuxNamespaceType::User, LinuxNamespaceType::Pid, LinuxNamespaceType::Time];
+        let of_birth = of_birth.into_iter().fold(0, |flags, kind| flags | kind as u32);
+        let new = self.new.difference(UnshareFlags::from_bits_retain(of_birth));
+        sys::process::unshare(new).map_err(Error::NewNamespaces)
+    }
+
+    /// Joins those that a process gets by being born in them; users last, as that gives up the host's privileges.
+    pub(super) fn join_of_birth(&self) -> Result<()> {
+        let of = |kind| self.join.iter().filter(move |join| join.kind == kind);
+        let others = of(LinuxNamespaceType::Pid).chain(of(LinuxNamespaceType::Time));
+        others.chain(of(LinuxNamespaceType::User)).try_for_each(Join::enter)
+    }
+
+    /// Whether the container has a user namespace of its own, new or joined.
+    pub(super) fn of_users(&self) -> bool {
+        self.has_own(LinuxNamespaceType::User)
     }
 
     pub(super) fn has_new(&self, kind: LinuxNamespaceType) -> bool {

@@ -6,18 +6,19 @@
 //! there, and any other goes last, so that it has no need to allow what comes before.
 
 use std::convert::Infallible;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use oci_spec::runtime::{LinuxIOPriority, PosixRlimit, PosixRlimitType, Process, Scheduler};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
-use super::{Error, Result, capability::Sets, program::Program, supported};
+use super::label::Label;
+use super::{Error, Result, capability::Sets, program::Program, scheduling, supported};
 use crate::beneath;
 use crate::container::Reporter;
-use crate::seccomp;
+use crate::seccomp::Filter;
 use crate::sys::{self, credential, file};
 
 /// A process ready to be executed.
@@ -25,11 +26,17 @@ pub(crate) struct Prepared {
     program: Program,
     working_directory: PathBuf,
     capabilities: Sets,
-    seccomp: Option<Vec<libc::sock_filter>>,
+    seccomp: Option<(Vec<libc::sock_filter>, u64)>,
     no_new_privs: bool,
     rlimits: Vec<PosixRlimit>,
     oom_score: Option<i32>,
     terminal: bool,
+    apparmor: Option<String>,
+    selinux: Option<String>,
+    scheduler: Option<Scheduler>,
+    io_priority: Option<LinuxIOPriority>,
+    /// How many descriptors above the standard ones the program keeps.
+    preserved: u32,
     umask: Mode,
     uid: u32,
     gid: u32,
@@ -37,7 +44,7 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    pub(crate) fn new(process: &Process, seccomp: Option<seccomp::Program>) -> Result<Prepared> {
+    pub(crate) fn new(process: &Process, seccomp: Option<Filter>, preserved: u32) -> Result<Prepared> {
         supported::check_process(process)?;
         let user = process.user();
         let groups = user.additional_gids().clone().unwrap_or_default();
@@ -52,11 +59,16 @@ impl Prepared {
             )?,
             working_directory: process.cwd().clone(),
             capabilities: Sets::of(process.capabilities().as_ref()).map_err(Error::Capabilities)?,
-            seccomp: seccomp.map(|program| credential::filters(&program.to_bytes())),
+            seccomp: seccomp.map(|filter| (credential::filters(&filter.program.to_bytes()), filter.flags)),
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             rlimits: process.rlimits().clone().unwrap_or_default(),
             oom_score: process.oom_score_adj(),
             terminal: process.terminal().unwrap_or(false),
+            apparmor: process.apparmor_profile().clone(),
+            selinux: process.selinux_label().clone(),
+            scheduler: process.scheduler().clone(),
+            io_priority: *process.io_priority(),
+            preserved,
             umask: Mode::from_raw_mode(user.umask().unwrap_or(0o022)),
             uid: user.uid(),
             gid: user.gid(),
@@ -84,8 +96,18 @@ impl Prepared {
             .map_err(|source| Error::WorkingDirectory { path: self.working_directory.clone(), source })
     }
 
+    /// Opens what the label is written to, through the host's procfs.
+    pub(crate) fn open_label(&self) -> Result<Option<Label>> {
+        Label::open(self.apparmor.as_deref(), self.selinux.as_deref())
+    }
+
+    /// Says early what is wrong with the program. The caller's root is the container's by now.
+    pub(crate) fn find_program(&self) -> Result<()> {
+        self.program.find()
+    }
+
     /// Becomes the process. The caller's root is the container's by now.
-    pub(crate) fn execute(&self, reporter: &Reporter) -> Result<Infallible> {
+    pub(crate) fn execute(&self, reporter: &Reporter, label: Option<Label>) -> Result<Infallible> {
         if self.terminal {
             sys::process::take_terminal(sys::process::stdio()[0]).map_err(Error::Terminal)?;
         }
@@ -94,27 +116,42 @@ impl Prepared {
         for limit in &self.rlimits {
             set_rlimit(limit)?;
         }
+        if let Some(scheduler) = &self.scheduler {
+            scheduling::set_scheduler(scheduler)?;
+        }
+        if let Some(priority) = &self.io_priority {
+            scheduling::set_io_priority(priority)?;
+        }
+        if let Some(label) = &label {
+            label.set()?;
+        }
         if self.no_new_privs {
             credential::no_new_privs().map_err(Error::NoNewPrivs)?;
         } else {
-            self.load_seccomp()?;
+            self.load_seccomp(reporter)?;
         }
         self.capabilities.bound().map_err(Error::Capabilities)?;
         self.change_user()?;
         self.capabilities.assume().map_err(Error::Capabilities)?;
         rustix::process::umask(self.umask);
-        sys::process::close_on_exec_above_stdio().map_err(Error::Descriptors)?;
+        sys::process::close_on_exec_above(self.preserved).map_err(Error::Descriptors)?;
         reporter.executing().map_err(Error::Talk)?;
         if self.no_new_privs {
-            self.load_seccomp()?;
+            self.load_seccomp(reporter)?;
         }
         Err(self.program.execute())
     }
 
-    fn load_seccomp(&self) -> Result<()> {
-        self.seccomp
-            .as_ref()
-            .map_or(Ok(()), |filters| credential::load_seccomp(filters).map_err(Error::Seccomp))
+    /// Who gets the notifications of the filter, if there are any, has its descriptor before this returns.
+    fn load_seccomp(&self, reporter: &Reporter) -> Result<()> {
+        let Some((filters, flags)) = &self.seccomp else { return Ok(()) };
+        let listener = credential::load_seccomp(filters, *flags).map_err(Error::Seccomp)?;
+        match listener {
+            Some(listener) if !reporter.listener(listener.as_raw_fd()).map_err(Error::Talk)? => {
+                Err(Error::Abandoned)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn change_user(&self) -> Result<()> {
@@ -131,7 +168,7 @@ impl Prepared {
         change().map_err(|source| Error::User { uid: self.uid, gid: self.gid, source })
     }
 
-    /// Lets a user that isn't root open `/dev/stdout` anew: pipes of its own are given to it, and
+    /// Lets a user that isn't root open `/dev/stdout` anew: pipes and the terminal of its own are given to it, and
     /// nothing else, least of all a device of the host.
     fn give_stdio(&self) -> Result<()> {
         if self.uid == 0 {
@@ -140,7 +177,9 @@ impl Prepared {
         let failed = |source| Error::User { uid: self.uid, gid: self.gid, source };
         for fd in sys::process::stdio() {
             let stat = file::fstat(fd).map_err(failed)?;
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo && stat.st_uid != self.uid {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            let own = kind == FileType::Fifo || kind == FileType::CharacterDevice && self.terminal;
+            if own && stat.st_uid != self.uid {
                 file::fchownat(fd, "", self.uid, stat.st_gid).map_err(failed)?;
             }
         }

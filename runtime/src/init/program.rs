@@ -3,6 +3,8 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -40,6 +42,26 @@ impl Program {
             arguments: strings(arguments, "an argument")?,
             environment: strings(environment, "an environment variable")?,
         })
+    }
+
+    /// What `execute` would fail with, as far as can be told without privileges dropped: nothing, in most cases.
+    pub(super) fn find(&self) -> Result<()> {
+        let mut denied = false;
+        for candidate in &self.candidates {
+            let path = Path::new(std::ffi::OsStr::from_bytes(candidate.as_bytes()));
+            match fs::metadata(path) {
+                Ok(found) if found.is_dir() => denied = true,
+                Ok(found) if found.permissions().mode() & 0o111 != 0 => return Ok(()),
+                Ok(_) => denied = true,
+                Err(error) if self.is_searched() || error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(source) => return Err(Error::Exec { program: self.name.clone(), source }),
+            }
+        }
+        match (denied, self.is_searched()) {
+            (true, _) => Err(self.failed(Errno::ACCESS)),
+            (false, true) => Err(Error::NotInPath { program: self.name.clone() }),
+            (false, false) => Ok(()),
+        }
     }
 
     /// Returns only when nothing could be executed.
@@ -132,7 +154,7 @@ mod tests {
         let search = [format!("PATH={}", dir.path().display())];
         assert_eq!(
             outcome("none", &search),
-            (Some(ExecFailure::NotFound), "exec \"none\": not found in PATH".to_owned())
+            (Some(ExecFailure::NotFound), "exec: \"none\": executable file not found in $PATH".to_owned())
         );
         assert_eq!(outcome("plain", &search).0, Some(ExecFailure::NotExecutable));
     }

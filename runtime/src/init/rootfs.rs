@@ -6,7 +6,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use oci_spec::runtime::Linux;
+use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
@@ -27,21 +28,37 @@ impl AsFd for Rootfs {
 }
 
 impl Rootfs {
-    /// In a new mount namespace: cuts it off from the host's as `word` says, and binds `path` on itself.
-    pub(super) fn prepare(path: &Path, word: Option<&str>) -> Result<Rootfs> {
+    /// A copy of the mounts at `path`, attached to nothing, for a container that can't reach it by itself.
+    pub(super) fn open_tree(path: &Path, linux: &Linux) -> Result<OwnedFd> {
         let failed = |source| Error::Rootfs { path: path.to_owned(), source };
-        let propagation = match word.filter(|word| !word.is_empty()) {
-            Some(word) => {
-                Some(propagation(word).ok_or_else(|| Error::Propagation { word: word.to_owned() })?)
-            }
-            None => None,
-        };
+        let tree = sys::mount::clone_tree(CWD, path, true).map_err(failed)?;
+        let (kind, recursive) =
+            known_propagation(linux.rootfs_propagation().as_deref())?.unwrap_or((libc::MS_SLAVE, true));
+        // What the container mounts must not get out: a peer of the host's mounts is made private.
+        let kind = if kind == libc::MS_SHARED || !recursive { libc::MS_PRIVATE } else { kind };
+        let attributes = Attributes { propagation: kind, ..Attributes::default() };
+        sys::mount::set_attributes(&tree, attributes, true).map_err(failed)?;
+        Ok(tree)
+    }
+
+    /// In a new mount namespace: cuts it off from the host's as `word` says, and binds `path` on itself, or `tree`
+    /// where there is one.
+    pub(super) fn prepare(path: &Path, word: Option<&str>, tree: Option<OwnedFd>) -> Result<Rootfs> {
+        let failed = |source| Error::Rootfs { path: path.to_owned(), source };
+        let propagation = known_propagation(word)?;
         // Without a word, what the host mounts later still arrives, and nothing of ours gets out.
         let (kind, recursive) = propagation.unwrap_or((libc::MS_SLAVE, true));
         let mut flags = MountPropagationFlags::from_bits_retain(kind as u32);
         flags.set(MountPropagationFlags::REC, recursive);
         sys::mount::set_propagation("/", flags).map_err(failed)?;
 
+        if let Some(fd) = tree {
+            // Over the root, which every user can reach; paths of the host go on being resolved beneath it.
+            let root = sys::mount::open_directory(Path::new("/")).map_err(failed)?;
+            make_private(&root).map_err(failed)?;
+            sys::mount::attach(&fd, &root).map_err(failed)?;
+            return Ok(Rootfs { fd, propagation });
+        }
         let directory = sys::mount::open_directory(path).map_err(failed)?;
         let gets_out = kind == libc::MS_SHARED || !recursive;
         if gets_out {
@@ -57,15 +74,17 @@ impl Rootfs {
     }
 
     /// Makes it the root, drops the host's mounts and closes it for writing when asked.
-    pub(super) fn enter(self, read_only: bool) -> Result<()> {
+    ///
+    /// Without `pivot` the root is moved over the host's and entered by chroot, for hosts whose root can't be pivoted.
+    pub(super) fn enter(self, read_only: bool, pivot: bool) -> Result<()> {
         file::fchdir(&self.fd).map_err(Error::Pivot)?;
-        sys::mount::pivot_root_here().map_err(Error::Pivot)?;
-        // The old root now lies on top of the new one, both of them at ".". Its unmounting must not reach the host.
-        if self.propagation.is_some() {
-            let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-            sys::mount::set_propagation(".", slave).map_err(Error::Pivot)?;
+        if pivot {
+            self.pivot()?;
+        } else {
+            sys::mount::attach_at(&self.fd, CWD, "/").map_err(Error::Pivot)?;
+            rustix::process::chroot(".")
+                .map_err(|errno| Error::Pivot(sys::Error::new("chroot(\".\")", errno)))?;
         }
-        sys::mount::unmount(".", UnmountFlags::DETACH).map_err(Error::Pivot)?;
         file::chdir("/").map_err(Error::Pivot)?;
         if let Some((kind, recursive)) = self.propagation {
             let attributes = Attributes { propagation: kind, ..Attributes::default() };
@@ -78,6 +97,22 @@ impl Rootfs {
         }
         Ok(())
     }
+
+    fn pivot(&self) -> Result<()> {
+        sys::mount::pivot_root_here().map_err(Error::Pivot)?;
+        // The old root now lies on top of the new one, both of them at ".". Its unmounting must not reach the host.
+        if self.propagation.is_some() {
+            let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+            sys::mount::set_propagation(".", slave).map_err(Error::Pivot)?;
+        }
+        sys::mount::unmount(".", UnmountFlags::DETACH).map_err(Error::Pivot)
+    }
+}
+
+/// Kind and recursiveness of a word of the configuration.
+fn known_propagation(word: Option<&str>) -> Result<Option<(u64, bool)>> {
+    let word = word.filter(|word| !word.is_empty());
+    word.map(|word| propagation(word).ok_or_else(|| Error::Propagation { word: word.to_owned() })).transpose()
 }
 
 /// Makes the mount that `directory` lies on private, so that what is mounted there stays in this namespace.

@@ -5,37 +5,49 @@ use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 
 use super::{Error, Result};
 
-pub(super) fn check(spec: &Spec) -> Result<()> {
-    refuse(spec.hooks().as_ref().is_some_and(has_any), "hooks")?;
-    for mount in spec.mounts().iter().flatten() {
-        refuse(
-            is_given(mount.uid_mappings()) || is_given(mount.gid_mappings()),
-            &format!("id mapping of the mount at {}", mount.destination().display()),
-        )?;
-    }
+/// `commanded`: by the command line, which can do more than a monitor.
+pub(super) fn check(spec: &Spec, commanded: bool) -> Result<()> {
     let Some(linux) = spec.linux() else { return Ok(()) };
-    for namespace in linux.namespaces().iter().flatten() {
-        let unsupported = matches!(namespace.typ(), LinuxNamespaceType::User | LinuxNamespaceType::Time);
-        refuse(unsupported, &format!("a {} namespace", namespace.typ()))?;
+    if !commanded {
+        refuse(spec.hooks().as_ref().is_some_and(has_any), "hooks")?;
+        for namespace in linux.namespaces().iter().flatten() {
+            let unsupported = matches!(namespace.typ(), LinuxNamespaceType::User | LinuxNamespaceType::Time);
+            refuse(unsupported, &format!("a {} namespace", namespace.typ()))?;
+        }
+        refuse(is_given(linux.uid_mappings()) || is_given(linux.gid_mappings()), "id mapping")?;
     }
-    refuse(is_given(linux.uid_mappings()) || is_given(linux.gid_mappings()), "id mapping")?;
-    refuse(linux.time_offsets().is_some(), "timeOffsets")?;
-    refuse(linux.net_devices().is_some(), "netDevices")?;
+    let of_kind = |kind| linux.namespaces().iter().flatten().filter(move |namespace| namespace.typ() == kind);
+    for namespace in linux.namespaces().iter().flatten() {
+        let kind = namespace.typ();
+        if of_kind(kind).count() > 1 {
+            return Err(Error::Duplicate { what: format!("namespace {kind}") });
+        }
+    }
+    let has = |kind| of_kind(kind).next().is_some();
+    let offsets = linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty());
+    refuse(offsets && !has(LinuxNamespaceType::Time), "timeOffsets without a time namespace")?;
+    let mapped = is_given(linux.uid_mappings()) || is_given(linux.gid_mappings());
+    refuse(mapped && !has(LinuxNamespaceType::User), "id mapping without a user namespace")?;
+    refuse(linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()), "netDevices")?;
     refuse(linux.intel_rdt().is_some(), "intelRdt")?;
-    refuse(linux.memory_policy().is_some(), "memoryPolicy")?;
-    refuse(linux.personality().is_some(), "personality")?;
-    refuse(linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()), "mountLabel")
+    super::label::check_mount_label(linux.mount_label().as_deref())
 }
 
 /// The same for a process, that of a container or of an exec.
 pub(super) fn check_process(process: &Process) -> Result<()> {
-    let asked = |value: &Option<String>| value.as_ref().is_some_and(|value| !value.is_empty());
-    let profile = process.apparmor_profile();
-    refuse(asked(profile) && profile.as_deref() != Some("unconfined"), "an AppArmor profile")?;
-    refuse(asked(process.selinux_label()), "an SELinux label")?;
-    refuse(process.io_priority().is_some(), "ioPriority")?;
-    refuse(process.scheduler().is_some(), "scheduler")?;
-    refuse(process.exec_cpu_affinity().is_some(), "execCPUAffinity")
+    if !process.cwd().is_absolute() {
+        let cwd = process.cwd().display();
+        return Err(Error::Unsupported {
+            what: format!("the working directory {cwd}, which isn't absolute,"),
+        });
+    }
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (index, limit) in limits.iter().enumerate() {
+        if limits[..index].iter().any(|other| other.typ() == limit.typ()) {
+            return Err(Error::Duplicate { what: format!("rlimit {}", limit.typ()) });
+        }
+    }
+    Ok(())
 }
 
 fn has_any(hooks: &Hooks) -> bool {

@@ -17,6 +17,12 @@ pub(crate) struct Options {
     pub(crate) recursive: Attributes,
     /// `MS_PRIVATE` and its like, and whether mounts below are meant too.
     pub(crate) propagation: Option<(u64, bool)>,
+    /// Changes what is mounted already instead of mounting.
+    pub(crate) remount: bool,
+    /// Copies what is at the target into a tmpfs.
+    pub(crate) copy_up: bool,
+    /// Whether ids are mapped, and whether on the mounts below too.
+    pub(crate) mapped: Option<Bind>,
     /// For the file system: `key` or `key=value`, in their order.
     pub(crate) data: Vec<(String, Option<String>)>,
 }
@@ -31,10 +37,14 @@ pub(crate) enum Bind {
 }
 
 /// An option that changes nothing here.
-const IGNORED: [&str; 4] = ["defaults", "loud", "silent", "norelatime"];
+///
+/// Access times are relative unless something else is said. Versions of inodes are kept always by the file systems
+/// that can (ext4 since Linux 6.1), and the interface used here has no word for them.
+const IGNORED: [&str; 7] =
+    ["defaults", "loud", "silent", "norelatime", "rnorelatime", "iversion", "noiversion"];
 
 /// Options whose meaning would be lost if the file system got them.
-const REFUSED: [&str; 5] = ["remount", "tmpcopyup", "idmap", "ridmap", "copy-symlink"];
+const REFUSED: [&str; 1] = ["copy-symlink"];
 
 enum Kind {
     Set(u64),
@@ -56,6 +66,10 @@ impl Options {
         match option {
             "bind" => self.bind = self.bind.or(Some(Bind::Single)),
             "rbind" => self.bind = Some(Bind::Recursive),
+            "remount" => self.remount = true,
+            "tmpcopyup" => self.copy_up = true,
+            "idmap" => self.mapped = Some(Bind::Single),
+            "ridmap" => self.mapped = Some(Bind::Recursive),
             _ if IGNORED.contains(&option) => {}
             _ if REFUSED.contains(&option) => return Err(option.to_owned()),
             _ => {

@@ -92,6 +92,10 @@ fn unknown_after(newest: i32) -> Vec<Instruction> {
 }
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, Error> {
+    let takes_errno = matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace);
+    if errno.is_some() && !takes_errno {
+        return Err(Error::Profile { reason: format!("{action} takes no errno") });
+    }
     let number = |default: i32| errno.map_or(default, |errno| errno as i32);
     Ok(match action {
         LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => ScmpAction::KillThread,
@@ -101,9 +105,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, 
         LinuxSeccompAction::ScmpActTrace => ScmpAction::Trace(number(libc::EPERM) as u16),
         LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
         LinuxSeccompAction::ScmpActAllow => ScmpAction::Allow,
-        LinuxSeccompAction::ScmpActNotify => {
-            return Err(Error::Profile { reason: "SCMP_ACT_NOTIFY is not supported".to_owned() });
-        }
+        LinuxSeccompAction::ScmpActNotify => ScmpAction::Notify,
     })
 }
 
@@ -161,7 +163,7 @@ fn library(step: &str) -> impl Fn(libseccomp::error::SeccompError) -> Error + us
 mod tests {
     use std::collections::HashSet;
 
-    use oci_spec::runtime::{Capability, LinuxSeccompBuilder};
+    use oci_spec::runtime::Capability;
 
     use super::*;
     use crate::seccomp::default_profile;
@@ -265,9 +267,11 @@ mod tests {
     }
 
     #[test]
-    fn notification_is_refused() {
-        let profile =
-            LinuxSeccompBuilder::default().default_action(LinuxSeccompAction::ScmpActNotify).build().unwrap();
-        assert!(matches!(compile(&profile), Err(Error::Profile { .. })));
+    fn errno_of_an_action_that_has_none_is_refused() {
+        for (action, accepted) in [("ERRNO", true), ("TRACE", true), ("ALLOW", false), ("KILL", false)] {
+            let profile = format!(r#"{{"defaultAction":"SCMP_ACT_{action}","defaultErrnoRet":5}}"#);
+            let compiled = compile(&serde_json::from_str(&profile).unwrap());
+            assert_eq!(compiled.is_ok(), accepted, "{action}");
+        }
     }
 }

@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 
 use super::poll::EventFlags;
@@ -105,6 +106,23 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends now, with a descriptor. There is room in the socket of a client that has just asked for it.
+    pub(super) fn send_with(
+        &mut self,
+        response: &Response,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
+        let Some(descriptor) = descriptor else { return self.send(response) };
+        let bytes = encode(response)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [descriptor];
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(&self.socket, &[io::IoSlice::new(&bytes)], &mut control, flags)?;
+        Ok(())
+    }
+
     /// Sends what waits, as far as the client takes it.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         while let Some(bytes) = self.queue.front() {
@@ -145,10 +163,7 @@ fn encode_cut(kind: ErrorKind, message: &str) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{
-        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, SocketType, recv, sendmsg,
-        socketpair,
-    };
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, recv, socketpair};
 
     fn pair() -> (Connection, OwnedFd) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -35,8 +35,12 @@ pub(super) struct Container {
     /// Until the program is executed.
     pub(super) channel: Option<Channel>,
     pub(super) log: Option<Log>,
+    /// The writing end of its standard input, which stays open while nobody is attached; or its terminal's master.
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) terminal: Terminal,
     pub(super) stdout: Option<Stream>,
     pub(super) stderr: Option<Stream>,
+    pub(super) attachments: Vec<Attachment>,
     pub(super) phase: Phase,
     /// Nanoseconds since 1970; 0 until it has been started.
     pub(super) started_at: i64,
@@ -72,10 +76,10 @@ impl Container {
     /// Moves a batch of output to the log; what begins to be dropped is returned for a word about it.
     pub(super) fn pump(&mut self, errors: bool, buffers: &mut Buffers) -> (Progress, std::io::Result<()>) {
         let stream = if errors { &mut self.stderr } else { &mut self.stdout };
-        let (Some(reader), Some(log)) = (stream.as_mut(), self.log.as_mut()) else {
-            return (Progress::End, Ok(()));
-        };
-        let (progress, result) = reader.pump(buffers, log);
+        let Some(reader) = stream.as_mut() else { return (Progress::End, Ok(())) };
+        let attachments = &self.attachments;
+        let copy = |output: &[u8]| attachments.iter().for_each(|attachment| attachment.copy(errors, output));
+        let (progress, result) = reader.pump(buffers, self.log.as_mut(), copy);
         if progress == Progress::End {
             *stream = None;
         }
@@ -100,6 +104,35 @@ impl Container {
                 outcome = outcome.and(stream.finish(buffers, log));
             }
         }
+        self.stdin = None;
+        self.attachments = Vec::new();
         outcome
+    }
+}
+
+/// Whether it has a terminal.
+pub(super) enum Terminal {
+    None,
+    /// Not yet: the master comes over this socket.
+    Awaited(OwnedFd),
+    Here,
+}
+
+/// Somebody who watches the output.
+pub(super) struct Attachment {
+    /// The connection that it belongs to.
+    pub(super) client: u32,
+    /// The writing ends of nonblocking pipes.
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+}
+
+impl Attachment {
+    /// Gives it some output, or what of it fits. A watcher that is gone is taken away with its connection.
+    fn copy(&self, errors: bool, mut output: &[u8]) {
+        let pipe = if errors { &self.stderr } else { &self.stdout };
+        while let Ok(written @ 1..) = rustix::io::write(pipe, output) {
+            output = &output[written..];
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! a container. The file holds whole lines only: a line cut off by a full disk is taken back. One batch of output
 //! costs one read and one write, and memory is held only for a line that isn't finished yet.
 
-mod timestamp;
+pub(crate) mod timestamp;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -136,8 +136,13 @@ impl Stream {
         Stream { name, pipe, unfinished: Vec::new() }
     }
 
-    /// Moves a batch of output to the log.
-    pub(super) fn pump(&mut self, buffers: &mut Buffers, log: &mut Log) -> (Progress, io::Result<()>) {
+    /// Moves a batch of output to the log, if there is one, and shows it to `copy`.
+    pub(super) fn pump(
+        &mut self,
+        buffers: &mut Buffers,
+        log: Option<&mut Log>,
+        copy: impl FnOnce(&[u8]),
+    ) -> (Progress, io::Result<()>) {
         let input = &mut buffers.input;
         input.clear();
         input.reserve_exact(MAX_LINE);
@@ -148,6 +153,8 @@ impl Stream {
             Err(Errno::AGAIN | Errno::INTR) => return (Progress::Empty, Ok(())),
             Err(_) => Progress::End,
         };
+        copy(&input[self.unfinished.len()..]);
+        let Some(log) = log else { return (progress, Ok(())) };
         let mut batch = Batch::new(self.name, &mut buffers.output, log);
         let rest = batch.lines(&input[..], progress == Progress::End);
         let result = batch.finish();
@@ -276,8 +283,14 @@ mod tests {
         }
 
         fn pump(&mut self) -> Progress {
-            let (progress, result) = self.stream.pump(&mut self.buffers, &mut self.log);
+            let mut copied = Vec::new();
+            let copy = |output: &[u8]| copied.extend_from_slice(output);
+            let (progress, result) = self.stream.pump(&mut self.buffers, Some(&mut self.log), copy);
             result.unwrap();
+            match progress {
+                Progress::Read(count) => assert_eq!(copied.len(), count),
+                _ => assert!(copied.is_empty()),
+            }
             progress
         }
 
@@ -376,7 +389,7 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.log.file = rustix::fs::open("/dev/full", OFlags::WRONLY, Mode::empty()).unwrap();
         fixture.write(b"lost\n");
-        let (_, first) = fixture.stream.pump(&mut fixture.buffers, &mut fixture.log);
+        let (_, first) = fixture.stream.pump(&mut fixture.buffers, Some(&mut fixture.log), |_| ());
         assert_eq!(first.unwrap_err().kind(), io::ErrorKind::StorageFull);
         fixture.write(b"lost too\n");
         fixture.pump();

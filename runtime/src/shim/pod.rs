@@ -119,7 +119,7 @@ pub(super) fn fork_init(null: &OwnedFd) -> Result<PodInit, Error> {
         Forked::Child => {
             use std::os::fd::AsFd;
             let null = null.as_fd();
-            let ready = sys::process::keep_only([null, null, null], &[]).is_ok()
+            let ready = sys::process::keep_only([null, null, null], 0, &[]).is_ok()
                 && sys::signal::ignore(libc::SIGCHLD).is_ok();
             if ready {
                 let _ = rustix::thread::set_name(c"sampan-pod");

@@ -29,8 +29,11 @@ pub const MAX_MESSAGE: usize = 4096;
 /// No id of a container or an exec is longer.
 pub const MAX_ID: usize = 128;
 
-/// Descriptors that come with [`Request::Exec`].
-pub const EXEC_DESCRIPTORS: usize = 4;
+/// The most descriptors that come with [`Request::Exec`].
+pub const EXEC_DESCRIPTORS: usize = 5;
+
+/// Descriptors that come with [`Request::Attach`].
+pub const ATTACH_DESCRIPTORS: usize = 2;
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +59,13 @@ pub enum Request {
         /// Whose pids the container sees.
         #[serde(default)]
         pid: PidMode,
+        /// Whether standard input is a pipe, which [`Request::Attach`] gives to write to, or `/dev/null`.
+        #[serde(default)]
+        stdin: bool,
+        /// Whether its process has a terminal, as its configuration says. Output and errors are one then, and what
+        /// [`Request::Attach`] gives is the terminal's master.
+        #[serde(default)]
+        terminal: bool,
     },
     /// Executes a created container's program; answered with [`Response::Started`].
     ///
@@ -87,13 +97,33 @@ pub enum Request {
         /// The container.
         id: String,
     },
+    /// Joins a container's streams. With two descriptors, the writing ends of pipes that get a copy of its standard
+    /// output and error from now on; answered with [`Response::Attached`], which carries the writing end of the
+    /// container's standard input if that is a pipe and still open, or the master of its terminal, which is to be
+    /// written to and not to be read.
+    ///
+    /// The connection belongs to the attachment from here: closing it ends the attachment. The shim closes its copies
+    /// of the descriptors when the container has ended and all of its output is written. A pipe that is full loses what
+    /// doesn't fit: a container never waits for who watches it.
+    Attach {
+        /// The container.
+        id: String,
+    },
+    /// Closes the shim's end of a container's standard input: the container sees its end when all who have attached
+    /// have closed theirs. Answered with [`Response::Done`], also when it is closed already. The input of a terminal
+    /// has no end.
+    CloseStdin {
+        /// The container.
+        id: String,
+    },
     /// All containers; answered with one or more [`Response::State`].
     State,
     /// From now on this connection gets an [`Response::Event`] for each exit; answered with [`Response::Done`]. Exits
     /// that happened before are in the state: subscribe first, then ask for it.
     Subscribe,
     /// Runs a process in a running container. With four descriptors: a file with an OCI `Process` as JSON, then
-    /// standard input, output and error. Answered with [`Response::ExecStarted`] and, when the process has ended,
+    /// standard input, output and error; and a fifth when the process has a terminal: a socket that the terminal's
+    /// master is sent to, as runc's console sockets have it. Answered with [`Response::ExecStarted`] and, when the process has ended,
     /// [`Response::ExecExited`].
     ///
     /// The connection belongs to the exec from here. Closing it before `ExecExited` kills all processes that the exec
@@ -159,6 +189,8 @@ pub enum Response {
         /// The process, as the host sees it.
         pid: i32,
     },
+    /// To `Attach`, with a descriptor if there is a standard input to write to.
+    Attached,
     /// The exec's process has ended.
     ExecExited {
         /// As [`Exit::code`].
@@ -274,8 +306,10 @@ mod tests {
                 cgroup: "/sampan/p/web".into(),
                 log: Some("/var/log/web.log".into()),
                 pid: PidMode::Target("app".into()),
+                stdin: true,
+                terminal: false,
             },
-            r#"{"create":{"id":"web","bundle":"web","cgroup":"/sampan/p/web","log":"/var/log/web.log","pid":{"target":"app"}}}"#,
+            r#"{"create":{"id":"web","bundle":"web","cgroup":"/sampan/p/web","log":"/var/log/web.log","pid":{"target":"app"},"stdin":true,"terminal":false}}"#,
         );
         round_trip(Request::Start { id: id() }, r#"{"start":{"id":"web"}}"#);
         round_trip(
@@ -288,6 +322,8 @@ mod tests {
             Request::Exec { id: id(), exec: "probe".into() },
             r#"{"exec":{"id":"web","exec":"probe"}}"#,
         );
+        round_trip(Request::Attach { id: id() }, r#"{"attach":{"id":"web"}}"#);
+        round_trip(Request::CloseStdin { id: id() }, r#"{"close_stdin":{"id":"web"}}"#);
         round_trip(Request::State, r#""state""#);
         round_trip(Request::Subscribe, r#""subscribe""#);
         round_trip(Request::Shutdown, r#""shutdown""#);
@@ -301,6 +337,7 @@ mod tests {
         round_trip(Response::Created { pid: 7 }, r#"{"created":{"pid":7}}"#);
         round_trip(Response::Started { started_at: 5 }, r#"{"started":{"started_at":5}}"#);
         round_trip(Response::ExecStarted { pid: 7 }, r#"{"exec_started":{"pid":7}}"#);
+        round_trip(Response::Attached, r#""attached""#);
         round_trip(Response::ExecExited { exit_code: 1 }, r#"{"exec_exited":{"exit_code":1}}"#);
         round_trip(
             Response::Error { kind: ErrorKind::InvalidArgument, message: "no".into() },
@@ -328,10 +365,10 @@ mod tests {
     #[test]
     fn fields_of_another_version_are_defaulted_or_ignored() {
         let text = r#"{"create":{"id":"a","bundle":"a","cgroup":"/a","from_the_future":[1]}}"#;
-        let Request::Create { log, pid, .. } = serde_json::from_str(text).unwrap() else {
+        let Request::Create { log, pid, stdin, .. } = serde_json::from_str(text).unwrap() else {
             panic!("not Create")
         };
-        assert_eq!((log, pid), (None, PidMode::Private));
+        assert_eq!((log, pid, stdin), (None, PidMode::Private, false));
         let text = r#"{"code":1,"started_at":1,"finished_at":2}"#;
         assert_eq!(serde_json::from_str::<Exit>(text).unwrap().signal, None);
     }

@@ -283,6 +283,9 @@ impl Server {
 
     fn disconnect(&mut self, number: u32) {
         self.connections.retain(|connection| connection.number != number);
+        for container in &mut self.containers {
+            container.attachments.retain(|attachment| attachment.client != number);
+        }
         for exec in &mut self.execs {
             if exec.client == Some(number) {
                 exec.kill();

@@ -1,6 +1,8 @@
 //! Credentials: users and groups, capability sets, no_new_privs, seccomp.
 #![allow(unsafe_code)]
 
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
 use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -77,15 +79,20 @@ pub(crate) fn filters(program: &[u8]) -> Vec<libc::sock_filter> {
     instructions.iter().map(filter).collect()
 }
 
-/// `seccomp(SECCOMP_SET_MODE_FILTER, 0, filters)`.
-pub(crate) fn load_seccomp(filters: &[libc::sock_filter]) -> Result<()> {
+/// `seccomp(SECCOMP_SET_MODE_FILTER, flags, filters)`; with `SECCOMP_FILTER_FLAG_NEW_LISTENER` the descriptor that gets
+/// the notifications.
+pub(crate) fn load_seccomp(filters: &[libc::sock_filter], flags: u64) -> Result<Option<OwnedFd>> {
     let Ok(len) = u16::try_from(filters.len()) else {
         return named(Err(rustix::io::Errno::TOOBIG), || "seccomp(SECCOMP_SET_MODE_FILTER)");
     };
     let program = libc::sock_fprog { len, filter: filters.as_ptr().cast_mut() };
     // SAFETY: the kernel only reads the program, which lives through the call, and checks it.
     let result = check(unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::from_ref(&program))
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::from_ref(&program))
     });
-    named(result, || format!("seccomp(SECCOMP_SET_MODE_FILTER, {len} instructions)")).map(drop)
+    let result =
+        named(result, || format!("seccomp(SECCOMP_SET_MODE_FILTER, {flags:#x}, {len} instructions)"))?;
+    let listens = flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0;
+    // SAFETY: with this flag the result is a new descriptor, which nobody else owns.
+    Ok(listens.then(|| unsafe { OwnedFd::from_raw_fd(result as RawFd) }))
 }

@@ -107,13 +107,28 @@ impl Attributes {
 
 /// `mount_setattr(mount, "", AT_EMPTY_PATH [| AT_RECURSIVE])`.
 pub(crate) fn set_attributes(mount: impl AsFd, attributes: Attributes, recursive: bool) -> Result<()> {
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let argument = libc::mount_attr {
         attr_set: attributes.set,
         attr_clr: attributes.clear,
         propagation: attributes.propagation,
         userns_fd: 0,
     };
+    set(mount, argument, recursive)
+}
+
+/// `mount_setattr(mount, "", AT_EMPTY_PATH [| AT_RECURSIVE], MOUNT_ATTR_IDMAP)`, of a mount that isn't attached yet.
+pub(crate) fn set_mapping(mount: impl AsFd, user_namespace: i32, recursive: bool) -> Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace as u64,
+    };
+    set(mount, attributes, recursive)
+}
+
+fn set(mount: impl AsFd, argument: libc::mount_attr, recursive: bool) -> Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a static empty string and the kernel reads `argument`, of the size told, during the call.
     let result = check(unsafe {
         libc::syscall(
@@ -125,7 +140,24 @@ pub(crate) fn set_attributes(mount: impl AsFd, attributes: Attributes, recursive
             size_of_val(&argument),
         )
     });
-    named(result, || format!("mount_setattr({attributes:x?}, recursive {recursive})")).map(drop)
+    let (set, clear, propagation) = (argument.attr_set, argument.attr_clr, argument.propagation);
+    let call = || format!("mount_setattr(+{set:#x} -{clear:#x} {propagation:#x}, recursive {recursive})");
+    named(result, call).map(drop)
+}
+
+/// `fspick(directory, "")`: the file system there, to be configured anew.
+pub(crate) fn reconfigure(mount: impl AsFd, options: &[(String, Option<String>)]) -> Result<()> {
+    let flags = rustix::mount::FsPickFlags::FSPICK_CLOEXEC | rustix::mount::FsPickFlags::FSPICK_EMPTY_PATH;
+    let fd = named(rustix::mount::fspick(mount, c"", flags), || "fspick(\"\")")?;
+    let context = Context { fd, name: "remount".to_owned() };
+    for (key, value) in options {
+        match value {
+            Some(value) => context.string(key, value)?,
+            None => context.flag(key)?,
+        }
+    }
+    let result = rustix::mount::fsconfig_reconfigure(&context.fd);
+    result.map_err(|errno| context.error("FSCONFIG_CMD_RECONFIGURE", errno))
 }
 
 /// `mount(NULL, path, NULL, propagation)`.

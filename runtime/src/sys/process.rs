@@ -21,7 +21,7 @@ pub(crate) enum Forked {
 ///
 /// `flags` are further `CLONE_*` bits; `cgroup` is the version 2 cgroup that the child starts in.
 /// Handlers of signals are reset in the child. A process with several threads is refused: the
-/// child would inherit locks that nobody is left to release.
+/// child would inherit locks that nobody is left to release. With `CLONE_PARENT` the child becomes the caller's sibling.
 pub(crate) fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked> {
     /// From linux/sched.h; libc declares it too narrow for its own value.
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -37,7 +37,9 @@ pub(crate) fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked>
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
     args.pidfd = ptr::from_mut(&mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    // A sibling gets the caller's own, and the kernel refuses another.
+    let sibling = flags & libc::CLONE_PARENT as u64 != 0;
+    args.exit_signal = if sibling { 0 } else { libc::SIGCHLD as u64 };
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
@@ -70,13 +72,20 @@ pub(crate) fn unshare(kinds: rustix::thread::UnshareFlags) -> Result<()> {
 }
 
 /// Arranges the descriptors of a freshly cloned child: `stdio` becomes 0 to 2, which stay open
-/// across exec, `others` come next, close-on-exec, and everything else is closed.
+/// across exec, the next `preserved` ones stay as they are, `others` come after them, close-on-exec, and
+/// everything else is closed.
 ///
 /// The child's copies of its parent's `OwnedFd`s are void afterwards; it must neither use nor drop them.
-pub(crate) fn keep_only(stdio: [BorrowedFd<'_>; 3], others: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>> {
+pub(crate) fn keep_only(
+    stdio: [BorrowedFd<'_>; 3],
+    preserved: u32,
+    others: &[BorrowedFd<'_>],
+) -> Result<Vec<OwnedFd>> {
+    let first = 3 + preserved as RawFd;
+    let places = (0..3).chain(first..);
     let mut sources: Vec<RawFd> = stdio.iter().chain(others).map(AsRawFd::as_raw_fd).collect();
-    let count = sources.len() as RawFd;
-    for (place, source) in (0..).zip(&mut sources) {
+    let count = first + others.len() as RawFd;
+    for (place, source) in places.clone().zip(&mut sources) {
         // A source in the way of another's place moves out of it first.
         if *source < count && *source != place {
             // SAFETY: makes a new descriptor and touches no memory.
@@ -84,7 +93,7 @@ pub(crate) fn keep_only(stdio: [BorrowedFd<'_>; 3], others: &[BorrowedFd<'_>]) -
             *source = named(check(moved.into()), || format!("fcntl({source}, F_DUPFD_CLOEXEC)"))? as RawFd;
         }
     }
-    for (place, &source) in (0..).zip(&sources) {
+    for (place, &source) in places.zip(&sources) {
         let result = if source == place {
             let flags = if place < 3 { 0 } else { libc::FD_CLOEXEC };
             // SAFETY: sets a flag of a descriptor that is open.
@@ -98,7 +107,28 @@ pub(crate) fn keep_only(stdio: [BorrowedFd<'_>; 3], others: &[BorrowedFd<'_>]) -
     }
     close_range(count as u32, 0)?;
     // SAFETY: these were opened by the loop above, and the void owners are never dropped.
-    Ok((3..count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+    Ok((first..count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+}
+
+/// Whether descriptors 3 to 3 + `count` are open, and makes them survive an exec.
+pub(crate) fn keep_across_exec(count: u32) -> Result<()> {
+    for number in 3..3 + count as RawFd {
+        // SAFETY: sets a flag of a descriptor, or fails when it isn't open.
+        let result = unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
+        named(check(result.into()), || format!("fcntl({number}, F_SETFD)"))?;
+    }
+    Ok(())
+}
+
+/// Makes `file` the three standard descriptors of a child that has been through [`keep_only`].
+pub(crate) fn replace_stdio(file: impl AsFd) -> Result<()> {
+    let file = file.as_fd().as_raw_fd();
+    for place in 0..3 {
+        // SAFETY: replaces a descriptor that nothing owns: `stdio` only lends them.
+        let result = unsafe { libc::dup2(file, place) };
+        named(check(result.into()), || format!("dup2({file}, {place})"))?;
+    }
+    Ok(())
 }
 
 /// Descriptors 0, 1 and 2 of a child that has been through [`keep_only`].
@@ -107,9 +137,9 @@ pub(crate) fn stdio() -> [BorrowedFd<'static>; 3] {
     [0, 1, 2].map(|number| unsafe { BorrowedFd::borrow_raw(number) })
 }
 
-/// Marks every descriptor above the standard ones close-on-exec.
-pub(crate) fn close_on_exec_above_stdio() -> Result<()> {
-    close_range(3, libc::CLOSE_RANGE_CLOEXEC)
+/// Marks every descriptor above the standard ones and `preserved` more close-on-exec.
+pub(crate) fn close_on_exec_above(preserved: u32) -> Result<()> {
+    close_range(3 + preserved, libc::CLOSE_RANGE_CLOEXEC)
 }
 
 fn close_range(first: u32, flags: u32) -> Result<()> {
@@ -156,6 +186,19 @@ pub(crate) fn own_pidfd() -> Result<OwnedFd> {
     let pid = rustix::process::getpid();
     let result = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
     named(result, || format!("pidfd_open({pid})"))
+}
+
+/// `pidfd_open(pid)`.
+pub(crate) fn pidfd_open(pid: i32) -> Result<OwnedFd> {
+    let known = rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH);
+    let result = known.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()));
+    named(result, || format!("pidfd_open({pid})"))
+}
+
+/// `pidfd_getfd(pidfd, number)`.
+pub(crate) fn pidfd_getfd(pidfd: impl AsFd, number: RawFd) -> Result<OwnedFd> {
+    let flags = rustix::process::PidfdGetfdFlags::empty();
+    named(rustix::process::pidfd_getfd(pidfd, number, flags), || format!("pidfd_getfd({number})"))
 }
 
 /// `prctl(PR_SET_DUMPABLE, 0)`.

@@ -34,6 +34,22 @@ pub(crate) fn block(signals: &[i32]) -> io::Result<()> {
     check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) }.into())
 }
 
+/// Blocks every signal that would end a program that doesn't care for it, and makes them readable.
+pub(crate) fn block_terminating() -> io::Result<OwnedFd> {
+    const HARMLESS: [i32; 6] =
+        [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH, libc::SIGKILL, libc::SIGSTOP];
+    let signals: Vec<i32> = (1..=64).filter(|signal| !HARMLESS.contains(signal)).collect();
+    block(&signals)?;
+    signalfd(&signals)
+}
+
+/// The next pending signal of a [`signalfd`].
+pub(crate) fn next(signals: impl AsFd) -> Option<i32> {
+    // struct signalfd_siginfo has 128 bytes and begins with the signal's number.
+    let mut info = [0u8; 128];
+    matches!(rustix::io::read(signals, &mut info), Ok(128)).then(|| i32::from(info[0]))
+}
+
 /// Ignores `signal`. Ignoring `SIGCHLD` makes the kernel reap children by itself.
 pub(crate) fn ignore(signal: i32) -> io::Result<()> {
     // SAFETY: SIG_IGN installs no code of ours.

@@ -136,7 +136,7 @@ fn exec_of_a_missing_program_is_told() {
     process["args"] = json!(["/nope"]);
     let outcome = container.exec(&process);
     let Report::Failed { message, exec } = outcome.report else { panic!("{outcome:?}") };
-    assert!(message.starts_with("exec \"/nope\": No such file or directory"), "{message}");
+    assert!(message.starts_with("exec: \"/nope\": No such file or directory"), "{message}");
     assert_eq!((exec, outcome.code), (Some(ExecFailure::NotFound), 127));
     container.kill();
 }

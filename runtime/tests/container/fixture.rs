@@ -40,7 +40,11 @@ impl Bundle {
         }
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let cgroup = format!("/sampan-test-{}-{number}", std::process::id());
+        // Where systemd is the first process, the same cases run with scopes that it makes.
+        let cgroup = match std::env::var_os("SAMPAN_TEST_CGROUP").is_some_and(|driver| driver == "scope") {
+            true => format!("system.slice:sampan-test:{}-{number}", std::process::id()),
+            false => format!("/sampan-test-{}-{number}", std::process::id()),
+        };
         Bundle { dir, spec: spec(args), cgroup }
     }
 
@@ -89,6 +93,8 @@ impl Bundle {
             cgroup: &self.cgroup,
             pid_namespace,
             stdio: stdio.for_child(),
+            console: None,
+            command_line: None,
         };
         let child = spawn(&options).unwrap();
         Container { bundle: self, process: Process::new(child, stdio) }
@@ -181,6 +187,8 @@ impl Container<'_> {
             cgroup: &format!("{}/exec-1", self.bundle.cgroup),
             process: file.as_fd(),
             stdio: stdio.for_child(),
+            console: None,
+            command_line: None,
         })?;
         Ok(Process::new(child, stdio))
     }

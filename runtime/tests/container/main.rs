@@ -1,7 +1,7 @@
 //! Containers made for real, by root, from a busybox: each case clones, mounts and executes.
 //!
 //! A harness of its own, since clone3 without exec needs a process with one thread: the cases run
-//! one after the other. Arguments that aren't options choose cases by a part of their name.
+//! one after the other. Arguments that aren't options choose cases by a part of their name; `--skip=PART` leaves some out.
 
 #![allow(clippy::print_stdout, reason = "this is a test runner")]
 
@@ -31,12 +31,15 @@ fn main() -> ExitCode {
         attack::linger();
     }
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let skipped: Vec<&str> =
+        arguments.iter().filter_map(|argument| argument.strip_prefix("--skip=")).collect();
     let cases =
         [isolation::CASES, filesystem::CASES, process::CASES, exec::CASES, attack::CASES, latency::CASES];
     let cases = cases
         .into_iter()
         .flatten()
-        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())));
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
+        .filter(|(name, _)| !skipped.iter().any(|part| name.contains(part)));
     if arguments.iter().any(|argument| argument == "--list") {
         cases.for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

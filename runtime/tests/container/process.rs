@@ -217,10 +217,10 @@ fn exec_failure(bundle: &Bundle) -> (String, Option<ExecFailure>, i32) {
 
 fn missing_program_is_told() {
     let (message, exec, code) = exec_failure(&Bundle::new(&["/nope"]));
-    assert!(message.starts_with("exec \"/nope\": No such file or directory"), "{message}");
+    assert!(message.starts_with("exec: \"/nope\": No such file or directory"), "{message}");
     assert_eq!((exec, code), (Some(ExecFailure::NotFound), 127));
     let (message, exec, code) = exec_failure(&Bundle::new(&["nope"]));
-    assert_eq!(message, "exec \"nope\": not found in PATH");
+    assert_eq!(message, "exec: \"nope\": executable file not found in $PATH");
     assert_eq!((exec, code), (Some(ExecFailure::NotFound), 127));
     assert_eq!(exec_failure(&Bundle::new(&[])).1, None);
 }
@@ -233,7 +233,7 @@ fn file_that_is_no_program_is_told() {
         fs::write(bundle.inside(path), "text").unwrap();
         fs::set_permissions(bundle.inside(path), fs::Permissions::from_mode(mode)).unwrap();
         let (message, exec, code) = exec_failure(&bundle);
-        assert!(message.starts_with("exec \"/etc/file\": ") && message.contains(text), "{message}");
+        assert!(message.starts_with("exec: \"/etc/file\": ") && message.contains(text), "{message}");
         assert_eq!((exec, code), (Some(ExecFailure::NotExecutable), 126));
     }
     let (_, exec, code) = exec_failure(&Bundle::new(&["/etc"]));

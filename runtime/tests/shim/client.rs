@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
+    socket_with,
 };
 use sampan_runtime::shim::protocol::{
     ContainerState, ErrorKind, Event, Exit, MAX_MESSAGE, Request, Response, VERSION,
@@ -62,20 +63,32 @@ impl Client {
 
     /// The next message if it comes in time.
     pub(crate) fn receive_within(&self, deadline: Duration) -> Option<Option<Response>> {
+        Some(self.receive_with(deadline)?.map(|(response, _)| response))
+    }
+
+    /// The same with the descriptors that came with it.
+    pub(crate) fn receive_with(&self, deadline: Duration) -> Option<Option<(Response, Vec<OwnedFd>)>> {
         let timeout = Timespec { tv_sec: deadline.as_secs() as i64, tv_nsec: deadline.subsec_nanos().into() };
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
         if poll(&mut fds, Some(&timeout)).unwrap() == 0 {
             return None;
         }
         let mut bytes = vec![0; MAX_MESSAGE];
-        let mut control = RecvAncillaryBuffer::default();
-        let received = recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::empty());
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags);
         let count = match received {
             Ok(received) => received.bytes,
             Err(rustix::io::Errno::CONNRESET) => 0,
             Err(errno) => panic!("receive: {errno}"),
         };
-        Some((count > 0).then(|| serde_json::from_slice(&bytes[..count]).unwrap()))
+        let rights = |message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        };
+        let descriptors = control.drain().filter_map(rights).flatten().collect();
+        Some((count > 0).then(|| (serde_json::from_slice(&bytes[..count]).unwrap(), descriptors)))
     }
 
     pub(crate) fn ask(&self, request: &Request) -> Response {

@@ -114,14 +114,14 @@ fn a_program_that_is_missing_is_an_error() {
     let (client, _output) = pod.exec("a", &["/nope"]);
     let Some(Response::Error { kind, message }) = client.receive() else { panic!("no error") };
     assert_eq!(kind, ErrorKind::InvalidArgument);
-    assert!(message.contains("exec \"/nope\": No such file or directory"), "{message}");
+    assert!(message.contains("exec: \"/nope\": No such file or directory"), "{message}");
     eventually("its cgroup is gone", || exec_directories(&pod) == 0);
     // The connection is free again.
     assert_eq!(client.state().len(), 1);
 }
 
 #[test]
-fn an_exec_needs_a_running_container_and_four_descriptors() {
+fn an_exec_needs_a_running_container_and_four_or_five_descriptors() {
     let pod = Pod::new();
     let client = pod.connect();
     let request = |id: &str| Request::Exec { id: id.to_owned(), exec: "x".to_owned() };

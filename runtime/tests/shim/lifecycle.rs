@@ -59,7 +59,7 @@ fn a_missing_entrypoint_fails_the_start_and_counts_as_127() {
     pod.create(&client, "a", &["/nope"], Variation::default());
     let (kind, message) = client.refused(&Request::Start { id: id("a") });
     assert_eq!(kind, ErrorKind::InvalidArgument);
-    assert!(message.contains("exec \"/nope\": No such file or directory"), "{message}");
+    assert!(message.contains("exec: \"/nope\": No such file or directory"), "{message}");
     let exit = events.exit_of("a");
     assert_eq!((exit.code, exit.started_at), (127, 0));
     assert_eq!(client.state()[0].status, Status::Exited);
@@ -86,8 +86,10 @@ fn a_failed_creation_leaves_nothing() {
 
     fs::write(pod.path("a/config.json"), "{").unwrap();
     assert!(client.refused(&request).1.contains("config.json"));
-    let Request::Create { bundle: _, cgroup, log, pid, id } = request.clone() else { unreachable!() };
-    let missing = Request::Create { bundle: "missing".into(), cgroup, log, pid, id };
+    let Request::Create { bundle: _, cgroup, log, pid, id, stdin, terminal } = request.clone() else {
+        unreachable!()
+    };
+    let missing = Request::Create { bundle: "missing".into(), cgroup, log, pid, id, stdin, terminal };
     assert!(client.refused(&missing).1.contains("missing/config.json"));
 }
 
@@ -101,6 +103,8 @@ fn senseless_requests_are_refused() {
         cgroup: cgroup.to_owned(),
         log: None,
         pid: Default::default(),
+        stdin: false,
+        terminal: false,
     };
     for request in
         [create("", "/c"), create("a/b", "/c"), create(&"a".repeat(129), "/c"), create("a", "/c/../d")]

@@ -1,5 +1,6 @@
 //! The shim as a process: the built binary, real containers, real cgroups. Needs root and busybox-static.
 
+mod attach;
 mod client;
 mod pod;
 

@@ -25,9 +25,10 @@ static ROOTFS: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
         fs::create_dir(root.path().join(directory)).unwrap();
     }
     fs::copy("/bin/busybox", root.path().join("bin/busybox")).expect("busybox-static is installed");
-    for applet in
-        ["sh", "sleep", "echo", "cat", "true", "setsid", "dd", "tr", "head", "hostname", "ps", "seq", "yes"]
-    {
+    for applet in [
+        "sh", "sleep", "echo", "cat", "true", "setsid", "dd", "tr", "head", "hostname", "ps", "seq", "yes",
+        "tty", "stty",
+    ] {
         symlink("busybox", root.path().join("bin").join(applet)).unwrap();
     }
     fs::write(root.path().join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").unwrap();
@@ -47,6 +48,8 @@ pub(crate) struct Variation {
     pub(crate) resources: Value,
     pub(crate) log: Option<PathBuf>,
     pub(crate) no_log: bool,
+    pub(crate) stdin: bool,
+    pub(crate) terminal: bool,
 }
 
 impl Pod {
@@ -104,6 +107,8 @@ impl Pod {
             cgroup: format!("{}/{id}", self.cgroup),
             log: (!variation.no_log).then_some(log),
             pid: variation.pid,
+            stdin: variation.stdin,
+            terminal: variation.terminal,
         }
     }
 
@@ -219,13 +224,16 @@ fn specification(command: &[&str], variation: &Variation) -> Value {
         resources = json!({});
     }
     resources["devices"] = json!([{ "allow": false, "access": "rwm" }]);
+    let mut process = process(command);
+    process["terminal"] = json!(variation.terminal);
     json!({
         "ociVersion": "1.2.0",
-        "process": process(command),
+        "process": process,
         "root": { "path": ROOTFS.path(), "readonly": true },
         "mounts": [
             { "destination": "/proc", "type": "proc", "source": "proc" },
             { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"] },
+            { "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666", "mode=0620"] },
             { "destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev"] },
         ],
         "linux": { "namespaces": namespaces, "resources": resources },

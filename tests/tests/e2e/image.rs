@@ -2,6 +2,7 @@
 
 use k8s_cri::v1::{ImageFilter, ImageFsInfoRequest, ImageSpec, ListImagesRequest};
 use sampan_tests::{Agent, Entry, Fault, FaultyRegistry, Layer, fixture, with_agent};
+use tonic::Code;
 
 async fn list(agent: &Agent, filter: Option<&str>) -> Vec<k8s_cri::v1::Image> {
     let filter = filter
@@ -116,6 +117,59 @@ async fn filesystem_usage_grows_with_images() {
         super::busybox(agent).await;
         let after = usage(agent).await;
         assert!(after.0 > before.0 + 500_000 && after.1 > before.1, "{before:?} {after:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_gives_the_image_and_the_name_stays() {
+    with_agent(async |agent| {
+        let settings = agent.base().join("certs.d/registry.invalid");
+        std::fs::create_dir_all(&settings).unwrap();
+        // No name server knows the registry: all that there is comes from the mirror.
+        let hosts =
+            format!("[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n", fixture().address());
+        std::fs::write(settings.join("hosts.toml"), hosts).unwrap();
+        let cri = agent.cri();
+        let id = cri.pull("registry.invalid/busybox:latest").await.unwrap();
+        let image = cri.image(&id).await.unwrap().unwrap();
+        assert_eq!(image.repo_tags, ["registry.invalid/busybox:latest"]);
+        assert!(image.repo_digests[0].starts_with("registry.invalid/busybox@sha256:"), "{image:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_the_policy_does_not_allow_is_refused_in_words_that_kubelet_knows() {
+    with_agent(async |agent| {
+        let policy = agent.base().join("policy.json");
+        let cri = agent.cri();
+        let image = fixture().image("busybox");
+        let repository = image.rsplit_once(':').unwrap().0;
+        let key = agent.base().join("key.pub");
+        let pem = "-----BEGIN PUBLIC KEY-----\n\
+            MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE36KycXxpZmLFUf3rZ76W1OiExouF\n\
+            aTZcmUnUktKUO/HhN9qEdMBjiUMoqSm2tOcr7jj/cin79Uf9G7PFUHA9Ng==\n\
+            -----END PUBLIC KEY-----\n";
+        std::fs::write(&key, pem).unwrap();
+        for (requirement, words) in [
+            (serde_json::json!({"type": "sigstoreSigned", "keyPath": key}), "it is not signed"),
+            (serde_json::json!({"type": "reject"}), "it rejects all of them"),
+        ] {
+            let text = serde_json::json!({
+                "default": [{"type": "insecureAcceptAnything"}],
+                "transports": {"docker": {repository: [requirement]}},
+            });
+            std::fs::write(&policy, text.to_string()).unwrap();
+            let status = cri.pull(&image).await.unwrap_err();
+            // Of any other code kubelet would see the code's name first, and not know the word.
+            assert_eq!(status.code(), Code::Unknown, "{status}");
+            assert!(status.message().starts_with("SignatureValidationFailed: "), "{status}");
+            assert!(status.message().contains(words), "{status}");
+            assert!(cri.image(&image).await.unwrap().is_none());
+        }
+        std::fs::remove_file(&policy).unwrap();
+        cri.pull(&image).await.unwrap();
     })
     .await;
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use k8s_cri::v1::ReopenContainerLogRequest;
 use sampan_tests::{Ctr, eventually, with_agent};
 
 use super::{SOON, busybox};
@@ -97,6 +98,30 @@ async fn no_log_path_means_no_log_file() {
         let left: Vec<_> =
             std::fs::read_dir(&pod.config.log_directory).into_iter().flatten().flatten().collect();
         assert!(left.is_empty(), "{left:?}");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_log_is_reopened_and_a_failed_reopening_makes_no_file() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (mut cri, pod) = (agent.cri(), agent.pod("log"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let config = Ctr::new("c", &image, &pod).sh("while :; do echo tick; sleep 0.05; done");
+        let id = cri.run(&pod_id, &config, &pod).await.unwrap();
+        let path = pod.log_file(&config);
+        eventually("output", SOON, async || (!lines(&path).is_empty()).then_some(())).await;
+        std::fs::rename(&path, path.with_extension("1")).unwrap();
+        let request = ReopenContainerLogRequest { container_id: id.clone() };
+        cri.runtime.reopen_container_log(request.clone()).await.unwrap();
+        eventually("output in the new file", SOON, async || (!lines(&path).is_empty()).then_some(())).await;
+        cri.stop(&id, 0).await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let status = cri.runtime.reopen_container_log(request).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status}");
+        assert!(!path.exists());
         cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;

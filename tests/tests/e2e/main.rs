@@ -13,6 +13,7 @@ mod bad_input;
 mod cli;
 mod commit;
 mod crash;
+mod event;
 mod exec;
 mod full_disk;
 mod image;
@@ -24,8 +25,12 @@ mod names;
 mod network;
 mod push;
 mod service;
+mod session;
 mod stats;
 mod store;
+mod streaming;
+mod update;
+mod volume;
 
 /// Longer than anything that is asked for takes, even on a loaded machine.
 const SOON: Duration = Duration::from_secs(20);

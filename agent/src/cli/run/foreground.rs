@@ -1,16 +1,20 @@
 //! A container in the foreground: its output, our signals, its exit code.
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use sampan_proto::sampan::{LogsRequest, LogsResponse, RemoveRequest, RunRequest, StopRequest, WaitRequest};
+use sampan_proto::sampan::{
+    LogsRequest, LogsResponse, RemoveRequest, RunRequest, StartRequest, StopRequest, WaitRequest,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::{Code, Status, Streaming};
 
 use crate::cli::{
     agent::Agent,
+    attach,
     failure::{Advice, Failure},
     logs::Writer,
     output::Output,
     remove,
+    session::End,
     stop::USUAL_GRACE,
 };
 
@@ -22,20 +26,49 @@ pub(super) async fn run(
     agent: &Agent,
     out: &mut Output,
 ) -> Result<u8, Failure> {
+    if request.stdin || request.tty {
+        return interactive(request, rm, agent, out).await;
+    }
     // Before the container is there: a signal in between would leave it alone.
     let mut signals = Signals::new()?;
     let container = agent.containers().run(request).await.map_err(super::refused)?.into_inner().container_id;
     let result = stay(&container, &mut signals, agent, out).await;
     if rm {
-        // With force only where staying has failed, so that nothing is left running that nobody looks at.
-        let request = RemoveRequest { container, force: result.is_err() };
-        if let Err(status) = agent.containers().remove(request).await
-            && status.code() != Code::NotFound
-        {
-            out.complain(&Failure::answered(&status, remove::ADVICE));
-        }
+        tidy_up(container, result.is_err(), agent, out).await;
     }
     result
+}
+
+/// Somebody sits at it: joined before it starts, so that nothing is missed.
+async fn interactive(request: RunRequest, rm: bool, agent: &Agent, out: &mut Output) -> Result<u8, Failure> {
+    let stdin = request.stdin;
+    let request = RunRequest { create_only: true, ..request };
+    let container = agent.containers().run(request).await.map_err(super::refused)?.into_inner().container_id;
+    let result = async {
+        let session = attach::join(&container, stdin, agent).await.map_err(Failure::plain)?;
+        let request = StartRequest { container: container.clone() };
+        agent.containers().start(request).await.map_err(super::refused)?;
+        match session.stay(out).await? {
+            End::Left => Ok(None),
+            _ => attach::exit_code(&container, agent).await.map(Some),
+        }
+    };
+    let result = result.await;
+    // Whoever has left wants it to go on.
+    if rm && !matches!(result, Ok(None)) {
+        tidy_up(container, result.is_err(), agent, out).await;
+    }
+    result.map(Option::unwrap_or_default)
+}
+
+/// Removes it, with force only where staying has failed, so that nothing is left running that nobody looks at.
+async fn tidy_up(container: String, force: bool, agent: &Agent, out: &mut Output) {
+    let removed = agent.containers().remove(RemoveRequest { container, force }).await;
+    if let Err(status) = removed
+        && status.code() != Code::NotFound
+    {
+        out.complain(&Failure::answered(&status, remove::ADVICE));
+    }
 }
 
 /// Stays with a container until it has ended and its last line is written.

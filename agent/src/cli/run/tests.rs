@@ -60,6 +60,7 @@ fn every_flag_arrives() {
             auto_remove: true,
             privileged: true,
             read_only_rootfs: true,
+            ..Default::default()
         }
     );
 }

@@ -97,6 +97,63 @@ impl ContainerService for Script {
         answer(RunResponse { container_id: "new".into(), ..Default::default() })
     }
 
+    async fn start(&self, request: Request<StartRequest>) -> Answer<StartResponse> {
+        let container = request.into_inner().container;
+        known(&container)?;
+        self.note(format!("start {container}"));
+        answer(StartResponse {})
+    }
+
+    type AttachStream = Stream<AttachResponse>;
+
+    async fn attach(&self, request: Request<Streaming<AttachRequest>>) -> Answer<Self::AttachStream> {
+        let first = request.into_inner().message().await?.and_then(|request| request.message);
+        let Some(attach_request::Message::Start(start)) = first else {
+            return Err(Status::invalid_argument("no start"));
+        };
+        known(&start.container)?;
+        self.note(format!("attach {}", start.container));
+        let message = |message| AttachResponse { message: Some(message) };
+        all(vec![
+            message(attach_response::Message::Attached(Attached { tty: false })),
+            message(attach_response::Message::Stdout(b"out\n".to_vec())),
+        ])
+    }
+
+    type ExecStream = Stream<ExecResponse>;
+
+    /// Says what it was asked and given.
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
+        let mut messages = request.into_inner();
+        let Some(exec_request::Message::Start(start)) = messages.message().await?.and_then(|r| r.message)
+        else {
+            return Err(Status::invalid_argument("no start"));
+        };
+        known(&start.container)?;
+        let mut said = format!("{} {}", start.container, start.command.join(" "));
+        for (name, value) in [("user", start.user), ("dir", start.working_dir), ("env", start.env.join(" "))]
+        {
+            if !value.is_empty() {
+                said.push_str(&format!(" {name}={value}"));
+            }
+        }
+        let message = |message| ExecResponse { message: Some(message) };
+        all(vec![
+            message(exec_response::Message::Stdout(said.into_bytes())),
+            message(exec_response::Message::Stderr(b"err".to_vec())),
+            message(exec_response::Message::ExitCode(7)),
+        ])
+    }
+
+    type PortForwardStream = Stream<PortForwardResponse>;
+
+    async fn port_forward(
+        &self,
+        _: Request<Streaming<PortForwardRequest>>,
+    ) -> Answer<Self::PortForwardStream> {
+        Err(Status::failed_precondition("nobody listens"))
+    }
+
     async fn list(&self, request: Request<ListRequest>) -> Answer<ListResponse> {
         const MINUTE: i64 = 60_000_000_000;
         let now = human::now() - 1_000_000_000;
@@ -362,9 +419,6 @@ impl SystemService for Script {
 async fn cri_call(request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
     Ok(match path.as_str() {
-        "/runtime.v1.RuntimeService/ExecSync" => {
-            Grpc::new(ProstCodec::default()).unary(tower::service_fn(exec_sync), request).await
-        }
         "/runtime.v1.RuntimeService/Version" => {
             Grpc::new(ProstCodec::default()).unary(tower::service_fn(version), request).await
         }
@@ -373,12 +427,6 @@ async fn cri_call(request: http::Request<Body>) -> Result<http::Response<Body>, 
         }
         _ => Status::unimplemented(path).into_http(),
     })
-}
-
-async fn exec_sync(request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
-    let request = request.into_inner();
-    let stdout = format!("{} {}", request.container_id, request.cmd.join(" ")).into_bytes();
-    answer(cri::ExecSyncResponse { stdout, stderr: b"err".to_vec(), exit_code: 7 })
 }
 
 async fn version(_: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {

@@ -44,6 +44,9 @@ fn container() -> ContainerConfig {
         resources: Resources::default(),
         security: Security::default(),
         stop_signal: None,
+        stdin: false,
+        tty: false,
+        stdin_once: false,
     }
 }
 
@@ -67,6 +70,7 @@ fn build_with(pod: &PodConfig, container: &ContainerConfig, user: &UserIds) -> R
         hostname: "h",
         rootfs: Path::new("/r"),
         cgroup: "/sampan/p/c",
+        volumes: &[],
         pod_files: &[("/etc/hosts", "/state/hosts".into()), ("/dev/shm", "/state/shm".into())],
         devices: &[],
     })

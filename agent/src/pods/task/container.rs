@@ -24,7 +24,7 @@ use crate::{
     error::Kind,
     pods::{
         PodId,
-        config::{DeviceConfig, PidMode, SeccompProfile, Security},
+        config::{DeviceConfig, MountConfig, PidMode, Propagation, SeccompProfile, Security},
         record::UserIds,
         spec::{self, HostDevice},
     },
@@ -32,6 +32,9 @@ use crate::{
 
 /// Longest wait for a cgroup to become empty once its processes are killed.
 const EMPTY: Duration = Duration::from_secs(10);
+
+/// The reason that kubelet knows.
+const OOM_KILLED: &str = "OOMKilled";
 
 /// `SIGTERM`, when neither request nor image names another.
 const DEFAULT_STOP_SIGNAL: i32 = 15;
@@ -56,6 +59,7 @@ impl Task {
             log_path: log_path(self.log_directory().as_deref(), &config.log_path)?,
             argv: spec::argv(&config, image.config.config().as_ref())?,
             user: UserIds::default(),
+            volumes: Vec::new(),
             stop_signal: stop_signal(&config, &image),
             id: id.clone(),
             config,
@@ -65,7 +69,8 @@ impl Task {
         match self.make(record.clone(), image).await {
             Ok(record) => {
                 info!(container.id = %id, name = %record.config.name, image.ref = %record.config.image, "container created");
-                self.save_container(record)?;
+                self.save_container(record.clone())?;
+                self.tell_of(&record, Action::Create);
                 Ok(id)
             }
             Err(error) => {
@@ -95,6 +100,8 @@ impl Task {
             cgroup: record.cgroup.clone(),
             log: record.log_path.clone(),
             pid,
+            stdin: record.config.stdin,
+            terminal: record.config.tty,
         };
         match self.control()?.request(&request).await? {
             Response::Created { pid } => record.pid = Some(pid),
@@ -119,7 +126,9 @@ impl Task {
                 record.phase = ContainerPhase::Running;
                 record.started_at = started_at;
                 info!(container.id = %id, pid = record.pid, "container started");
-                self.save_container(record)
+                let saved = self.save_container(record.clone());
+                self.tell_of(&record, Action::Start);
+                saved
             }
             Ok(other) => Err(Error::Internal(format!("the monitor answered {other:?} to a start"))),
             Err(error) => {
@@ -146,6 +155,29 @@ impl Task {
         }
     }
 
+    /// Puts new limits in force, or leaves all as they were.
+    pub(super) async fn update(&mut self, id: &ContainerId, resources: &Resources) -> Result<()> {
+        let mut record = self.container(id)?.clone();
+        if record.phase == ContainerPhase::Exited {
+            return Err(Error::Precondition(format!("container {} is not running", id.short())));
+        }
+        let before = spec::limits(&record.config.resources)?;
+        record.config.resources.merge(resources);
+        let after = spec::limits(&record.config.resources)?;
+        let path = record.cgroup.clone();
+        blocking(move || {
+            let failed = |source| Error::Cgroup { path: path.clone(), source };
+            let cgroup = Cgroup::new(&path).map_err(failed)?;
+            cgroup.apply(&after).map_err(|source| {
+                // What was in force a moment ago can be so again.
+                let _ = cgroup.apply(&before);
+                failed(source)
+            })
+        })
+        .await?;
+        self.save_container(record)
+    }
+
     pub(super) async fn remove_container(&mut self, id: &ContainerId) -> Result<()> {
         // What is gone is removed.
         let Some(container) = self.containers.get(id) else { return Ok(()) };
@@ -158,6 +190,7 @@ impl Task {
         self.discard(&record).await?;
         self.containers.remove(id);
         self.publish();
+        self.tell_of(&record, Action::Remove);
         info!(container.id = %id, "container removed");
         Ok(())
     }
@@ -185,6 +218,10 @@ impl Task {
         if let Err(error) = self.save_container(record.clone()) {
             warn!(container.id = %record.id, error = %error.chain(), "the container's end could not be recorded on disk");
         }
+        if record.exit.as_ref().is_some_and(|exit| exit.reason == OOM_KILLED) {
+            self.tell_of(&record, Action::Oom);
+        }
+        self.tell_of(&record, Action::Die);
         if self.record.config.auto_remove && self.farewell.is_none() {
             self.farewell = Some(Instant::now() + FAREWELL);
         }
@@ -237,6 +274,17 @@ impl Task {
             context.records.remove_container(&pod, &record.id)
         })
         .await
+    }
+
+    /// Tells of something that has happened to a container.
+    pub(super) fn tell_of(&self, record: &ContainerRecord, action: Action) {
+        let mut attributes =
+            vec![("name", record.config.name.clone()), ("image", record.config.image.clone())];
+        if let Some(exit) = record.exit.as_ref().filter(|_| action == Action::Die) {
+            attributes.extend([("exit_code", exit.code.to_string()), ("reason", exit.reason.clone())]);
+        }
+        let view = self.view.borrow().clone();
+        self.context.events.tell(Object::Container, action, record.id.as_str(), Some(view), attributes);
     }
 
     fn container(&self, id: &ContainerId) -> Result<&ContainerRecord> {
@@ -295,7 +343,7 @@ pub(super) fn empty_cgroup(path: &str) -> Result<()> {
 /// The durable form of a monitor's exit record.
 pub(super) fn exit_record(exit: &Exit) -> ExitRecord {
     let reason = match (exit.oom_killed, exit.code) {
-        (true, _) => "OOMKilled",
+        (true, _) => OOM_KILLED,
         (false, 0) => "Completed",
         (false, _) => "Error",
     };
@@ -362,8 +410,12 @@ fn lay_out(
     let user =
         resolve_user(&rootfs, &record.config.security, image_config.and_then(|c| c.user().as_deref()))?;
     record.user = UserIds { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() };
+    record.volumes = make_volumes(context, &pod.id, &record, &rootfs, image_config)?;
     let folder = context.pod_state(&pod.id);
-    let devices = record.config.devices.iter().map(host_device).collect::<Result<Vec<_>>>()?;
+    let mut devices = record.config.devices.iter().map(host_device).collect::<Result<Vec<_>>>()?;
+    if record.config.security.privileged {
+        devices.extend(host_devices(Path::new("/dev"), &devices));
+    }
     let spec = spec::build(&spec::Input {
         pod: &pod.config,
         container: &record.config,
@@ -374,6 +426,7 @@ fn lay_out(
         rootfs: &rootfs,
         cgroup: &record.cgroup,
         pod_files: &files::mounts(&folder, &pod.config),
+        volumes: &record.volumes,
         devices: &devices,
     })?;
     write_bundle(context, &folder.join(key), spec, &record.config.security)?;
@@ -381,6 +434,38 @@ fn lay_out(
         fs::create_dir_all(directory).map_err(at("create", directory))?;
     }
     Ok(record)
+}
+
+/// A folder for each volume of the image that the request mounts nothing at, with what the image has there.
+fn make_volumes(
+    context: &Context,
+    pod: &PodId,
+    record: &ContainerRecord,
+    rootfs: &Path,
+    image: Option<&oci_spec::image::Config>,
+) -> Result<Vec<MountConfig>> {
+    let wanted = image.and_then(|image| image.volumes().clone()).unwrap_or_default();
+    let folder = context.records.volumes(pod, &record.id);
+    let mut volumes = Vec::new();
+    for path in wanted {
+        // A path's form is its components: no trailing slash or dot makes it another.
+        let container_path: PathBuf = Path::new("/").join(&path).components().collect();
+        let taken = |mount: &MountConfig| mount.container_path.components().eq(container_path.components());
+        if container_path == Path::new("/") || record.config.mounts.iter().chain(&volumes).any(taken) {
+            continue;
+        }
+        let host_path = folder.join(volumes.len().to_string());
+        sampan_runtime::copyup::seed(rootfs, &container_path, &host_path)
+            .map_err(at("make the volume", &container_path))?;
+        volumes.push(MountConfig {
+            container_path,
+            host_path,
+            readonly: false,
+            recursive_readonly: false,
+            propagation: Propagation::Private,
+        });
+    }
+    Ok(volumes)
 }
 
 fn write_bundle(
@@ -463,6 +548,29 @@ fn host_device(device: &DeviceConfig) -> Result<HostDevice> {
         gid: metadata.gid(),
         permissions: device.permissions.clone(),
     })
+}
+
+/// The devices of the host but for those of terminals and those that the request names.
+fn host_devices(folder: &Path, named: &[HostDevice]) -> Vec<HostDevice> {
+    /// What every container has of its own.
+    const OWN: [&str; 6] = ["pts", "shm", "mqueue", "fd", "console", "ptmx"];
+    let mut devices = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        // One that goes away meanwhile is none.
+        let Ok(kind) = entry.file_type() else { continue };
+        if OWN.iter().any(|own| name == *own) || named.iter().any(|device| device.path == path) {
+            continue;
+        }
+        if kind.is_dir() {
+            devices.extend(host_devices(&path, named));
+        } else if kind.is_char_device() || kind.is_block_device() {
+            let config =
+                DeviceConfig { container_path: path.clone(), host_path: path, permissions: "rwm".into() };
+            devices.extend(host_device(&config));
+        }
+    }
+    devices
 }
 
 #[cfg(test)]

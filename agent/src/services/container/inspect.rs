@@ -137,21 +137,22 @@ fn network_mode(mode: NetworkMode) -> &'static str {
 }
 
 fn mounts(container: &ContainerRecord) -> Vec<Value> {
-    let mount = |mount: &crate::pods::config::MountConfig| {
+    let mount = |kind: &'static str, mount: &crate::pods::config::MountConfig| {
         let propagation = match mount.propagation {
             Propagation::Private => "rprivate",
             Propagation::HostToContainer => "rslave",
             Propagation::Bidirectional => "rshared",
         };
         json!({
-            "Type": "bind",
+            "Type": kind,
             "Source": mount.host_path,
             "Destination": mount.container_path,
             "RW": !mount.readonly,
             "Propagation": propagation,
         })
     };
-    container.config.mounts.iter().map(mount).collect()
+    let binds = container.config.mounts.iter().map(|bind| mount("bind", bind));
+    binds.chain(container.volumes.iter().map(|volume| mount("volume", volume))).collect()
 }
 
 /// `80/tcp` → where it is published.

@@ -34,7 +34,9 @@ pub(super) async fn run(pods: &Pods, request: sampan::RunRequest) -> Result<samp
     let id = pods.run(pod(&name, &request)?).await?;
     let result = async {
         let container = pods.create_container(&id, container_config).await?;
-        pods.start_container(&pods.find_container(container.as_str())?).await?;
+        if !request.create_only {
+            pods.start_container(&pods.find_container(container.as_str())?).await?;
+        }
         Ok(container)
     };
     match result.await {
@@ -143,10 +145,14 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
             ..Security::default()
         },
         stop_signal: None,
+        stdin: request.stdin,
+        tty: request.tty,
+        stdin_once: request.stdin,
     })
 }
 
-fn environment(pair: &str) -> Result<(String, String)> {
+/// `NAME=VALUE`.
+pub(super) fn environment(pair: &str) -> Result<(String, String)> {
     match pair.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(Error::Invalid(format!("the environment variable {pair:?} is not NAME=VALUE"))),

@@ -1,6 +1,6 @@
 //! The `blkio` controller: weights, throttles and traffic of block devices.
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxThrottleDevice};
+use oci_spec::runtime::{LinuxBlockIo, LinuxThrottleDevice, LinuxWeightDevice};
 
 use crate::cgroup::directory::{ControlFile, Directory, number};
 use crate::cgroup::{Error, IoStats};
@@ -19,6 +19,7 @@ fn throttles(io: &LinuxBlockIo) -> Throttles<'_> {
 
 pub(in crate::cgroup) fn concerned(io: &LinuxBlockIo) -> bool {
     io.weight().is_some_and(|weight| weight != 0)
+        || io.leaf_weight().is_some_and(|weight| weight != 0)
         || io.weight_device().as_ref().is_some_and(|devices| !devices.is_empty())
         || throttles(io)
             .iter()
@@ -26,6 +27,17 @@ pub(in crate::cgroup) fn concerned(io: &LinuxBlockIo) -> bool {
 }
 
 pub(super) fn apply(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Error> {
+    weights(directory, io)?;
+    for (name, devices) in throttles(io) {
+        if let Some(devices) = devices.as_ref().filter(|devices| !devices.is_empty()) {
+            let line = |d: &LinuxThrottleDevice| format!("{}:{} {}", d.major(), d.minor(), d.rate());
+            directory.write_keyed(name, &devices.iter().map(line).collect::<Vec<_>>(), "0")?;
+        }
+    }
+    Ok(())
+}
+
+fn weights(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Error> {
     let weight = io.weight().filter(|weight| *weight != 0);
     let devices = io.weight_device().as_deref().unwrap_or_default();
     if weight.is_some() || !devices.is_empty() {
@@ -37,18 +49,31 @@ pub(super) fn apply(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Erro
         if let Some(weight) = weight {
             directory.write(&format!("{prefix}.weight"), &weight.to_string())?;
         }
-        let lines = devices.iter().filter_map(|device| {
-            device.weight().map(|weight| format!("{}:{} {weight}", device.major(), device.minor()))
-        });
-        directory.write_each(&format!("{prefix}.weight_device"), lines)?;
+        let lines = lines(devices, LinuxWeightDevice::weight);
+        directory.write_keyed(&format!("{prefix}.weight_device"), &lines, "0")?;
     }
-    for (name, devices) in throttles(io) {
-        if let Some(devices) = devices.as_ref().filter(|devices| !devices.is_empty()) {
-            let lines = devices.iter().map(|d| format!("{}:{} {}", d.major(), d.minor(), d.rate()));
-            directory.write_each(name, lines)?;
+    // Leaf weights went with the CFQ scheduler, in Linux 5.0.
+    let leaf = io.leaf_weight().filter(|weight| *weight != 0);
+    let leaves = lines(devices, LinuxWeightDevice::leaf_weight);
+    if leaf.is_some() || !leaves.is_empty() {
+        if !directory.has("blkio.leaf_weight") {
+            return Err(Error::Unavailable { controller: "blkio.leaf_weight", limit: "blockIO.leafWeight" });
         }
+        if let Some(leaf) = leaf {
+            directory.write("blkio.leaf_weight", &leaf.to_string())?;
+        }
+        directory.write_keyed("blkio.leaf_weight_device", &leaves, "0")?;
     }
     Ok(())
+}
+
+/// `8:0 500` for each device that has a weight of the kind.
+fn lines(devices: &[LinuxWeightDevice], kind: fn(&LinuxWeightDevice) -> Option<u16>) -> Vec<String> {
+    let line = |device: &LinuxWeightDevice| {
+        let weight = kind(device).filter(|weight| *weight != 0)?;
+        Some(format!("{}:{} {weight}", device.major(), device.minor()))
+    };
+    devices.iter().filter_map(line).collect()
 }
 
 pub(super) struct Reader {

@@ -11,43 +11,68 @@ pub(super) fn concerned(cpu: &LinuxCpu) -> bool {
         || cpu.period().is_some_and(|period| period != 0)
         || cpu.idle().is_some()
         || cpu.burst().is_some()
-        || cpu.realtime_runtime().is_some()
-        || cpu.realtime_period().is_some()
+        || cpu.realtime_runtime().is_some_and(|runtime| runtime != 0)
+        || cpu.realtime_period().is_some_and(|period| period != 0)
 }
 
 pub(super) fn apply(directory: &Directory, cpu: &LinuxCpu) -> Result<(), Error> {
-    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
-        directory.write("cpu.shares", &shares.to_string())?;
-    }
     if let Some(idle) = cpu.idle() {
         directory.write("cpu.idle", &idle.to_string())?;
     }
-    if let Some(period) = cpu.realtime_period() {
-        directory.write("cpu.rt_period_us", &period.to_string())?;
+    // The kernel refuses shares for an idle cgroup, where they would mean nothing.
+    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0 && cpu.idle() != Some(1)) {
+        directory.write("cpu.shares", &shares.to_string())?;
     }
-    if let Some(runtime) = cpu.realtime_runtime() {
-        directory.write("cpu.rt_runtime_us", &runtime.to_string())?;
-    }
-    bandwidth(directory, cpu)?;
-    if let Some(burst) = cpu.burst() {
+    realtime(directory, cpu)?;
+    let Some(burst) = cpu.burst() else { return bandwidth(directory, cpu) };
+    // A burst is at most the quota, old or new: a smaller one goes first, a larger one last.
+    if directory.read("cpu.cfs_burst_us")?.parse().is_ok_and(|old: u64| burst < old) {
         directory.write("cpu.cfs_burst_us", &burst.to_string())?;
+        bandwidth(directory, cpu)
+    } else {
+        bandwidth(directory, cpu)?;
+        directory.write("cpu.cfs_burst_us", &burst.to_string())
     }
-    Ok(())
 }
 
-/// The kernel checks each of the two files against the other and the parent, so the right order depends on the old values.
+fn realtime(directory: &Directory, cpu: &LinuxCpu) -> Result<(), Error> {
+    let runtime = cpu.realtime_runtime().filter(|runtime| *runtime != 0);
+    let period = cpu.realtime_period().filter(|period| *period != 0);
+    if runtime.is_none() && period.is_none() {
+        return Ok(());
+    }
+    if !directory.has("cpu.rt_runtime_us") {
+        return Err(Error::Unavailable { controller: "cpu.rt_runtime_us", limit: "cpu.realtimeRuntime" });
+    }
+    let runtime = runtime.map(|runtime| runtime.to_string());
+    pair(
+        directory,
+        ("cpu.rt_period_us", period.map(|period| period.to_string())),
+        ("cpu.rt_runtime_us", runtime),
+    )
+}
+
 fn bandwidth(directory: &Directory, cpu: &LinuxCpu) -> Result<(), Error> {
     let quota = cpu.quota().filter(|quota| *quota != 0).map(|quota| quota.to_string());
     let period = cpu.period().filter(|period| *period != 0).map(|period| period.to_string());
+    pair(directory, ("cpu.cfs_period_us", period), ("cpu.cfs_quota_us", quota))
+}
+
+/// The kernel checks each of the two files against the other and the parent, so the right order depends on the old values.
+fn pair(
+    directory: &Directory,
+    (period_name, period): (&str, Option<String>),
+    (time_name, time): (&str, Option<String>),
+) -> Result<(), Error> {
     let set = |name, value: &Option<String>| match value {
         Some(value) => directory.write(name, value),
         None => Ok(()),
     };
-    match set("cpu.cfs_period_us", &period) {
-        Ok(()) => set("cpu.cfs_quota_us", &quota),
-        Err(_) if quota.is_some() => {
-            set("cpu.cfs_quota_us", &quota)?;
-            set("cpu.cfs_period_us", &period)
+    match set(period_name, &period) {
+        Ok(()) => set(time_name, &time),
+        Err(_) if time.is_some() => {
+            set(time_name, &time)?;
+            set(period_name, &period)
         }
         Err(error) => Err(error),
     }
@@ -89,6 +114,20 @@ mod tests {
         assert_eq!(fake.text("cpu.shares"), "512");
         assert_eq!(fake.text("cpu.cfs_quota_us"), "50000");
         assert_eq!(fake.text("cpu.cfs_period_us"), "100000");
+    }
+
+    #[test]
+    fn shares_of_an_idle_cgroup_are_not_written() {
+        let fake = Fake::with(&[("cpu.shares", ""), ("cpu.idle", "")]);
+        let cpu = LinuxCpuBuilder::default().shares(512u64).idle(1i64).build().unwrap();
+        apply(&fake.directory(), &cpu).unwrap();
+        assert_eq!((fake.text("cpu.shares"), fake.text("cpu.idle")), (String::new(), "1".into()));
+    }
+
+    #[test]
+    fn real_time_without_the_kernels_support_is_unavailable() {
+        let cpu = LinuxCpuBuilder::default().realtime_runtime(1000i64).build().unwrap();
+        assert!(matches!(apply(&Fake::with(&[]).directory(), &cpu), Err(Error::Unavailable { .. })));
     }
 
     #[test]

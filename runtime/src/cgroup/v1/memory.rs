@@ -1,5 +1,7 @@
 //! The `memory` controller of version 1: limit, memory+swap limit, reservation, and usage.
 //!
+//! Limits of kernel memory are accepted and not set: the kernel deprecated them (5.4) and the specification has them as
+//! no longer recommended. A limit below what is used is refused by the kernel itself, with or without `checkBeforeUpdate`.
 //! The kernel keeps `limit <= memory+swap limit` at every moment, so raising starts with the sum and lowering with the limit.
 
 use oci_spec::runtime::LinuxMemory;
@@ -13,7 +15,7 @@ const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
 pub(super) fn concerned(memory: &LinuxMemory) -> bool {
     [memory.limit(), memory.swap(), memory.reservation()].iter().any(|value| value.is_some_and(|v| v != 0))
         || memory.swappiness().is_some()
-        || memory.disable_oom_killer().is_some_and(|disable| disable)
+        || memory.disable_oom_killer().is_some()
 }
 
 pub(super) fn apply(directory: &Directory, memory: &LinuxMemory) -> Result<(), Error> {
@@ -34,10 +36,22 @@ pub(super) fn apply(directory: &Directory, memory: &LinuxMemory) -> Result<(), E
     if let Some(swappiness) = memory.swappiness() {
         directory.write("memory.swappiness", &swappiness.to_string())?;
     }
-    if memory.disable_oom_killer().is_some_and(|disable| disable) {
-        directory.write("memory.oom_control", "1")?;
+    match memory.disable_oom_killer() {
+        Some(true) => oom_killer(directory, "1"),
+        // False is what every new cgroup has; only an update may find something else.
+        Some(false) if oom_killer_is_disabled(directory)? => oom_killer(directory, "0"),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn oom_killer(directory: &Directory, disabled: &str) -> Result<(), Error> {
+    let before = if oom_killer_is_disabled(directory)? { "1" } else { "0" };
+    directory.write_noting("memory.oom_control", disabled, before)
+}
+
+fn oom_killer_is_disabled(directory: &Directory) -> Result<bool, Error> {
+    let text = directory.read("memory.oom_control")?;
+    Ok(pairs(text.as_bytes()).any(|(name, value)| name == b"oom_kill_disable" && value == 1))
 }
 
 fn set(directory: &Directory, limit: Option<i64>, swap: Option<i64>) -> Result<(), Error> {
@@ -64,7 +78,7 @@ fn set(directory: &Directory, limit: Option<i64>, swap: Option<i64>) -> Result<(
 }
 
 /// Anything above this means "no limit": the kernel shows the largest multiple of a page below 2^63.
-const UNLIMITED: u64 = 1 << 62;
+pub(in crate::cgroup) const UNLIMITED: u64 = 1 << 62;
 
 pub(super) struct Reader {
     usage: ControlFile,

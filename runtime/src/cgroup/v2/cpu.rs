@@ -14,33 +14,52 @@ pub(super) fn concerned(cpu: &LinuxCpu) -> bool {
         || cpu.period().is_some_and(|period| period != 0)
         || cpu.idle().is_some()
         || cpu.burst().is_some()
+        || has_realtime(cpu)
+}
+
+fn has_realtime(cpu: &LinuxCpu) -> bool {
+    cpu.realtime_runtime().is_some_and(|runtime| runtime != 0)
+        || cpu.realtime_period().is_some_and(|period| period != 0)
 }
 
 pub(super) fn apply(directory: &Directory, cpu: &LinuxCpu) -> Result<(), Error> {
+    if has_realtime(cpu) {
+        return Err(Error::Unavailable { controller: "cpu.rt_runtime_us", limit: "cpu.realtimeRuntime" });
+    }
     if let Some(idle) = cpu.idle() {
         directory.write("cpu.idle", &idle.to_string())?;
     }
-    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+    // The kernel refuses a weight for an idle cgroup, where it would mean nothing.
+    if let Some(shares) = cpu.shares().filter(|shares| *shares != 0 && cpu.idle() != Some(1)) {
         directory.write("cpu.weight", &weight(shares).to_string())?;
     }
-    let quota = cpu.quota().filter(|quota| *quota != 0);
-    let period = cpu.period().filter(|period| *period != 0);
-    if quota.is_some() || period.is_some() {
-        let quota = match quota {
-            Some(quota) if quota > 0 => quota.to_string(),
-            Some(_) => "max".to_owned(),
-            None => directory.read("cpu.max")?.split(' ').next().unwrap_or("max").to_owned(),
-        };
-        let period = period.map_or(String::new(), |period| format!(" {period}"));
-        directory.write("cpu.max", &(quota + &period))?;
-    }
-    if let Some(burst) = cpu.burst() {
+    let Some(burst) = cpu.burst() else { return bandwidth(directory, cpu) };
+    // A burst is at most the quota, old or new: a smaller one goes first, a larger one last.
+    if directory.read("cpu.max.burst")?.parse().is_ok_and(|old: u64| burst < old) {
         directory.write("cpu.max.burst", &burst.to_string())?;
+        bandwidth(directory, cpu)
+    } else {
+        bandwidth(directory, cpu)?;
+        directory.write("cpu.max.burst", &burst.to_string())
     }
-    Ok(())
 }
 
-fn weight(shares: u64) -> u64 {
+fn bandwidth(directory: &Directory, cpu: &LinuxCpu) -> Result<(), Error> {
+    let quota = cpu.quota().filter(|quota| *quota != 0);
+    let period = cpu.period().filter(|period| *period != 0);
+    if quota.is_none() && period.is_none() {
+        return Ok(());
+    }
+    let quota = match quota {
+        Some(quota) if quota > 0 => quota.to_string(),
+        Some(_) => "max".to_owned(),
+        None => directory.read("cpu.max")?.split(' ').next().unwrap_or("max").to_owned(),
+    };
+    let period = period.map_or(String::new(), |period| format!(" {period}"));
+    directory.write("cpu.max", &(quota + &period))
+}
+
+pub(in crate::cgroup) fn weight(shares: u64) -> u64 {
     if shares <= 2 {
         return 1;
     }

@@ -1,30 +1,39 @@
 //! The `io` controller: weights, throttles and traffic of block devices.
 
-use oci_spec::runtime::LinuxBlockIo;
+use oci_spec::runtime::{LinuxBlockIo, LinuxWeightDevice};
 
 use crate::cgroup::directory::{ControlFile, Directory, number};
 use crate::cgroup::{Error, IoStats};
 
 pub(super) fn apply(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Error> {
+    let leaf = |device: &LinuxWeightDevice| device.leaf_weight().is_some_and(|weight| weight != 0);
+    if io.leaf_weight().is_some_and(|weight| weight != 0) || io.weight_device().iter().flatten().any(leaf) {
+        return Err(Error::Unavailable { controller: "blkio.leaf_weight", limit: "blockIO.leafWeight" });
+    }
     let weight = io.weight().filter(|weight| *weight != 0);
     let devices = io.weight_device().as_deref().unwrap_or_default();
     if weight.is_some() || !devices.is_empty() {
         let name = ["io.bfq.weight", "io.weight"].into_iter().find(|name| directory.has(name));
         let name = name.ok_or(Error::Unavailable { controller: "io.weight", limit: "blockIO.weight" })?;
-        // BFQ counts as version 1 did, the other file from 1 to 10000.
-        let scale = |weight: u16| match name {
-            "io.weight" => 1 + (u64::from(weight).max(10) - 10) * 9999 / 990,
-            _ => weight.into(),
-        };
+        // BFQ counts as version 1 did.
+        let scale = |weight: u16| if name == "io.weight" { scaled(weight) } else { weight.into() };
         if let Some(weight) = weight {
-            directory.write(name, &scale(weight).to_string())?;
+            // The file shows the default among the devices' lines.
+            directory.write_keyed(name, &[format!("default {}", scale(weight))], "100")?;
         }
-        let lines = devices.iter().filter_map(|device| {
-            device.weight().map(|weight| format!("{}:{} {}", device.major(), device.minor(), scale(weight)))
-        });
-        directory.write_each(name, lines)?;
+        let line = |device: &LinuxWeightDevice| {
+            let weight = scale(device.weight().filter(|weight| *weight != 0)?);
+            Some(format!("{}:{} {weight}", device.major(), device.minor()))
+        };
+        let lines: Vec<String> = devices.iter().filter_map(line).collect();
+        directory.write_keyed(name, &lines, "default")?;
     }
     throttle(directory, io)
+}
+
+/// From version 1's 10 to 1000 to the 1 to 10000 of `io.weight`.
+pub(in crate::cgroup) fn scaled(weight: u16) -> u64 {
+    1 + (u64::from(weight).max(10) - 10) * 9999 / 990
 }
 
 fn throttle(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Error> {
@@ -47,7 +56,7 @@ fn throttle(directory: &Directory, io: &LinuxBlockIo) -> Result<(), Error> {
         };
         devices.iter().flatten().map(line)
     });
-    directory.write_each("io.max", lines)
+    directory.write_keyed("io.max", &lines.collect::<Vec<_>>(), "rbps=max wbps=max riops=max wiops=max")
 }
 
 pub(super) struct Reader(ControlFile);
@@ -99,7 +108,7 @@ mod tests {
     #[test]
     fn weight_is_scaled_for_the_file_that_exists() {
         let io = LinuxBlockIoBuilder::default().weight(1000u16).build().unwrap();
-        for (name, text) in [("io.weight", "10000"), ("io.bfq.weight", "1000")] {
+        for (name, text) in [("io.weight", "default 10000"), ("io.bfq.weight", "default 1000")] {
             let fake = Fake::with(&[(name, "")]);
             apply(&fake.directory(), &io).unwrap();
             assert_eq!(fake.text(name), text);

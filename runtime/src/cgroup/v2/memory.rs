@@ -9,13 +9,30 @@ use crate::cgroup::{Error, MemoryStats};
 
 pub(super) fn concerned(memory: &LinuxMemory) -> bool {
     [memory.limit(), memory.swap(), memory.reservation()].iter().any(|value| value.is_some_and(|v| v != 0))
+        || memory.swappiness().is_some()
+        || memory.disable_oom_killer().is_some_and(|disable| disable)
 }
 
 pub(super) fn apply(directory: &Directory, memory: &LinuxMemory) -> Result<(), Error> {
+    for (asked, controller, limit) in [
+        (memory.swappiness().is_some(), "memory.swappiness", "memory.swappiness"),
+        (memory.disable_oom_killer() == Some(true), "memory.oom_control", "memory.disableOOMKiller"),
+    ] {
+        if asked {
+            return Err(Error::Unavailable { controller, limit });
+        }
+    }
     let limit = memory.limit().filter(|limit| *limit != 0);
     let swap = memory.swap().filter(|swap| *swap != 0).or(limit.filter(|limit| *limit == -1));
-    if let Some(swap) = swap {
-        let alone = swap_alone(limit, swap)?;
+    let swap = swap.map(|swap| swap_alone(limit, swap)).transpose()?;
+    if memory.check_before_update() == Some(true) {
+        check(directory, "memory.limit", "memory.current", limit)?;
+        let swap = swap.as_ref().and_then(|swap| swap.parse().ok());
+        if directory.has("memory.swap.current") {
+            check(directory, "memory.swap", "memory.swap.current", swap)?;
+        }
+    }
+    if let Some(alone) = swap {
         if directory.has("memory.swap.max") {
             directory.write("memory.swap.max", &alone)?;
         } else if alone != "max" && alone != "0" {
@@ -31,11 +48,20 @@ pub(super) fn apply(directory: &Directory, memory: &LinuxMemory) -> Result<(), E
     Ok(())
 }
 
+/// The kernel makes room for a limit below what is used by killing. This asks first.
+fn check(directory: &Directory, limit: &'static str, file: &str, new: Option<i64>) -> Result<(), Error> {
+    let Some(new) = new.and_then(|new| u64::try_from(new).ok()) else { return Ok(()) };
+    match directory.open_file(file)?.number(&mut Vec::new())? {
+        Some(used) if used > new => Err(Error::InUse { limit, new, used }),
+        _ => Ok(()),
+    }
+}
+
 fn value(bytes: i64) -> String {
     if bytes < 0 { "max".to_owned() } else { bytes.to_string() }
 }
 
-fn swap_alone(limit: Option<i64>, swap: i64) -> Result<String, Error> {
+pub(in crate::cgroup) fn swap_alone(limit: Option<i64>, swap: i64) -> Result<String, Error> {
     if swap < 0 {
         return Ok("max".to_owned());
     }
@@ -131,6 +157,32 @@ mod tests {
         ] {
             assert!(apply(&fake.directory(), &memory).unwrap_err().is_invalid_argument());
         }
+    }
+
+    #[test]
+    fn a_limit_below_usage_is_refused_when_asked_to_check() {
+        let fake = Fake::with(&[("memory.max", ""), ("memory.current", "5000\n")]);
+        let memory =
+            |check| LinuxMemoryBuilder::default().limit(4096).check_before_update(check).build().unwrap();
+        assert!(matches!(apply(&fake.directory(), &memory(true)), Err(Error::InUse { used: 5000, .. })));
+        assert_eq!(fake.text("memory.max"), "");
+        apply(&fake.directory(), &memory(false)).unwrap();
+        assert_eq!(fake.text("memory.max"), "4096");
+    }
+
+    #[test]
+    fn what_only_version_1_has_is_refused() {
+        let fake = Fake::with(&[("memory.max", "")]);
+        for memory in [
+            LinuxMemoryBuilder::default().swappiness(10u64).build().unwrap(),
+            LinuxMemoryBuilder::default().disable_oom_killer(true).build().unwrap(),
+        ] {
+            assert!(concerned(&memory));
+            assert!(matches!(apply(&fake.directory(), &memory), Err(Error::Unavailable { .. })));
+        }
+        assert!(!concerned(
+            &LinuxMemoryBuilder::default().kernel(1i64).disable_oom_killer(false).build().unwrap()
+        ));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The specification's `unified` map: files of version 2 by name, values as they are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::cgroup::Error;
 use crate::cgroup::directory::Directory;
 
 pub(super) fn apply(directory: &Directory, files: &HashMap<String, String>) -> Result<(), Error> {
-    for (name, value) in files {
+    // In an order of names, so that two runs do the same.
+    for (name, value) in files.iter().collect::<BTreeMap<_, _>>() {
         // A name is a file of this directory: "cgroup.procs" of another or a path is not a limit.
         if name.contains('/') || !name.contains('.') || name.starts_with('.') {
             let reason = format!("{name:?} is not the name of a control file");

@@ -1,10 +1,10 @@
 //! The time at which a line was read, as the log has it: RFC 3339 in UTC with nanoseconds, made without allocating.
 
 /// `2026-01-31T23:59:59.000000001Z`
-pub(super) const LENGTH: usize = 30;
+pub(crate) const LENGTH: usize = 30;
 
 /// The text of a time since 1970.
-pub(super) fn format(seconds: i64, nanoseconds: u32) -> [u8; LENGTH] {
+pub(crate) fn format(seconds: i64, nanoseconds: u32) -> [u8; LENGTH] {
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400) as u32);
     let (year, month, day) = date(days);
     let mut text = *b"0000-00-00T00:00:00.000000000Z";

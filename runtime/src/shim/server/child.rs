@@ -3,13 +3,18 @@
 //! At the end of a container the order is: its last reports, its remaining processes, its remaining output, the exit
 //! record, and only then the word about it.
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 
 use super::request::now;
 use super::{Server, Waiting, report_dropping};
 use crate::cgroup::Cgroup;
+use crate::console;
 use crate::container::{ExecFailure, Report};
-use crate::shim::container::Phase;
+use crate::shim::container::{Container, Phase, Terminal};
+use crate::shim::log::Stream;
+use crate::shim::poll::{EventFlags, Poll, Source};
 use crate::shim::protocol::{ErrorKind, Event, Exit, PidMode, Response};
 use crate::shim::removal::{Removal, Rest};
 use crate::shim::{chain, record, say};
@@ -59,6 +64,12 @@ impl Server {
             };
             match (report, container.phase.clone()) {
                 (Report::Ready, Phase::Creating { client }) => {
+                    if let Err(message) = take_terminal(&self.poll, container) {
+                        container.failure = Some((ErrorKind::Internal, message));
+                        container.channel = None;
+                        let _ = container.signal(libc::SIGKILL);
+                        return;
+                    }
                     container.phase = Phase::Created;
                     let pid = container.pid;
                     return self.reply(client, Response::Created { pid });
@@ -169,7 +180,10 @@ impl Server {
         while let Some(channel) = &exec.channel {
             match channel.receive() {
                 Ok(None) => return,
-                Ok(Some(Report::Ready)) => {}
+                // The last three are said to a command line only, which asks for what leads to them.
+                Ok(Some(
+                    Report::Ready | Report::Born { .. } | Report::Environment | Report::Listener { .. },
+                )) => {}
                 Ok(Some(Report::Executed)) => {
                     exec.channel = None;
                     let (client, pid) = (exec.client, exec.pid);
@@ -214,6 +228,19 @@ impl Server {
             self.reply(client, response);
         }
     }
+}
+
+/// Takes the master of a container's terminal, which it has sent before it was ready, and watches it as its output.
+fn take_terminal(poll: &Poll, container: &mut Container) -> Result<(), String> {
+    let Terminal::Awaited(socket) = &container.terminal else { return Ok(()) };
+    let failed = |errno: Errno| format!("take the terminal: {errno}");
+    let master = console::receive(socket).map_err(failed)?;
+    rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK).map_err(failed)?;
+    poll.add(Source::Stdout(container.number), &master, EventFlags::IN).map_err(failed)?;
+    container.stdin = Some(rustix::io::fcntl_dupfd_cloexec(&master, 0).map_err(failed)?);
+    container.stdout = Some(Stream::new(b"stdout", master));
+    container.terminal = Terminal::Here;
+    Ok(())
 }
 
 fn chain_of(error: &crate::cgroup::Error) -> String {

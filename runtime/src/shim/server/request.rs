@@ -10,14 +10,15 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{SHUTDOWN, Server, Shutdown};
 use crate::cgroup::Cgroup;
+use crate::console;
 use crate::container::{Child, PidNamespace, SpawnOptions, spawn};
 use crate::exec::ExecOptions;
 use crate::shim::connection::Message;
-use crate::shim::container::{Container, Phase};
+use crate::shim::container::{Attachment, Container, Phase, Terminal};
 use crate::shim::exec::Exec;
 use crate::shim::log::{Log, Stream};
 use crate::shim::poll::{EventFlags, Source};
-use crate::shim::protocol::{ErrorKind, MAX_ID, PidMode, Request, Response, VERSION};
+use crate::shim::protocol::{ATTACH_DESCRIPTORS, ErrorKind, MAX_ID, PidMode, Request, Response, VERSION};
 use crate::shim::{chain, say};
 use crate::sys;
 
@@ -69,8 +70,8 @@ impl Server {
         }
         match request {
             Request::Hello { version } => self.hello(client, version),
-            Request::Create { id, bundle, cgroup, log, pid } => {
-                self.create(client, New { id, bundle, cgroup, log, pid })
+            Request::Create { id, bundle, cgroup, log, pid, stdin, terminal } => {
+                self.create(client, New { id, bundle, cgroup, log, pid, stdin, terminal })
             }
             Request::Start { id } => self.start(client, &id),
             Request::Kill { id, signal, all } => self.kill(&id, signal, all),
@@ -84,6 +85,14 @@ impl Server {
                 DONE
             }
             Request::Exec { id, exec } => self.exec(client, &id, &exec, descriptors),
+            Request::Attach { id } => self.attach(client, &id, descriptors),
+            Request::CloseStdin { id } => {
+                let container = self.find(&id)?;
+                if matches!(container.terminal, Terminal::None) {
+                    container.stdin = None;
+                }
+                DONE
+            }
             Request::Shutdown => self.shut_down(Some(client)),
         }
     }
@@ -106,20 +115,26 @@ impl Server {
 
     fn make(&self, number: u32, client: u32, new: New) -> Result<Container, Refusal> {
         let log = new.log.as_deref().map(open_log).transpose()?;
-        let ((stdout, out), (stderr, err)) = match &log {
-            Some(_) => (self.output(Source::Stdout(number))?, self.output(Source::Stderr(number))?),
-            None => Default::default(),
+        let ((stdout, out), (stderr, err)) = match new.terminal {
+            true => Default::default(),
+            false => (self.output(Source::Stdout(number))?, self.output(Source::Stderr(number))?),
         };
-        let output = |end: &Option<OwnedFd>| match end {
-            Some(end) => internal("duplicate a descriptor", rustix::io::fcntl_dupfd_cloexec(end, 0)),
-            None => internal("duplicate a descriptor", rustix::io::fcntl_dupfd_cloexec(&self.null, 0)),
+        let piped = new.stdin && !new.terminal;
+        let pipe = piped.then(|| internal("make a pipe", pipe_with(PipeFlags::CLOEXEC))).transpose()?;
+        let (input, stdin) = pipe.unzip();
+        let console =
+            new.terminal.then(|| internal("make a pair of sockets", console::pair())).transpose()?;
+        let (console, terminal) = match console {
+            Some((theirs, ours)) => (Some(theirs), Terminal::Awaited(ours)),
+            None => (None, Terminal::None),
         };
-        let (out, err) = (output(&out)?, output(&err)?);
         let options = SpawnOptions {
             bundle: &new.bundle,
             cgroup: &new.cgroup,
             pid_namespace: self.pid_namespace(&new.pid)?,
-            stdio: [self.null.as_fd(), out.as_fd(), err.as_fd()],
+            stdio: [&input, &out, &err].map(|end| end.as_ref().unwrap_or(&self.null).as_fd()),
+            console: console.as_ref().map(AsFd::as_fd),
+            command_line: None,
         };
         let Child { pid, pidfd, channel } =
             self.with_original_oom_score(|| spawn(&options)).map_err(internal_error)?;
@@ -138,8 +153,11 @@ impl Server {
             pidfd,
             channel: Some(channel),
             log,
+            stdin,
+            terminal,
             stdout: stdout.map(|pipe| Stream::new(b"stdout", pipe)),
             stderr: stderr.map(|pipe| Stream::new(b"stderr", pipe)),
+            attachments: Vec::new(),
             phase: Phase::Creating { client },
             started_at: 0,
             failure: None,
@@ -260,8 +278,11 @@ impl Server {
     }
 
     fn exec(&mut self, client: u32, id: &str, name: &str, descriptors: Vec<OwnedFd>) -> Answer {
-        let Ok([process, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(descriptors) else {
-            let text = "an exec needs four descriptors: process, input, output, errors";
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next();
+        let six = (next(), next(), next(), next(), next(), next());
+        let (Some(process), Some(stdin), Some(stdout), Some(stderr), console, None) = six else {
+            let text = "an exec needs four descriptors, process, input, output and errors, or a console too";
             return Err((ErrorKind::InvalidArgument, text.to_owned()));
         };
         let number = self.next_number();
@@ -279,6 +300,8 @@ impl Server {
             cgroup: &cgroup,
             process: process.as_fd(),
             stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+            console: console.as_ref().map(AsFd::as_fd),
+            command_line: None,
         };
         let child = self.with_original_oom_score(|| crate::exec::exec(&options));
         let child =
@@ -290,6 +313,30 @@ impl Server {
         }
         let channel = Some(channel);
         self.execs.push(Exec { number, client: Some(client), cgroup, pid, pidfd, channel, failure: None });
+        Ok(None)
+    }
+
+    fn attach(&mut self, client: u32, id: &str, descriptors: Vec<OwnedFd>) -> Answer {
+        let Ok([stdout, stderr]) = <[OwnedFd; ATTACH_DESCRIPTORS]>::try_from(descriptors) else {
+            let text = "an attachment needs two descriptors, of pipes for output and errors";
+            return Err((ErrorKind::InvalidArgument, text.to_owned()));
+        };
+        for pipe in [&stdout, &stderr] {
+            internal("make a pipe nonblocking", rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK))?;
+        }
+        let container = self.find(id)?;
+        if container.has_exited() {
+            return Err((ErrorKind::FailedPrecondition, format!("container {id:?} has exited")));
+        }
+        let stdin = container.stdin.as_ref().map(clone).transpose()?;
+        container.attachments.push(Attachment { client, stdout, stderr });
+        if let Some(connection) = self.connection(client) {
+            connection.busy = false;
+            if let Err(error) = connection.send_with(&Response::Attached, stdin.as_ref().map(AsFd::as_fd)) {
+                say(&format!("answer to an attachment: {error}"));
+                self.disconnect(client);
+            }
+        }
         Ok(None)
     }
 
@@ -335,6 +382,8 @@ struct New {
     cgroup: String,
     log: Option<PathBuf>,
     pid: PidMode,
+    stdin: bool,
+    terminal: bool,
 }
 
 impl New {

@@ -1,0 +1,173 @@
+//! Hooks: programs of a configuration that run at certain moments of a container's life.
+//!
+//! A hook gets the container's state on standard input, the arguments and the environment that the configuration
+//! gives it and nothing else. What it writes is kept for the error that tells of its failure. It runs in the
+//! namespaces of whoever calls this; the caller is single-threaded.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{ContainerState, Hook, State};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+
+use crate::sys::{self, process::Forked, process::Strings};
+
+/// As much of a hook's output as goes into an error.
+const MAX_OUTPUT: u64 = 1024;
+
+/// A hook that stops what is going on.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind} hook {}", path.display())]
+pub(crate) struct Error {
+    kind: &'static str,
+    path: PathBuf,
+    #[source]
+    cause: Cause,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error("its path is not absolute")]
+    Relative,
+    #[error("its timeout is not greater than zero")]
+    Timeout,
+    #[error("an argument or variable holds a null byte")]
+    NullByte,
+    #[error("give it the state")]
+    State(#[source] std::io::Error),
+    #[error("run it")]
+    Call(#[source] sys::Error),
+    #[error("{outcome}{output}")]
+    Failed { outcome: String, output: String },
+}
+
+/// Runs `hooks` in their order; the first that fails ends it. `kind` is their name in the configuration.
+pub(crate) fn run_all(
+    kind: &'static str,
+    hooks: Option<&Vec<Hook>>,
+    state: &State,
+    status: ContainerState,
+    pid: Option<i32>,
+) -> Result<(), Error> {
+    let hooks = hooks.map(Vec::as_slice).unwrap_or_default();
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let mut state = state.clone();
+    state.set_status(status).set_pid(pid);
+    hooks.iter().try_for_each(|hook| {
+        run(hook, &state).map_err(|cause| Error { kind, path: hook.path().clone(), cause })
+    })
+}
+
+/// What is wrong with hooks before any has run.
+pub(crate) fn check(kind: &'static str, hooks: Option<&Vec<Hook>>) -> Result<(), Error> {
+    hooks.into_iter().flatten().try_for_each(|hook| {
+        let checked = match (hook.path().is_absolute(), hook.timeout()) {
+            (false, _) => Err(Cause::Relative),
+            (true, Some(..=0)) => Err(Cause::Timeout),
+            (true, _) => Ok(()),
+        };
+        checked.map_err(|cause| Error { kind, path: hook.path().clone(), cause })
+    })
+}
+
+fn run(hook: &Hook, state: &State) -> Result<(), Cause> {
+    let c_string = |bytes: &[u8]| CString::new(bytes).map_err(|_| Cause::NullByte);
+    let path = c_string(hook.path().as_os_str().as_bytes())?;
+    let arguments = match hook.args().as_deref() {
+        None | Some([]) => vec![path.clone()],
+        Some(arguments) => {
+            arguments.iter().map(|text| c_string(text.as_bytes())).collect::<Result<_, _>>()?
+        }
+    };
+    let environment = hook.env().iter().flatten();
+    let environment = environment.map(|text| c_string(text.as_bytes())).collect::<Result<_, _>>()?;
+    let (arguments, environment) = (Strings::new(arguments), Strings::new(environment));
+
+    let input = memory().and_then(|mut file| {
+        file.write_all(&serde_json::to_vec(state)?)?;
+        file.rewind().map(|()| file)
+    });
+    let input = input.map_err(Cause::State)?;
+    let mut output = memory().map_err(Cause::State)?;
+    match sys::process::fork(0, None).map_err(Cause::Call)? {
+        Forked::Child => {
+            let kept = sys::process::keep_only([input.as_fd(), output.as_fd(), output.as_fd()], 0, &[]);
+            if kept.is_ok() && sys::process::reset_signals().is_ok() {
+                let errno = sys::process::execve(&path, &arguments, &environment);
+                // The parent reads it from the output.
+                let _ = rustix::io::write(sys::process::stdio()[2], format!("exec: {errno}").as_bytes());
+            }
+            sys::process::exit(127)
+        }
+        Forked::Parent { pidfd, .. } => {
+            let outcome = wait(&pidfd, hook.timeout()).map_err(Cause::Call)?;
+            if outcome.is_empty() {
+                return Ok(());
+            }
+            Err(Cause::Failed { outcome, output: tail(&mut output) })
+        }
+    }
+}
+
+fn memory() -> std::io::Result<File> {
+    Ok(rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC)?.into())
+}
+
+/// What it wrote last, in front of which comes a colon.
+fn tail(output: &mut File) -> String {
+    let mut text = Vec::new();
+    let length = output.metadata().map_or(0, |metadata| metadata.len());
+    let read = output
+        .seek(std::io::SeekFrom::Start(length.saturating_sub(MAX_OUTPUT)))
+        .and_then(|_| output.take(MAX_OUTPUT).read_to_end(&mut text));
+    match (read, String::from_utf8_lossy(&text).trim()) {
+        (Ok(_), "") | (Err(_), _) => String::new(),
+        (Ok(_), text) => format!(": {text}"),
+    }
+}
+
+/// Waits for the end, kills at the timeout (in seconds), and says what was wrong: nothing, when it was a success.
+fn wait(pidfd: impl AsFd, timeout: Option<i64>) -> sys::Result<String> {
+    let since = std::time::Instant::now();
+    let mut expired = false;
+    loop {
+        let left = timeout.map(|seconds| {
+            let left = std::time::Duration::from_secs(seconds.unsigned_abs()).saturating_sub(since.elapsed());
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], left.as_ref()) {
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(sys::Error::new("poll(pidfd)", errno)),
+            Ok(0) => {
+                expired = true;
+                // One that has ended at this moment needs no killing.
+                let _ = sys::signal::pidfd_send_signal(&pidfd, libc::SIGKILL);
+            }
+            Ok(_) => {}
+        }
+        let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+        let status = status.map_err(|errno| sys::Error::new("waitid(pidfd)", errno))?;
+        return Ok(match status {
+            _ if expired => format!("it took longer than {} s and was killed", timeout.unwrap_or_default()),
+            Some(status) => describe(&status),
+            None => "it can't be waited for".to_owned(),
+        });
+    }
+}
+
+fn describe(status: &WaitIdStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(0), _) => String::new(),
+        (Some(code), _) => format!("exit status {code}"),
+        (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
+    }
+}

@@ -1,0 +1,134 @@
+//! `config.json`: reading it, and what is wrong with it before anything is made.
+
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::{Context, Error, OCI_VERSION, Result};
+use crate::hook;
+
+/// A bundle's configuration, and its text to be kept.
+pub(super) fn read(context: &Context, bundle: &Path) -> Result<(Spec, Vec<u8>)> {
+    let path = bundle.join("config.json");
+    let text =
+        std::fs::read(&path).map_err(|source| Error::io(format!("read {}", path.display()), source))?;
+    let (spec, text) =
+        parse(context, text).map_err(|source| Error::Json { path: path.display().to_string(), source })?;
+    check(&spec)?;
+    Ok((spec, text))
+}
+
+fn parse(context: &Context, text: Vec<u8>) -> serde_json::Result<(Spec, Vec<u8>)> {
+    match serde_json::from_slice::<Spec>(&text) {
+        Ok(spec) => Ok((spec, text)),
+        Err(error) => {
+            let mut value: serde_json::Value = serde_json::from_slice(&text)?;
+            let unknown = drop_unknown_capabilities(&mut value["process"]);
+            if unknown.is_empty() {
+                return Err(error);
+            }
+            for name in unknown {
+                context.log.warn(&format!("capability {name:?} is unknown and is not given"));
+            }
+            let text = serde_json::to_vec(&value)?;
+            serde_json::from_slice(&text).map(|spec| (spec, text))
+        }
+    }
+}
+
+/// The specification wants a warning for them and no failure.
+pub(super) fn drop_unknown_capabilities(process: &mut serde_json::Value) -> Vec<String> {
+    let mut unknown = Vec::new();
+    let Some(sets) = process.get_mut("capabilities").and_then(|sets| sets.as_object_mut()) else {
+        return unknown;
+    };
+    for list in sets.values_mut().filter_map(|set| set.as_array_mut()) {
+        list.retain(|name| {
+            let known = serde_json::from_value::<oci_spec::runtime::Capability>(name.clone()).is_ok();
+            if !known {
+                unknown.push(name.as_str().unwrap_or_default().to_owned());
+            }
+            known
+        });
+    }
+    unknown.sort();
+    unknown.dedup();
+    unknown
+}
+
+fn check(spec: &Spec) -> Result<()> {
+    check_version(spec.version())?;
+    if spec.root().is_none() {
+        return Err(Error::refused("the configuration has no root"));
+    }
+    if spec.linux().is_none() {
+        return Err(Error::refused("the configuration has no linux"));
+    }
+    if spec.annotations().iter().flatten().any(|(key, _)| key.is_empty()) {
+        return Err(Error::refused("the key of an annotation is empty"));
+    }
+    if let Some(hooks) = spec.hooks() {
+        #[allow(deprecated, reason = "hooks of the old kind are still in use")]
+        let lists = [
+            ("prestart", hooks.prestart()),
+            ("createRuntime", hooks.create_runtime()),
+            ("createContainer", hooks.create_container()),
+            ("startContainer", hooks.start_container()),
+            ("poststart", hooks.poststart()),
+            ("poststop", hooks.poststop()),
+        ];
+        for (kind, list) in lists {
+            hook::check(kind, list.as_ref()).map_err(Error::Hook)?;
+        }
+    }
+    Ok(())
+}
+
+/// Semantic versioning: what complies with an older version of 1 complies with this one.
+fn check_version(version: &str) -> Result<()> {
+    let refused = |why: &str| Err(Error::refused(format!("ociVersion {version:?} {why}")));
+    let core = version.split(['-', '+']).next().unwrap_or_default();
+    let numbers: Vec<Option<u64>> = core
+        .split('.')
+        .map(|part| part.parse().ok().filter(|_| part == "0" || !part.starts_with(['0', '+'])))
+        .collect();
+    let [Some(major), Some(minor), Some(_)] = numbers[..] else {
+        return refused("is no semantic version");
+    };
+    let newest: u64 = OCI_VERSION.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(0);
+    match (major, minor) {
+        (1, minor) if minor <= newest => Ok(()),
+        _ => refused(&format!("is not supported; 1.0.0 to {OCI_VERSION} are")),
+    }
+}
+
+/// Whether a container has a namespace of its own of this kind, and the path of one that is to be joined.
+pub(super) fn namespace(spec: &Spec, kind: LinuxNamespaceType) -> Option<Option<&Path>> {
+    let namespaces = spec.linux().iter().filter_map(|linux| linux.namespaces().as_ref()).flatten();
+    let mut found = namespaces.filter(|namespace| namespace.typ() == kind);
+    let path = found.next()?.path().as_deref();
+    Some(path.filter(|path| !path.as_os_str().is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_semantic_and_not_newer_than_this() {
+        for version in ["1.0.0", "1.0.2-dev", "1.3.0", "1.2.1+x"] {
+            assert!(check_version(version).is_ok(), "{version}");
+        }
+        for version in ["", "1", "1.0", "2.0.0", "0.9.0", "1.4.0", "a.b.c", "1.00.0", "1.0.0.0"] {
+            assert!(check_version(version).is_err(), "{version}");
+        }
+    }
+
+    #[test]
+    fn capabilities_that_nobody_knows_are_left_out() {
+        let mut process =
+            serde_json::json!({ "capabilities": { "bounding": ["CAP_CHOWN", "CAP_X", "CAP_X"] } });
+        assert_eq!(drop_unknown_capabilities(&mut process), ["CAP_X"]);
+        assert_eq!(process["capabilities"]["bounding"], serde_json::json!(["CAP_CHOWN"]));
+    }
+}

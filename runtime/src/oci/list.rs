@@ -1,0 +1,117 @@
+//! `state`, `list` and `ps`: what there is.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::arguments::{self, Format};
+use super::record::{self, Folder, Record, Status};
+use super::{Context, Error, OCI_VERSION, Result, write_json, write_out};
+
+pub(super) fn state(context: &Context, id: &str) -> Result<()> {
+    let record = Folder::open(context, id)?.read()?;
+    write_json(&describe(&record))
+}
+
+fn describe(record: &Record) -> Value {
+    let status = record.status();
+    let pid = if status == Status::Stopped { 0 } else { record.pid };
+    json!({
+        "ociVersion": OCI_VERSION,
+        "id": record.id,
+        "pid": pid,
+        "status": status.name(),
+        "bundle": record.bundle,
+        "rootfs": record.rootfs,
+        "created": record.created,
+        "annotations": record.annotations,
+        "owner": "root",
+    })
+}
+
+pub(super) fn list(context: &Context, arguments: &arguments::List) -> Result<()> {
+    let records = record::all(context)?;
+    if arguments.quiet {
+        return write_out(
+            records.iter().map(|record| format!("{}\n", record.id)).collect::<String>().as_bytes(),
+        );
+    }
+    let states: Vec<Value> = records.iter().map(describe).collect();
+    match arguments.format {
+        Format::Json => write_json(&states),
+        Format::Table => {
+            const COLUMNS: [&str; 6] = ["id", "pid", "status", "bundle", "created", "owner"];
+            let mut rows = vec![COLUMNS.map(str::to_ascii_uppercase).to_vec()];
+            for state in &states {
+                let cell =
+                    |name: &str| state[name].as_str().map_or_else(|| state[name].to_string(), str::to_owned);
+                rows.push(COLUMNS.map(cell).to_vec());
+            }
+            write_out(table(&rows).as_bytes())
+        }
+    }
+}
+
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        let longest = rows.iter().map(|row| row[column].chars().count()).max();
+        longest.unwrap_or(0).max(9) + 3
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(&format!("{cell:width$}"));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+pub(super) fn ps(context: &Context, arguments: &arguments::Ps) -> Result<()> {
+    let record = Folder::open(context, &arguments.id)?.read()?;
+    let pids = record.cgroup()?.pids().map_err(Error::cgroup(&record.cgroup))?;
+    if arguments.format == Format::Json {
+        let text = serde_json::to_string(&pids).map_err(|error| Error::io("write JSON", error.into()))?;
+        return write_out(format!("{text}\n").as_bytes());
+    }
+    let mut command = Command::new("ps");
+    if arguments.options.is_empty() {
+        command.arg("-ef");
+    }
+    let output = command.args(&arguments.options).output().map_err(|source| Error::io("run ps", source))?;
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::refused(format!("ps: {}: {}", output.status, told.trim())));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    write_out(of_processes(&text, &pids)?.as_bytes())
+}
+
+/// The lines of a listing that are of certain processes, with its heading.
+fn of_processes(listing: &str, pids: &[i32]) -> Result<String> {
+    let mut lines = listing.lines();
+    let heading = lines.next().unwrap_or_default();
+    let column = heading.split_whitespace().position(|title| title == "PID");
+    let column = column.ok_or_else(|| Error::refused("couldn't find PID field in ps output"))?;
+    let wanted = |line: &&str| {
+        let pid = line.split_whitespace().nth(column).and_then(|pid| pid.parse().ok());
+        pid.is_some_and(|pid: i32| pids.contains(&pid))
+    };
+    Ok(std::iter::once(heading).chain(lines.filter(wanted)).map(|line| format!("{line}\n")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listings_are_cut_down_to_the_containers_processes() {
+        let listing = "UID   PID  CMD\nroot  1    init\nroot  12   sleep\n";
+        assert_eq!(of_processes(listing, &[12]).unwrap(), "UID   PID  CMD\nroot  12   sleep\n");
+        assert!(of_processes("no heading\n", &[1]).is_err());
+    }
+}

@@ -1,0 +1,82 @@
+//! The log that a caller names: one line an entry, as JSON or in the form `time="…" level=… msg="…"`.
+//!
+//! Callers read the last error from it. Errors go to standard error as well, in plain words.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::arguments::LogFormat;
+use super::error::{Error, Result, text};
+use crate::shim::timestamp;
+
+pub(super) struct Log {
+    file: Option<File>,
+    format: LogFormat,
+    debug: bool,
+}
+
+impl Log {
+    pub(super) fn open(path: Option<&Path>, format: LogFormat, debug: bool) -> Result<Log> {
+        let open = |path: &Path| {
+            let opened = OpenOptions::new().append(true).create(true).open(path);
+            opened.map_err(|source| Error::io(format!("open the log {}", path.display()), source))
+        };
+        let path = path.filter(|path| !path.as_os_str().is_empty());
+        Ok(Log { file: path.map(open).transpose()?, format, debug })
+    }
+
+    /// Standard error only.
+    pub(super) fn standard() -> Log {
+        Log { file: None, format: LogFormat::Text, debug: false }
+    }
+
+    pub(super) fn error(&self, error: &dyn std::error::Error) {
+        let message = text(error);
+        self.entry("error", &message);
+        if self.file.is_some() || self.format == LogFormat::Text {
+            say(&message);
+        }
+    }
+
+    pub(super) fn warn(&self, message: &str) {
+        self.entry("warning", message);
+        if self.file.is_none() && self.format == LogFormat::Text {
+            say(&format!("warning: {message}"));
+        }
+    }
+
+    pub(super) fn debug(&self, message: &str) {
+        if self.debug {
+            self.entry("debug", message);
+        }
+    }
+
+    fn entry(&self, level: &str, message: &str) {
+        let time = now();
+        let line = match self.format {
+            LogFormat::Json => {
+                serde_json::json!({ "level": level, "msg": message, "time": time }).to_string()
+            }
+            LogFormat::Text => format!("time=\"{time}\" level={level} msg={message:?}"),
+        };
+        match &self.file {
+            // There is nobody to tell that telling failed.
+            Some(file) => drop((&*file).write_all(format!("{line}\n").as_bytes())),
+            None if self.format == LogFormat::Json => say(&line),
+            None => {}
+        }
+    }
+}
+
+fn say(line: &str) {
+    // There is nobody to tell that telling failed.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// RFC 3339, in UTC.
+pub(super) fn now() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    String::from_utf8_lossy(&timestamp::format(since.as_secs() as i64, since.subsec_nanos())).into_owned()
+}

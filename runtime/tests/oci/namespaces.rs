@@ -1,0 +1,116 @@
+//! Namespaces, new and by path; mappings of ids; mounts that only the command line knows.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::fixture::Bundle;
+
+#[test]
+fn a_user_namespace_maps_root_to_an_ordinary_user() {
+    let bundle = Bundle::shell(
+        "id -u; cat /proc/self/uid_map; touch /tmp/made; echo x > /dev/null; cat /proc/1/cmdline > /dev/null",
+    )
+    .mapped();
+    let output = bundle.run().success();
+    let words: Vec<&str> = output.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "100000", "65536"]);
+    let made = fs::metadata(bundle.inside("tmp/made")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 100_000);
+}
+
+#[test]
+fn limits_hold_with_a_user_namespace() {
+    let resources = json!({ "pids": { "limit": 20 }, "memory": { "limit": 64 << 20 } });
+    let bundle = Bundle::new(&["sleep", "100"]).mapped().set("/linux/resources", resources).started();
+    let read = |file: &str| {
+        let (controller, _) = file.split_once('.').unwrap();
+        fs::read_to_string(format!("/sys/fs/cgroup/{controller}/{}/{file}", bundle.id))
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
+    assert_eq!((read("pids.max").as_str(), read("memory.limit_in_bytes").as_str()), ("20", "67108864"));
+    assert_eq!(bundle.exec(&["id", "-u"]).success(), "0\n");
+    assert_eq!(read("pids.current"), "1");
+}
+
+#[test]
+fn a_time_namespace_has_its_own_clocks() {
+    let bundle = Bundle::new(&["cat", "/proc/uptime"])
+        .push("/linux/namespaces", json!({ "type": "time" }))
+        .set("/linux/timeOffsets", json!({ "boottime": { "secs": 10_000_000 } }));
+    let uptime: f64 = bundle.run().success().split(' ').next().unwrap().parse().unwrap();
+    let own: f64 = fs::read_to_string("/proc/uptime").unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!((uptime - own - 1e7).abs() < 60.0, "{uptime} {own}");
+}
+
+#[test]
+fn namespaces_can_be_joined_by_path() {
+    let holder = Bundle::new(&["sleep", "100"]).started();
+    let pids = holder.verb(&["ps", "-f", "json", &holder.id]).success();
+    let pid = pids.trim().trim_matches(['[', ']']).to_owned();
+    let path = |name: &str| format!("/proc/{pid}/ns/{name}");
+    let joined = json!([
+        { "type": "mount" },
+        { "type": "pid", "path": path("pid") },
+        { "type": "network", "path": path("net") },
+        { "type": "ipc", "path": path("ipc") },
+        { "type": "uts", "path": path("uts") },
+        { "type": "cgroup", "path": path("cgroup") },
+    ]);
+    let bundle = Bundle::shell(
+        "for n in pid net ipc uts cgroup; do readlink /proc/self/ns/$n; done; cat /proc/1/comm",
+    )
+    .set("/linux/namespaces", joined);
+    let expected = ["pid", "net", "ipc", "uts", "cgroup"]
+        .map(|name| format!("{}\n", fs::read_link(path(name)).unwrap().display()))
+        .concat();
+    assert_eq!(bundle.run().success(), format!("{expected}sleep\n"));
+    let wrong = json!([{ "type": "mount" }, { "type": "network", "path": path("ipc") }]);
+    assert!(
+        Bundle::new(&["true"])
+            .set("/linux/namespaces", wrong)
+            .create()
+            .failure()
+            .contains("invalid argument")
+    );
+}
+
+#[test]
+fn mounts_can_map_ids() {
+    let source = tempfile::tempdir().unwrap();
+    fs::write(source.path().join("f"), "").unwrap();
+    std::os::unix::fs::chown(source.path().join("f"), Some(5), Some(6)).unwrap();
+    let mount = |options: &[&str]| json!({ "destination": "/tmp/m", "type": "none", "source": source.path(), "options": options });
+    let mut own = mount(&["bind", "idmap"]);
+    own["uidMappings"] = json!([{ "containerID": 0, "hostID": 1000, "size": 100 }]);
+    own["gidMappings"] = json!([{ "containerID": 0, "hostID": 2000, "size": 100 }]);
+    let bundle = Bundle::new(&["stat", "-c", "%u:%g", "/tmp/m/f"]).push("/mounts", own);
+    assert_eq!(bundle.run().success(), "1005:2006\n");
+    // With a user namespace and no mapping of its own, the container sees the files as they are.
+    let bundle =
+        Bundle::new(&["stat", "-c", "%u:%g", "/tmp/m/f"]).mapped().push("/mounts", mount(&["bind", "idmap"]));
+    assert_eq!(bundle.run().success(), "5:6\n");
+    let bundle = Bundle::new(&["true"]).push("/mounts", mount(&["bind", "idmap"]));
+    assert!(bundle.create().failure().contains("idmap takes mappings"));
+}
+
+#[test]
+fn tmpfs_can_begin_with_what_was_there_and_be_closed_later() {
+    let bundle = Bundle::shell("cat /etc/d/sub/f; readlink /etc/d/l; (echo x > /etc/d/g) 2>/dev/null || echo closed")
+        .push("/mounts", json!({ "destination": "/etc/d", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "size=1m"] }))
+        .push("/mounts", json!({ "destination": "/etc/d", "options": ["remount", "bind", "ro"] }));
+    fs::create_dir_all(bundle.inside("etc/d/sub")).unwrap();
+    fs::write(bundle.inside("etc/d/sub/f"), "kept\n").unwrap();
+    std::os::unix::fs::symlink("/nowhere", bundle.inside("etc/d/l")).unwrap();
+    assert_eq!(bundle.run().success(), "kept\n/nowhere\nclosed\n");
+}
+
+#[test]
+fn sources_of_bind_mounts_are_relative_to_the_bundle() {
+    let bundle = Bundle::new(&["cat", "/tmp/f"])
+        .push("/mounts", json!({ "destination": "tmp/f", "source": "beside", "options": ["bind", "ro"] }));
+    fs::write(bundle.path().join("beside"), "found\n").unwrap();
+    assert_eq!(bundle.run().success(), "found\n");
+}

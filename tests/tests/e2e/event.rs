@@ -1,0 +1,105 @@
+//! What happens, told as it happens and afterwards.
+
+use std::time::Duration;
+
+use k8s_cri::v1::{ContainerEventResponse, ContainerEventType, GetEventsRequest};
+use sampan_tests::{Ctr, with_agent};
+use tonic::Streaming;
+
+use super::{SOON, busybox};
+
+async fn next(events: &mut Streaming<ContainerEventResponse>) -> ContainerEventResponse {
+    let message = tokio::time::timeout(SOON, events.message()).await;
+    message.expect("an event in time").unwrap().expect("the stream goes on")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubelet_is_told_of_every_step_with_the_pod_as_it_was() {
+    use ContainerEventType::*;
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (mut cri, pod) = (agent.cri(), agent.pod("event"));
+        let mut events = cri.runtime.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let id = cri.run(&pod_id, &Ctr::new("c", &image, &pod).sh("exit 3"), &pod).await.unwrap();
+        cri.ended(&id).await;
+        cri.stop_pod(&pod_id).await.unwrap();
+        cri.remove_pod(&pod_id).await.unwrap();
+        let expected = [
+            (&pod_id, ContainerCreatedEvent),
+            (&pod_id, ContainerStartedEvent),
+            (&id, ContainerCreatedEvent),
+            (&id, ContainerStartedEvent),
+            (&id, ContainerStoppedEvent),
+            (&pod_id, ContainerStoppedEvent),
+            (&id, ContainerDeletedEvent),
+            (&pod_id, ContainerDeletedEvent),
+        ];
+        let mut last = 0;
+        for (whose, kind) in expected {
+            let event = next(&mut events).await;
+            assert_eq!((&event.container_id, event.container_event_type()), (whose, kind));
+            assert!(event.created_at >= last);
+            last = event.created_at;
+            let status = event.pod_sandbox_status.expect("the pod");
+            assert_eq!(status.metadata.unwrap().name, pod.config.metadata.as_ref().unwrap().name);
+            if (whose, kind) == (&id, ContainerStoppedEvent) {
+                assert_eq!(event.containers_statuses[0].exit_code, 3);
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_replayed_across_a_restart_without_gap_or_repetition() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let cli = agent.cli();
+        assert_eq!(cli.run(&["run", "--name", "one", &image, "sh", "-c", "exit 5"]).code, 5);
+        agent.kill();
+        agent.restart().await;
+        cli.ok(&["rm", "one"]);
+        let text = cli.ok(&["events", "--since", "1h", "--no-follow", "--output", "json"]);
+        let events: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let numbers: Vec<u64> = events.iter().map(|event| event["sequence"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+        let of_container: Vec<&str> = events
+            .iter()
+            .filter(|event| event["object"] == "container")
+            .map(|event| event["action"].as_str().unwrap())
+            .collect();
+        assert_eq!(of_container, ["create", "start", "die", "remove"]);
+        let die = events.iter().find(|event| event["action"] == "die").unwrap();
+        assert_eq!(
+            (&die["attributes"]["exit_code"], &die["attributes"]["name"]),
+            (&"5".into(), &"one".into())
+        );
+        let from = numbers.len().to_string();
+        let last = cli.ok(&["events", "--from", &from, "--no-follow"]);
+        assert_eq!(last.lines().count(), 1);
+        assert!(last.contains(" pod remove "), "{last}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_hears_what_comes() {
+    with_agent(async |agent| {
+        use std::io::{BufRead as _, BufReader};
+        let image = busybox(agent).await;
+        let cli = agent.cli();
+        let mut follower = cli.spawn(&["events"]);
+        // What happens before it listens is not for it.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cli.ok(&["run", "-d", "--rm", "--name", "short", &image, "true"]);
+        let lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+        let lines: Vec<String> = lines.map(Result::unwrap).take(7).collect();
+        assert!(lines[3].contains(" container start ") && lines[3].contains("name=short"), "{lines:#?}");
+        assert!(lines[4].contains(" container die ") && lines[4].contains("exit_code=0"), "{lines:#?}");
+        follower.kill().unwrap();
+        follower.wait().unwrap();
+    })
+    .await;
+}
