@@ -27,7 +27,7 @@ impl Pods {
         let attachments: Vec<(String, Attachment)> = attachments.collect();
         let context = self.context.clone();
         // Before any task runs: what a pod holds must not be given to another.
-        blocking(move || context.network.restore(&attachments)).await?;
+        blocking(move || context.network().restore(&attachments)).await?;
         let mut resumed = Vec::new();
         for (record, containers) in loaded.pods {
             let pod = record.id.clone();

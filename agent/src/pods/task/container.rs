@@ -328,7 +328,7 @@ impl Task {
 }
 
 /// The cgroup of a pod that names no parent.
-pub(super) fn pod_cgroup(context: &Context, pod: &PodId) -> String {
+pub(in crate::pods) fn pod_cgroup(context: &Context, pod: &PodId) -> String {
     format!("{}/{pod}", context.config.cgroup.root)
 }
 
