@@ -296,9 +296,9 @@ pub(crate) fn select<'a>(index: &'a [Descriptor], platform: &Platform) -> Result
 /// OCI's word for a type of layers that may be Docker's; gzip when it is none of either.
 pub(crate) fn oci_layer_type(media_type: &str) -> &'static str {
     match LAYERS.iter().position(|known| *known == media_type) {
-        Some(at @ 0..=5) => LAYERS[at],
-        Some(6) => LAYERS[0],
-        _ => LAYERS[1],
+        // Docker's words stand in the same order after OCI's.
+        Some(at) => LAYERS[at % 3],
+        None => LAYERS[1],
     }
 }
 
