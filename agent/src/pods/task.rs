@@ -341,10 +341,10 @@ impl Task {
             self.tell(Action::Die);
         }
         let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let containers: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        let keys: Vec<String> = self.containers.values().flat_map(ContainerRecord::snapshots).collect();
         blocking(move || {
-            for id in &containers {
-                context.store.snapshots().remove(id.as_str())?;
+            for key in &keys {
+                context.store.snapshots().remove(key)?;
             }
             context.records.remove_pod(&pod)
         })
