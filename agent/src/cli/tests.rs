@@ -323,3 +323,42 @@ async fn a_reader_that_goes_away_ends_it_quietly() {
     assert_eq!(stderr.text(), "");
     server.abort();
 }
+
+#[tokio::test]
+async fn history_has_dockers_columns_and_cuts_long_commands() {
+    let outcome = sampan("history nginx").await;
+    let lines = [
+        "IMAGE          CREATED         CREATED BY                                      SIZE    COMMENT",
+        "aaaaaaaaaaaa   3 minutes ago   /bin/sh -c #(nop) CMD [\"nginx\" \"-g\" \"daemon …   0B      made",
+        "<missing>      N/A             ADD rootfs /                                    187MB",
+    ];
+    assert_eq!(outcome.stdout.lines().collect::<Vec<_>>(), lines);
+    assert_eq!(sampan("history -q nginx").await.stdout, "aaaaaaaaaaaa\n<missing>\n");
+    assert!(!sampan("history --no-trunc nginx").await.stdout.contains('…'));
+    let steps = json(&sampan("image history --output json nginx").await.stdout);
+    assert_eq!((&steps[1]["id"], &steps[1]["size"]), (&serde_json::Value::Null, &187_400_000.into()));
+}
+
+#[tokio::test]
+async fn archives_pass_through_and_names_are_told() {
+    assert_eq!(sampan("save nginx busybox").await.stdout, "tar of images");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("images.tar");
+    let written = sampan(&format!("save -o {} nginx", file.display())).await;
+    assert_eq!((written.code, written.calls), (0, vec!["save nginx".to_owned()]));
+    let loaded = sampan(&format!("load -i {}", file.display())).await;
+    assert_eq!(loaded.calls, ["load tar of images"]);
+    assert_eq!(loaded.stdout, "Loaded image: nginx:1\nLoaded image ID: sha256:bb\n");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+    assert_eq!(sampan("tag nginx web:2").await.calls, ["tag nginx web:2"]);
+}
+
+#[tokio::test]
+async fn disk_usage_adds_up() {
+    let lines = [
+        "TYPE         TOTAL   ACTIVE   SIZE    INODES   RECLAIMABLE",
+        "Images       2       1        200MB   20       50MB (25%)",
+        "Containers   1       0        4.1kB   1        4.1kB (100%)",
+    ];
+    assert_eq!(sampan("system df").await.stdout.lines().collect::<Vec<_>>(), lines);
+}
