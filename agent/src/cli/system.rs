@@ -59,7 +59,7 @@ pub(super) async fn execute(arguments: Arguments, agent: &Agent, out: &mut Outpu
 fn summary(usage: &DiskUsageResponse) -> Table<6> {
     let mut table = Table::new(["TYPE", "TOTAL", "ACTIVE", "SIZE", "INODES", "RECLAIMABLE"]);
     let mut row = |name: &str, total: usize, active: usize, size: Amount, free: Amount| {
-        let share = if size.bytes == 0 { 0 } else { free.bytes * 100 / size.bytes };
+        let share = (free.bytes * 100).checked_div(size.bytes).unwrap_or(0);
         let free = format!("{} ({share}%)", decimal_size(free.bytes));
         table.row([
             name.to_owned(),

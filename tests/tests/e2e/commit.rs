@@ -87,7 +87,7 @@ async fn a_committed_container_is_an_image_with_history_and_configuration() {
         assert_eq!(layers(&made).len(), layers(&base).len() + 1);
         let own = made["GraphDriver"]["Data"]["UpperDir"].as_str().unwrap();
         for (name, value) in attributes {
-            let mut found = vec![0; 100];
+            let mut found = [0; 100];
             let length = rustix::fs::getxattr(format!("{own}/capable"), name, &mut found[..]).unwrap();
             assert_eq!(&found[..length], value, "{name}");
         }

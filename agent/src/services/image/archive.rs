@@ -55,15 +55,16 @@ pub(super) async fn save(
     .await;
 }
 
-pub(super) fn channel()
--> (mpsc::Sender<Result<sampan::SaveResponse, Status>>, mpsc::Receiver<Result<sampan::SaveResponse, Status>>)
-{
+/// A piece of an archive on its way to a client.
+type Message = Result<sampan::SaveResponse, Status>;
+
+pub(super) fn channel() -> (mpsc::Sender<Message>, mpsc::Receiver<Message>) {
     mpsc::channel(WAITING)
 }
 
 /// A writer that sends what it is given in pieces of one size.
 struct Pieces {
-    sender: mpsc::Sender<Result<sampan::SaveResponse, Status>>,
+    sender: mpsc::Sender<Message>,
     piece: Vec<u8>,
 }
 
