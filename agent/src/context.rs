@@ -4,10 +4,11 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use ipnet::IpNet;
 use oci_spec::runtime::Capability;
 use sampan_imagestore::{Credentials, Store, StoreOptions};
 use sampan_runtime::seccomp;
@@ -17,7 +18,7 @@ use crate::{
     credential::Helpers,
     error::{Error, Result, at},
     events::Events,
-    network::{self, Network},
+    network::{self, Attachment, Network},
     pods::{PodId, record::Records},
 };
 
@@ -28,8 +29,8 @@ pub struct Context {
     pub config: Config,
     /// Images and snapshots.
     pub store: Store,
-    /// The bridge.
-    pub network: Network,
+    /// The bridge, which the cluster may give other subnets.
+    network: RwLock<Arc<Network>>,
     /// What happens.
     pub events: Arc<Events>,
     /// Records of pods.
@@ -65,11 +66,8 @@ impl Context {
             ..StoreOptions::default()
         };
         let store = Store::open(&config.root, options)?;
-        let network = Network::open(network::Config {
-            bridge: config.network.bridge.clone(),
-            subnets: config.network.subnets.clone(),
-            mtu: config.network.mtu,
-        })?;
+        let subnets = pod_cidr(&config.root)?.unwrap_or_else(|| config.network.subnets.clone());
+        let network = RwLock::new(Arc::new(open_network(&config, subnets)?));
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = fs::read_to_string(boot_id).map_err(at("read", boot_id))?.trim().to_owned();
         Ok(Context {
@@ -84,6 +82,28 @@ impl Context {
         })
     }
 
+    /// The bridge as it is now.
+    pub(crate) fn network(&self) -> Arc<Network> {
+        self.network.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has new pods get their addresses from other subnets, also after a restart. `attached` are the pods that are on
+    /// the bridge; they keep theirs.
+    ///
+    /// # Errors
+    /// Subnets that can't be used; all is as before then.
+    pub(crate) fn move_network(&self, subnets: Vec<IpNet>, attached: &[(String, Attachment)]) -> Result<()> {
+        let mut current = self.network.write().unwrap_or_else(PoisonError::into_inner);
+        if current.subnets() == subnets {
+            return Ok(());
+        }
+        let network = open_network(&self.config, subnets.clone())?;
+        network.restore(attached)?;
+        write_pod_cidr(&self.config.root, &subnets)?;
+        *current = Arc::new(network);
+        Ok(())
+    }
+
     /// The folder of a pod beneath the state folder.
     pub(crate) fn pod_state(&self, pod: &PodId) -> PathBuf {
         self.config.state.join("pods").join(pod.as_str())
@@ -93,6 +113,33 @@ impl Context {
     pub(crate) fn seccomp_filter(&self, capabilities: &HashSet<Capability>) -> Result<Arc<Vec<u8>>> {
         self.filters.default_for(capabilities)
     }
+}
+
+fn open_network(config: &Config, subnets: Vec<IpNet>) -> Result<Network> {
+    let (bridge, mtu) = (config.network.bridge.clone(), config.network.mtu);
+    Ok(Network::open(network::Config { bridge, subnets, mtu })?)
+}
+
+/// The file that has the subnets that the cluster chose, a line each.
+const POD_CIDR: &str = "pod-cidr";
+
+/// What the cluster chose; `None` if it never has.
+fn pod_cidr(root: &Path) -> Result<Option<Vec<IpNet>>> {
+    let path = root.join(POD_CIDR);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(at("read", &path))?,
+    };
+    let subnets: Vec<IpNet> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    // A file that a power failure has emptied is none.
+    Ok(Some(subnets).filter(|subnets| !subnets.is_empty()))
+}
+
+fn write_pod_cidr(root: &Path, subnets: &[IpNet]) -> Result<()> {
+    let path = root.join(POD_CIDR);
+    let temporary = root.join("pod-cidr.tmp");
+    let text: String = subnets.iter().map(|subnet| format!("{subnet}\n")).collect();
+    fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path)).map_err(at("write", path))
 }
 
 /// Compiled filters by the capabilities they are for: compiling one takes milliseconds, loading it does not.

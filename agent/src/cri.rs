@@ -41,6 +41,8 @@ mod status;
 mod stop_container;
 mod stop_pod_sandbox;
 mod update_container_resources;
+mod update_pod_sandbox_resources;
+mod update_runtime_config;
 mod version;
 
 /// The one runtime handler there is, which is also the default.
@@ -267,9 +269,9 @@ impl RuntimeService for Runtime {
 
     async fn update_runtime_config(
         &self,
-        _: Request<cri::UpdateRuntimeConfigRequest>,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Reply<cri::UpdateRuntimeConfigResponse> {
-        unimplemented("UpdateRuntimeConfig", "set network.subnets in the configuration")
+        call!(request, "UpdateRuntimeConfig", |request| update_runtime_config::call(&self.pods, request))
     }
 
     async fn checkpoint_container(
@@ -306,9 +308,11 @@ impl RuntimeService for Runtime {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Reply<cri::UpdatePodSandboxResourcesResponse> {
-        unimplemented("UpdatePodSandboxResources", "set the limits of the pod's cgroup parent")
+        call!(request, "UpdatePodSandboxResources", |request| update_pod_sandbox_resources::call(
+            &self.pods, request
+        ))
     }
 
     type StreamPodSandboxesStream = Items<cri::StreamPodSandboxesResponse>;

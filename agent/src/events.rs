@@ -231,7 +231,7 @@ impl Listener {
             return None;
         }
         if self.replayed.is_empty() {
-            if let Some(told) = self.from_memory() {
+            if let Some(told) = self.remembered() {
                 self.next = told.event.sequence + 1;
                 return Some(Heard::Event(told));
             }
@@ -247,7 +247,7 @@ impl Listener {
         Some(Heard::Event(Told { event: Arc::new(event), pod: None }))
     }
 
-    fn from_memory(&self) -> Option<Told> {
+    fn remembered(&self) -> Option<Told> {
         let inner = self.events.inner();
         let first = inner.memory.front()?.event.sequence;
         let index = usize::try_from(self.next.checked_sub(first)?).ok()?;

@@ -154,6 +154,11 @@ impl Network {
         })
     }
 
+    /// Where pods get their addresses from, as it was configured.
+    pub fn subnets(&self) -> &[IpNet] {
+        &self.config.subnets
+    }
+
     /// Gives a pod its interface, addresses, routes and published ports; on
     /// failure nothing of it stays.
     pub fn attach(&self, request: &AttachRequest<'_>) -> Result<Attachment, Error> {

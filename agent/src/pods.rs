@@ -9,11 +9,12 @@ use std::{
     time::Duration,
 };
 
-use sampan_runtime::shim::protocol::Request;
+use ipnet::IpNet;
+use sampan_runtime::{cgroup::Cgroup, shim::protocol::Request};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    context::{Context, now},
+    context::{Context, blocking, now},
     error::{Error, Kind, Result},
 };
 
@@ -383,6 +384,39 @@ impl Pods {
     pub async fn update_resources(&self, found: &Found, resources: Resources) -> Result<()> {
         let (id, resources) = (found.container.id.clone(), Box::new(resources));
         self.ask(&found.pod.record.id, |answer| Command::Update { id, resources, answer }).await
+    }
+
+    /// Puts limits in force on a pod's own cgroup; one that was named as its parent is left to who named it.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when the pod does not run, or what the kernel does not take.
+    pub async fn update_pod_resources(&self, pod: &PodView, resources: Resources) -> Result<()> {
+        if pod.record.phase != PodPhase::Ready {
+            return Err(Error::Precondition(format!("pod {} is not running", pod.record.id.short())));
+        }
+        if pod.record.config.cgroup_parent.is_some() {
+            return Ok(());
+        }
+        let (limits, path) = (spec::limits(&resources)?, task::pod_cgroup(&self.context, &pod.record.id));
+        blocking(move || {
+            let failed = |source| Error::Cgroup { path: path.clone(), source };
+            let cgroup = Cgroup::new(&path).map_err(failed)?;
+            cgroup.create().and_then(|()| cgroup.apply(&limits)).map_err(failed)
+        })
+        .await
+    }
+
+    /// Has new pods get their addresses from other subnets.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for subnets that can't be used; all is as before then.
+    pub async fn move_network(&self, subnets: Vec<IpNet>) -> Result<()> {
+        let attached = self.list().into_iter().filter_map(|pod| {
+            let attachment = pod.record.attachment.clone()?;
+            (pod.record.phase == PodPhase::Ready).then(|| (pod.record.id.to_string(), attachment))
+        });
+        let (context, attached) = (self.context.clone(), attached.collect::<Vec<_>>());
+        blocking(move || context.move_network(subnets, &attached)).await
     }
 
     async fn ask<T>(

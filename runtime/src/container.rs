@@ -102,7 +102,7 @@ pub enum Error {
         path: String,
         /// Why.
         #[source]
-        source: crate::cgroup::Error,
+        source: Box<crate::cgroup::Error>,
     },
     /// The child can't be made.
     #[error("clone the container's process")]
@@ -114,7 +114,7 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn cgroup(path: &str, source: crate::cgroup::Error) -> Error {
-        Error::Cgroup { path: path.to_owned(), source }
+        Error::Cgroup { path: path.to_owned(), source: Box::new(source) }
     }
 }
 

@@ -10,8 +10,8 @@ use crate::{
     pods::{
         PodView,
         config::{
-            ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode, PidMode, PodConfig, PodName,
-            Propagation, Resources, SeccompProfile, Security,
+            ContainerConfig, DeviceConfig, Dns, ImageVolume, MountConfig, NetworkMode, PidMode, PodConfig,
+            PodName, Propagation, Resources, SeccompProfile, Security,
         },
         record::{ContainerPhase, ContainerRecord, PodPhase},
     },
@@ -192,7 +192,6 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
 fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<()> {
     let unsupported = [
         (!config.cdi_devices.is_empty(), "CDI devices"),
-        (config.mounts.iter().any(|mount| mount.image.is_some()), "image volumes"),
         (config.mounts.iter().any(|mount| !mount.uid_mappings.is_empty()), "id-mapped mounts"),
     ];
     match unsupported.iter().find(|(asked, _)| *asked) {
@@ -223,10 +222,21 @@ fn mount(mount: cri::Mount) -> Result<MountConfig> {
             mount.container_path
         ));
     }
+    let image = mount.image.filter(|image| !image.image.is_empty());
+    if image.is_some() && !mount.host_path.is_empty() {
+        return invalid(format!("mount {:?} has both an image and a host path", mount.container_path));
+    }
+    if image.is_some() && !mount.mount_options.is_empty() {
+        return Err(Error::Unimplemented(format!(
+            "mount_options of the image mount {:?}: not supported yet",
+            mount.container_path
+        )));
+    }
     Ok(MountConfig {
         container_path: mount.container_path.into(),
         host_path: mount.host_path.into(),
-        readonly: mount.readonly,
+        readonly: mount.readonly || image.is_some(),
+        image: image.map(|image| ImageVolume { image: image.image, sub_path: mount.image_sub_path }),
         recursive_readonly: mount.recursive_read_only,
         propagation,
     })
@@ -470,7 +480,15 @@ fn mount_status(mount: &MountConfig) -> cri::Mount {
     };
     cri::Mount {
         container_path: mount.container_path.display().to_string(),
-        host_path: mount.host_path.display().to_string(),
+        host_path: match mount.image {
+            Some(_) => String::new(),
+            None => mount.host_path.display().to_string(),
+        },
+        image: mount
+            .image
+            .as_ref()
+            .map(|volume| cri::ImageSpec { image: volume.image.clone(), ..Default::default() }),
+        image_sub_path: mount.image.as_ref().map(|volume| volume.sub_path.clone()).unwrap_or_default(),
         readonly: mount.readonly,
         recursive_read_only: mount.recursive_readonly,
         propagation: propagation as i32,

@@ -146,14 +146,26 @@ pub struct ContainerConfig {
 pub struct MountConfig {
     /// Where the container sees it.
     pub container_path: PathBuf,
-    /// What it is on the host.
+    /// What it is on the host; set by the agent for an image.
     pub host_path: PathBuf,
+    /// The image that is mounted in place of a host path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageVolume>,
     /// May not be written.
     pub readonly: bool,
     /// Mounts beneath it may not be written either.
     pub recursive_readonly: bool,
     /// Which mount events cross.
     pub propagation: Propagation,
+}
+
+/// An image whose files a container sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// An id or a reference.
+    pub image: String,
+    /// Relative to the image's root; empty: all of it.
+    pub sub_path: String,
 }
 
 /// Which mount events cross between host and container.

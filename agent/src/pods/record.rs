@@ -115,6 +115,20 @@ pub struct ContainerRecord {
     pub volumes: Vec<MountConfig>,
 }
 
+impl ContainerRecord {
+    /// The key of the snapshot that shows the image of its mount of that number.
+    pub(crate) fn image_volume_key(&self, number: usize) -> String {
+        format!("{}.{number}", self.id)
+    }
+
+    /// The keys of all its snapshots: its root's, then those of the images it mounts.
+    pub(crate) fn snapshots(&self) -> Vec<String> {
+        let images = self.config.mounts.iter().enumerate().filter(|(_, mount)| mount.image.is_some());
+        let images = images.map(|(number, _)| self.image_volume_key(number));
+        std::iter::once(self.id.to_string()).chain(images).collect()
+    }
+}
+
 /// The numbers a container runs as.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserIds {

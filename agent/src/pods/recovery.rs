@@ -27,7 +27,7 @@ impl Pods {
         let attachments: Vec<(String, Attachment)> = attachments.collect();
         let context = self.context.clone();
         // Before any task runs: what a pod holds must not be given to another.
-        blocking(move || context.network.restore(&attachments)).await?;
+        blocking(move || context.network().restore(&attachments)).await?;
         let mut resumed = Vec::new();
         for (record, containers) in loaded.pods {
             let pod = record.id.clone();
@@ -69,7 +69,9 @@ fn remove_strangers(context: &Context, pods: &[Arc<PodView>], torn: &[PodId]) {
         report(id, context.records.remove_pod(id));
     }
     for key in context.store.snapshots().keys() {
-        if !known_containers.contains(key.as_str()) {
+        // Behind a dot is the number of an image that the container mounts.
+        let owner = key.split_once('.').map_or(key.as_str(), |(owner, _)| owner);
+        if !known_containers.contains(owner) {
             info!(snapshot.key = %key, "removing a writable layer without a container");
             let removed =
                 context.store.snapshots().directories(&key).map_err(Error::from).and_then(|layer| {

@@ -39,6 +39,8 @@ mod container;
 mod resume;
 mod teardown;
 
+pub(super) use container::pod_cgroup;
+
 /// Longest wait for processes to be gone after SIGKILL.
 const KILLED: Duration = Duration::from_secs(10);
 /// What followers of a container that removes itself get to read its end.
@@ -292,12 +294,12 @@ impl Task {
             let path = format!("/proc/{pid}/ns/net");
             let netns = std::fs::File::open(&path).map_err(at("open", path))?.into();
             if mode == NetworkMode::None {
-                context.network.loopback(&netns)?;
+                context.network().loopback(&netns)?;
                 return Ok(None);
             }
             let request =
                 crate::network::AttachRequest { pod_id: pod.as_str(), netns: &netns, ports: &ports };
-            Ok::<_, Error>(Some(context.network.attach(&request)?))
+            Ok::<_, Error>(Some(context.network().attach(&request)?))
         });
         self.record.attachment = attachment.await?;
         // From here on a crash finds the addresses in the record.
@@ -339,10 +341,10 @@ impl Task {
             self.tell(Action::Die);
         }
         let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let containers: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        let keys: Vec<String> = self.containers.values().flat_map(ContainerRecord::snapshots).collect();
         blocking(move || {
-            for id in &containers {
-                context.store.snapshots().remove(id.as_str())?;
+            for key in &keys {
+                context.store.snapshots().remove(key)?;
             }
             context.records.remove_pod(&pod)
         })

@@ -27,7 +27,7 @@ pub(crate) fn make(
     const DEVPTS: i64 = 0x1cd1;
     let path = Path::new("dev/pts/ptmx");
     let found = beneath::open(&root, path, OFlags::PATH).map_err(Error::Terminal)?;
-    let kind = rustix::fs::fstatfs(&found).map(|stat| stat.f_type as i64);
+    let kind = rustix::fs::fstatfs(&found).map(|stat| stat.f_type);
     if !device::is(&found, FileType::CharacterDevice, MULTIPLEXER).map_err(Error::Terminal)?
         || kind != Ok(DEVPTS)
     {

@@ -60,7 +60,7 @@ pub(super) enum Verb {
     /// Create a container, run its program and remove it.
     Run(Run),
     /// Run a further process in a container.
-    Exec(Exec),
+    Exec(Box<Exec>),
     /// List containers.
     List(List),
     /// List the processes of a container.

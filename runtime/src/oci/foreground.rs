@@ -34,10 +34,10 @@ pub(super) fn serve(pidfd: &OwnedFd, terminal: Option<OwnedFd>) -> Result<u8> {
         let ready: Vec<bool> = sources.iter().map(|source| !source.revents().is_empty()).collect();
         drop(sources);
         if ready.get(3) == Some(&true) {
-            pump.to_terminal();
+            pump.type_in();
         }
         if ready.get(2) == Some(&true) {
-            pump.from_terminal();
+            pump.show();
         }
         while let Some(signal) = sys::signal::next(&signals) {
             match signal {
@@ -84,7 +84,7 @@ impl Pump {
         }
     }
 
-    fn to_terminal(&mut self) {
+    fn type_in(&mut self) {
         let mut buffer = [0u8; 4096];
         match (&self.terminal, rustix::io::read(sys::process::stdio()[0], &mut buffer)) {
             (Some(terminal), Ok(count @ 1..)) => self.input = write_all(terminal, &buffer[..count]),
@@ -94,7 +94,7 @@ impl Pump {
     }
 
     /// False when there is nothing more.
-    fn from_terminal(&mut self) -> bool {
+    fn show(&mut self) -> bool {
         let mut buffer = [0u8; 4096];
         let Some(terminal) = &self.terminal else { return false };
         match rustix::io::read(terminal, &mut buffer) {
@@ -114,7 +114,7 @@ impl Pump {
             let Some(terminal) = &self.terminal else { return };
             let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
             let ready = poll(&mut [PollFd::new(terminal, PollFlags::IN)], Some(&now));
-            if !matches!(ready, Ok(1)) || !self.from_terminal() {
+            if !matches!(ready, Ok(1)) || !self.show() {
                 return;
             }
         }

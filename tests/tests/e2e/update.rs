@@ -1,6 +1,9 @@
 //! New limits for a running container, and long lists in pieces.
 
-use k8s_cri::v1::{LinuxContainerResources, UpdateContainerResourcesRequest};
+use k8s_cri::v1::{
+    LinuxContainerResources, NetworkConfig, RuntimeConfig, UpdateContainerResourcesRequest,
+    UpdateRuntimeConfigRequest,
+};
 use sampan_proto::cri::{
     StreamContainersRequest, StreamImagesRequest, StreamPodSandboxesRequest,
     image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
@@ -86,6 +89,38 @@ async fn lists_come_in_pieces_too() {
         let mut stream = images.stream_images(StreamImagesRequest::default()).await.unwrap().into_inner();
         assert_eq!(stream.message().await.unwrap().unwrap().images[0].repo_tags, [image]);
         cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_may_choose_other_subnets_and_old_pods_keep_their_addresses() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (mut cri, old, new) = (agent.cri(), agent.pod("old"), agent.pod("new"));
+        let old_id = cri.run_pod(&old).await.unwrap();
+        let serve = "mkdir /w; echo hello > /w/page; httpd -f -h /w -p 80";
+        cri.run(&old_id, &Ctr::new("web", &image, &old).sh(serve), &old).await.unwrap();
+        let old_ip = cri.pod(&old_id).await.unwrap().network.unwrap().ip;
+        let third = rand::random::<u8>();
+        let request = |pod_cidr: String| UpdateRuntimeConfigRequest {
+            runtime_config: Some(RuntimeConfig { network_config: Some(NetworkConfig { pod_cidr }) }),
+        };
+        let subnet = format!("10.254.{third}.0/24");
+        cri.runtime.update_runtime_config(request(subnet.clone())).await.unwrap();
+        let status = cri.runtime.update_runtime_config(request("nonsense".into())).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        agent.kill();
+        agent.restart().await;
+        let new_id = cri.run_pod(&new).await.unwrap();
+        let ip = cri.pod(&new_id).await.unwrap().network.unwrap().ip;
+        assert!(ip.starts_with(&format!("10.254.{third}.")), "{ip}");
+        assert_eq!(cri.pod(&old_id).await.unwrap().network.unwrap().ip, old_ip);
+        let id = cri.run(&new_id, &Ctr::sleeper("c", &image, &new), &new).await.unwrap();
+        assert_eq!(cri.sh(&id, &format!("wget -q -O - http://{old_ip}/page")).await, "hello");
+        for id in [old_id, new_id] {
+            cri.clear_pod(&id).await.unwrap();
+        }
     })
     .await;
 }

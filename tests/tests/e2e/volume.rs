@@ -39,3 +39,61 @@ async fn a_volume_of_the_image_begins_with_what_the_image_has_there_and_goes_wit
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_mounted_as_a_volume_and_never_written() {
+    use sampan_proto::cri;
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("image-volume"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        // Images in mounts are newer than the independent client.
+        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
+        let spec = |image: &str| cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let mount = |path: &str, image: &str, sub: &str| cri::Mount {
+            container_path: path.into(),
+            image: Some(spec(image)),
+            image_sub_path: sub.into(),
+            ..Default::default()
+        };
+        let config = |mounts: Vec<cri::Mount>| cri::CreateContainerRequest {
+            pod_sandbox_id: pod_id.clone(),
+            config: Some(cri::ContainerConfig {
+                metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
+                image: Some(spec(&image)),
+                command: vec!["sleep".into(), "1000".into()],
+                mounts,
+                ..Default::default()
+            }),
+            sandbox_config: Some(cri::PodSandboxConfig::default()),
+        };
+        for (sub, why) in
+            [("no/such", "not there"), ("../../..", "leads out"), ("bin/busybox", "not a directory")]
+        {
+            let status = runtime.create_container(config(vec![mount("/m", &image, sub)])).await.unwrap_err();
+            assert!(status.message().contains(why), "{status}");
+        }
+        let status = runtime.create_container(config(vec![mount("/m", "nope:1", "")])).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::NotFound, "{status}");
+        let mounts = vec![mount("/whole", &image, ""), mount("/programs", &image, "bin")];
+        let id = runtime.create_container(config(mounts)).await.unwrap().into_inner().container_id;
+        cri.start(&id).await.unwrap();
+        assert_eq!(
+            cri.sh(&id, "ls /whole/bin/busybox /programs/busybox").await,
+            "/programs/busybox\n/whole/bin/busybox"
+        );
+        assert_eq!(cri.sh(&id, "touch /whole/x /programs/x 2>/dev/null || echo refused").await, "refused");
+        let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: false };
+        let status = runtime.container_status(request).await.unwrap().into_inner().status.unwrap();
+        assert!(status.mounts.iter().all(|mount| mount.readonly && mount.host_path.is_empty()));
+        assert_eq!(
+            status.mounts.iter().find(|mount| mount.container_path == "/programs").unwrap().image_sub_path,
+            "bin"
+        );
+        agent.kill();
+        agent.restart().await;
+        assert_eq!(cri.sh(&id, "ls /programs/busybox").await, "/programs/busybox");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}

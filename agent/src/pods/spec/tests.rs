@@ -140,6 +140,7 @@ fn only_root_holds_capabilities_from_the_start() {
 #[test]
 fn requested_mounts_come_sorted_and_hide_the_pods_files() {
     let mount = |path: &str, readonly| MountConfig {
+        image: None,
         container_path: path.into(),
         host_path: "/h".into(),
         readonly,

@@ -24,7 +24,7 @@ use crate::{
     error::Kind,
     pods::{
         PodId,
-        config::{DeviceConfig, MountConfig, PidMode, Propagation, SeccompProfile, Security},
+        config::{DeviceConfig, ImageVolume, MountConfig, PidMode, Propagation, SeccompProfile, Security},
         record::UserIds,
         spec::{self, HostDevice},
     },
@@ -232,16 +232,19 @@ impl Task {
 
     /// Gives back cgroup and mount of a container that has no process any more. Doing so twice is fine.
     pub(super) async fn release(&self, record: &ContainerRecord) -> Result<()> {
-        let (context, id, cgroup) = (self.context.clone(), record.id.clone(), record.cgroup.clone());
+        let (context, keys, cgroup) = (self.context.clone(), record.snapshots(), record.cgroup.clone());
+        let id = record.id.clone();
         blocking(move || {
             let emptied = empty_cgroup(&cgroup);
-            let unmounted = match context.store.snapshots().directories(id.as_str()) {
+            let unmount = |key: &String| match context.store.snapshots().directories(key) {
                 Ok(directories) => sampan_runtime::mount::unmount(&directories.merged)
                     .map_err(|source| Error::Mount { container: id.to_string(), source }),
                 Err(error) if error.kind() == sampan_imagestore::Kind::NotFound => Ok(()),
                 Err(error) => Err(error.into()),
             };
-            emptied.and(unmounted)
+            // Each is tried, whatever became of the others.
+            let unmounted: Vec<Result<()>> = keys.iter().map(unmount).collect();
+            unmounted.into_iter().fold(emptied, Result::and)
         })
         .await
     }
@@ -264,7 +267,9 @@ impl Task {
                 }
                 _ => {}
             }
-            context.store.snapshots().remove(record.id.as_str())?;
+            for key in record.snapshots() {
+                context.store.snapshots().remove(&key)?;
+            }
             if let Some(log) =
                 record.log_path.as_ref().filter(|log| log.starts_with(context.records.directory(&pod)))
             {
@@ -328,7 +333,7 @@ impl Task {
 }
 
 /// The cgroup of a pod that names no parent.
-pub(super) fn pod_cgroup(context: &Context, pod: &PodId) -> String {
+pub(in crate::pods) fn pod_cgroup(context: &Context, pod: &PodId) -> String {
     format!("{}/{pod}", context.config.cgroup.root)
 }
 
@@ -396,6 +401,12 @@ fn lay_out(
     let rootfs = snapshots.directories(key)?.merged;
     sampan_runtime::mount::mount_all(&mounts, &rootfs)
         .map_err(|source| Error::Mount { container: key.to_owned(), source })?;
+    for number in 0..record.config.mounts.len() {
+        if let Some(volume) = record.config.mounts[number].image.clone() {
+            let host_path = mount_image(context, &record, &record.image_volume_key(number), &volume)?;
+            record.config.mounts[number].host_path = host_path;
+        }
+    }
     for mount in &mut record.config.mounts {
         // The source as it is now, links followed: what is checked is what will be mounted.
         mount.host_path = mount.host_path.canonicalize().map_err(|error| {
@@ -436,6 +447,36 @@ fn lay_out(
     Ok(record)
 }
 
+/// Mounts an image for a container to look at; gives the folder of it that is meant.
+fn mount_image(
+    context: &Context,
+    record: &ContainerRecord,
+    key: &str,
+    volume: &ImageVolume,
+) -> Result<PathBuf> {
+    let image = context.store.find(&volume.image)?;
+    let image = image.ok_or_else(|| Error::NotFound { object: "image", id: volume.image.clone() })?;
+    let snapshots = context.store.snapshots();
+    let mounts = snapshots.view(key, image.chain_id())?;
+    let root = snapshots.directories(key)?.merged;
+    sampan_runtime::mount::mount_all(&mounts, &root)
+        .map_err(|source| Error::Mount { container: record.id.to_string(), source })?;
+    let root = root.canonicalize().map_err(at("resolve", &root))?;
+    // Nobody can change what is found here: it is read-only.
+    let wanted = |why: String| {
+        Error::Invalid(format!("image_sub_path {:?} of image {:?} {why}", volume.sub_path, volume.image))
+    };
+    let found = root.join(volume.sub_path.trim_start_matches('/')).canonicalize();
+    let found = found.map_err(|error| wanted(format!("is not there: {error}")))?;
+    if !found.starts_with(&root) {
+        return Err(wanted("leads out of the image".into()));
+    }
+    if !found.is_dir() {
+        return Err(wanted("is not a directory".into()));
+    }
+    Ok(found)
+}
+
 /// A folder for each volume of the image that the request mounts nothing at, with what the image has there.
 fn make_volumes(
     context: &Context,
@@ -460,6 +501,7 @@ fn make_volumes(
         volumes.push(MountConfig {
             container_path,
             host_path,
+            image: None,
             readonly: false,
             recursive_readonly: false,
             propagation: Propagation::Private,

@@ -82,7 +82,7 @@ impl Task {
     async fn disconnect_network(&mut self, failures: &mut Failures) {
         let Some(attachment) = self.record.attachment.clone() else { return };
         let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let detached = blocking(move || context.network.detach(pod.as_str(), &attachment)).await;
+        let detached = blocking(move || context.network().detach(pod.as_str(), &attachment)).await;
         if detached.is_ok() {
             // The address is kept in the record of a stopped pod no longer than it is the pod's.
             self.record.attachment = None;

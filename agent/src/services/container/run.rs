@@ -168,6 +168,7 @@ fn volume(volume: &sampan::Volume) -> Result<MountConfig> {
     Ok(MountConfig {
         container_path: volume.destination.clone().into(),
         host_path: volume.source.clone().into(),
+        image: None,
         readonly: volume.read_only,
         recursive_readonly: false,
         propagation: Propagation::Private,

@@ -21,9 +21,6 @@ const PIECE: usize = 256 << 10;
 /// Messages that may wait for whoever is slower.
 const WAITING: usize = 4;
 
-/// A part of an archive on its way to the client.
-type Piece = Result<sampan::SaveResponse, Status>;
-
 /// The images that are meant, each with the names it is to keep: the one that it was asked for by.
 pub(super) fn chosen(pods: &Pods, wanted: &[String]) -> Result<Vec<(Arc<Image>, Vec<Reference>)>> {
     let mut chosen: Vec<(Arc<Image>, Vec<Reference>)> = Vec::new();
@@ -43,7 +40,11 @@ pub(super) fn chosen(pods: &Pods, wanted: &[String]) -> Result<Vec<(Arc<Image>, 
 }
 
 /// Writes the archive into the channel; the end of the channel is its end.
-pub(super) async fn save(pods: Pods, images: Vec<(Arc<Image>, Vec<Reference>)>, sender: mpsc::Sender<Piece>) {
+pub(super) async fn save(
+    pods: Pods,
+    images: Vec<(Arc<Image>, Vec<Reference>)>,
+    sender: mpsc::Sender<Result<sampan::SaveResponse, Status>>,
+) {
     let store = pods.context().store.clone();
     blocking(move || {
         let mut pieces = Pieces { sender, piece: Vec::with_capacity(PIECE) };
@@ -54,13 +55,16 @@ pub(super) async fn save(pods: Pods, images: Vec<(Arc<Image>, Vec<Reference>)>, 
     .await;
 }
 
-pub(super) fn channel() -> (mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
+/// A piece of an archive on its way to a client.
+type Message = Result<sampan::SaveResponse, Status>;
+
+pub(super) fn channel() -> (mpsc::Sender<Message>, mpsc::Receiver<Message>) {
     mpsc::channel(WAITING)
 }
 
 /// A writer that sends what it is given in pieces of one size.
 struct Pieces {
-    sender: mpsc::Sender<Piece>,
+    sender: mpsc::Sender<Message>,
     piece: Vec<u8>,
 }
 
