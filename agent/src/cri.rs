@@ -12,6 +12,7 @@ use crate::{context::Context, pods::Pods, stats::Collector};
 mod container_stats;
 mod container_status;
 mod convert;
+mod convert_metrics;
 mod convert_stats;
 mod create_container;
 mod exec_sync;
@@ -20,7 +21,9 @@ mod image_status;
 mod list_container_stats;
 mod list_containers;
 mod list_images;
+mod list_metric_descriptors;
 mod list_pod_sandbox;
+mod list_pod_sandbox_metrics;
 mod list_pod_sandbox_stats;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
@@ -266,16 +269,19 @@ impl RuntimeService for Runtime {
 
     async fn list_metric_descriptors(
         &self,
-        _: Request<cri::ListMetricDescriptorsRequest>,
+        request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Reply<cri::ListMetricDescriptorsResponse> {
-        unimplemented("ListMetricDescriptors", "use ListPodSandboxStats")
+        call!(request, "ListMetricDescriptors", list_metric_descriptors::call)
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
-        _: Request<cri::ListPodSandboxMetricsRequest>,
+        request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Reply<cri::ListPodSandboxMetricsResponse> {
-        unimplemented("ListPodSandboxMetrics", "use ListPodSandboxStats")
+        call!(request, "ListPodSandboxMetrics", |request| list_pod_sandbox_metrics::call(
+            &self.collector,
+            request
+        ))
     }
 
     async fn update_pod_sandbox_resources(

@@ -3,13 +3,7 @@
 //! Readings are fresh; only the sizes of writable layers are from memory, because counting takes a walk. A sampler in
 //! the background reads processor times, so that a rate is known at the first question too, and walks layers.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs::File,
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, fs::File, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use sampan_runtime::cgroup::{Reading, Stats};
 use tokio::time::MissedTickBehavior;
@@ -24,18 +18,27 @@ use crate::{
     },
 };
 
+mod disk;
+mod figures;
 mod layers;
 mod meters;
+pub(crate) mod metrics;
+mod processes;
 
+pub(crate) use disk::Capacity;
+pub(crate) use figures::{ContainerFigures, PodFigures};
 pub use layers::LayerUsage;
+pub(crate) use processes::Processes;
 
+use disk::Disks;
 use layers::Layers;
 use meters::Meters;
+use processes::Counts;
 
 /// How often the background sampler reads CPU times.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
-/// How often it looks for layers to walk.
-const LAYER_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it looks for layers to walk and for files to close.
+const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 /// With fewer pods than this, asking in their namespaces is cheaper than for the traffic of all.
 const FEW: usize = 4;
 
@@ -95,12 +98,20 @@ pub struct Collector {
 struct Kept {
     meters: Meters,
     layers: Layers,
+    processes: Counts,
+    disks: Disks,
 }
 
 impl Collector {
     /// A collector with nothing remembered.
     pub fn new(pods: Pods) -> Collector {
-        Collector { pods, kept: Arc::new(Kept { meters: Meters::new(), layers: Layers::default() }) }
+        let kept = Kept {
+            meters: Meters::new(),
+            layers: Layers::default(),
+            processes: Counts::default(),
+            disks: Disks::new(),
+        };
+        Collector { pods, kept: Arc::new(kept) }
     }
 
     /// Samples of these containers; those that have no cgroup any more are left out.
@@ -142,7 +153,7 @@ impl Collector {
 
     /// Keeps rates and the sizes of layers fresh for ever.
     pub async fn run(self) {
-        tokio::join!(self.sample_rates(), self.walk_layers());
+        tokio::join!(self.sample_rates(), self.tidy());
     }
 
     async fn sample_rates(&self) {
@@ -151,32 +162,41 @@ impl Collector {
         loop {
             ticks.tick().await;
             let collector = self.clone();
-            blocking(move || collector.refresh()).await;
+            blocking(move || collector.refresh_rates()).await;
         }
     }
 
-    fn refresh(&self) {
-        let (pods, mut buffer) = (self.pods.list(), Vec::new());
+    fn refresh_rates(&self) {
+        let mut buffer = Vec::new();
+        for path in self.living_cgroups() {
+            self.kept.meters.sample(&path, &mut buffer);
+        }
+    }
+
+    /// Those of pods that are up and of their containers that have not ended.
+    fn living_cgroups(&self) -> Vec<String> {
         let mut living = Vec::new();
-        for pod in pods.iter().filter(|pod| pod.record.phase == PodPhase::Ready) {
+        for pod in self.pods.list().iter().filter(|pod| pod.record.phase == PodPhase::Ready) {
             living.push(self.pod_cgroup(pod));
             let running = pod.containers.values().filter(|container| lives(container.phase));
             living.extend(running.map(|container| container.cgroup.clone()));
         }
-        for path in &living {
-            self.kept.meters.sample(path, &mut buffer);
-        }
-        let living: HashSet<&str> = living.iter().map(String::as_str).collect();
-        self.kept.meters.retain(&living);
+        living
     }
 
-    async fn walk_layers(&self) {
-        let mut ticks = tokio::time::interval(LAYER_INTERVAL);
+    /// Closes the files of what has gone, and walks layers that nobody has walked for long.
+    async fn tidy(&self) {
+        let mut ticks = tokio::time::interval(TIDY_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let collector = self.clone();
-            blocking(move || collector.refresh_layers()).await;
+            blocking(move || {
+                let living = collector.living_cgroups();
+                collector.kept.meters.retain(&living.iter().map(String::as_str).collect());
+                collector.refresh_layers();
+            })
+            .await;
         }
     }
 
