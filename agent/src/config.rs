@@ -2,6 +2,7 @@
 //!
 //! A key that nobody knows is an error: a misspelt limit must not be a limit that is silently absent.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -27,6 +28,8 @@ pub struct Config {
     pub cgroup: Cgroup,
     /// The runtime.
     pub runtime: Runtime,
+    /// What Prometheus scrapes.
+    pub metrics: Metrics,
 }
 
 /// What is logged and how.
@@ -85,6 +88,14 @@ pub struct Runtime {
     pub path: Option<PathBuf>,
 }
 
+/// What Prometheus scrapes.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address and port of the endpoint, whose path is `/metrics`; absent: there is none.
+    pub address: Option<SocketAddr>,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -96,6 +107,7 @@ impl Default for Config {
             registry: Registry::default(),
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -251,7 +263,7 @@ mod tests {
             format!("{:?}", Config::default())
         );
         // A key without a default shows an example.
-        let example = ["mtu", "path"];
+        let example = ["mtu", "path", "address"];
         let (mut text, mut keys) = (String::new(), 0);
         for line in installed.lines() {
             let setting = line.strip_prefix("# ").and_then(|rest| Some((rest.split_once(" = ")?.0, rest)));
@@ -270,6 +282,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 11);
+        assert_eq!(keys, 12);
     }
 }

@@ -15,6 +15,7 @@ use sampan_runtime::seccomp;
 use crate::{
     config::Config,
     error::{Error, Result, at},
+    measurements::Measurements,
     network::{self, Network},
     pods::{PodId, record::Records},
 };
@@ -34,6 +35,8 @@ pub struct Context {
     pub(crate) runtime: PathBuf,
     /// Changes with every boot of the machine.
     pub(crate) boot_id: String,
+    /// How long things take.
+    pub(crate) measurements: Measurements,
     filters: SeccompFilters,
 }
 
@@ -64,6 +67,7 @@ impl Context {
             store,
             network,
             boot_id,
+            measurements: Measurements::default(),
             filters: SeccompFilters::default(),
             config,
         })

@@ -366,7 +366,7 @@ impl ImageService for Images {
     }
 
     async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Reply<cri::PullImageResponse> {
-        call!(request, "PullImage", |request| pull_image::call(&self.context.store, request))
+        call!(request, "PullImage", |request| pull_image::call(&self.context, request))
     }
 
     async fn remove_image(

@@ -9,6 +9,7 @@ pub mod config;
 pub mod context;
 pub mod cri;
 pub mod error;
+pub mod measurements;
 pub mod network;
 pub mod pods;
 pub mod server;

@@ -19,6 +19,8 @@ use crate::{
 };
 
 mod disk;
+pub mod endpoint;
+mod exposition;
 mod figures;
 mod layers;
 mod meters;

@@ -3,6 +3,7 @@
 //! Whatever a test does, nothing of its agent stays on the machine: `Drop` kills, unmounts and removes.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -25,6 +26,8 @@ pub struct Options {
     pub insecure: Vec<String>,
     /// Where to find `sampand` and its runtime, when not where tests find them.
     pub binaries: Option<PathBuf>,
+    /// Where metrics are served; nowhere when absent.
+    pub metrics: Option<SocketAddr>,
     /// What is logged; what a developer follows when absent.
     pub log_level: Option<String>,
 }
@@ -68,9 +71,11 @@ impl Agent {
         let mut insecure = options.insecure;
         insecure.push(fixture().address().to_owned());
         let level = options.log_level.as_deref().unwrap_or("info,sampan_agent=debug,sampan_imagestore=debug");
+        let metrics = options.metrics.map(|address| format!("[metrics]\naddress = \"{address}\"\n"));
+        let metrics = metrics.unwrap_or_default();
         let config = format!(
             "[log]\nlevel = {level:?}\n[network]\nbridge = {bridge:?}\nsubnets = {subnets:?}\n\
-             [registry]\ninsecure = {insecure:?}\n[cgroup]\nroot = {cgroup:?}\n"
+             [registry]\ninsecure = {insecure:?}\n[cgroup]\nroot = {cgroup:?}\n{metrics}"
         );
         std::fs::write(base.path().join("config.toml"), config).expect("write the configuration");
         let channel = connect(&state.join("sampan.sock"));

@@ -9,7 +9,7 @@ use sampan_agent::{
     context::Context,
     pods::Pods,
     server,
-    stats::Collector,
+    stats::{Collector, endpoint},
     telemetry,
 };
 use sd_notify::NotifyState;
@@ -81,6 +81,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     pods.recover().await?;
     let collector = Collector::new(pods.clone());
     tokio::spawn(collector.clone().run());
+    if let Some(address) = pods.context().config.metrics.address {
+        let listener = endpoint::listen(address).await?;
+        info!(address = %listener.local_addr()?, "metrics are served");
+        tokio::spawn(endpoint::serve(listener, pods.context().clone(), collector.clone()));
+    }
     tokio::spawn(watchdog());
     notify(&[NotifyState::Ready]);
     info!(socket = %socket.display(), "serving");

@@ -1,6 +1,6 @@
 //! `ImageService`: a pull that can be watched, and images with the columns people know.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use sampan_imagestore::{Auth, Image, Phase, Progress, ProgressEvent, Reference};
 use sampan_proto::sampan::{self, image_service_server::ImageService};
@@ -95,7 +95,10 @@ async fn pull(
             }
         }
     });
-    let image = pods.context().store.pull(reference, auth, progress).await?;
+    let since = Instant::now();
+    let pulled = pods.context().store.pull(reference, auth, progress).await;
+    pods.context().measurements.pull(pulled.is_ok(), since);
+    let image = pulled?;
     // All steps before the end.
     let _ = forward.await;
     Ok(sampan::PullResponse {

@@ -9,7 +9,7 @@ use k8s_cri::v1::{
 };
 use sampan_proto::sampan::StreamMetricsRequest;
 use sampan_proto::sampan::metrics_service_client::MetricsServiceClient;
-use sampan_tests::{Agent, Ctr, eventually, with_agent};
+use sampan_tests::{Agent, Ctr, Options, eventually, http_get, with_agent, with_agent_of};
 use tokio_stream::StreamExt;
 use tonic::Code;
 
@@ -195,6 +195,50 @@ async fn metrics_have_the_names_labels_and_values_that_kubelet_expects() {
         let interface = [("interface", "eth0"), ("container", "POD"), ("pod", &pod_name.name)];
         let received = value(&descriptors, &of_pod, "container_network_receive_bytes_total", &interface);
         assert!((3000..10 << 20).contains(&received), "{received}");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prometheus_finds_pods_and_the_agent_itself() {
+    // Free a moment ago; nobody else binds to addresses that the kernel chooses.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).unwrap();
+    with_agent_of(Options { metrics: Some(address), ..Options::default() }, async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("metrics"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let id = cri.run(&pod_id, &Ctr::sleeper("quiet", &image, &pod), &pod).await.unwrap();
+        cri.sh(&id, "true").await;
+        assert!(cri.runtime.clone().container_status(Default::default()).await.is_err());
+        let page = http_get(address, "/metrics").unwrap();
+        assert!(page.starts_with("HTTP/1.0 200") || page.starts_with("HTTP/1.1 200"), "{page}");
+        assert!(page.contains("content-type: application/openmetrics-text; version=1.0.0"), "{page}");
+        assert!(page.trim_end().ends_with("# EOF"), "{page}");
+        let names: Vec<String> = descriptors(agent).await.into_keys().collect();
+        let may_lack =
+            ["container_blkio", "container_hugetlb", "container_pressure", "container_spec_cpu_quota"];
+        for name in names.iter().filter(|name| !may_lack.iter().any(|start| name.starts_with(start))) {
+            assert!(page.contains(&format!("\n{name}{{")), "{name} in {page}");
+        }
+        let line = |start: &str, label: &str| {
+            let found = page.lines().find(|line| line.starts_with(start) && line.contains(label));
+            found.unwrap_or_else(|| panic!("{start} {label} in {page}"))
+        };
+        let start = line("container_start_time_seconds{", &id);
+        assert!(
+            start.contains("container=\"quiet\"") && start.contains('.'),
+            "fractions of seconds: {start}"
+        );
+        line("container_network_receive_bytes_total{", "interface=\"eth0\"");
+        line("sampan_pod_start_duration_seconds_count{", "phase=\"network\"");
+        line("sampan_container_start_duration_seconds_count{", "phase=\"create\"");
+        line("sampan_image_pull_duration_seconds_count{", "result=\"success\"");
+        line("sampan_exec_start_duration_seconds_count{", "result=\"success\"");
+        line("sampan_rpc_duration_seconds_count{", "method=\"RunPodSandbox\",code=\"Ok\"");
+        line("sampan_rpc_duration_seconds_count{", "method=\"ContainerStatus\",code=\"NotFound\"");
+        let page = http_get(address, "/").unwrap();
+        assert!(page.contains(" 404 "), "{page}");
         cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;
