@@ -34,6 +34,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// The server of exec's, attach's and port-forward's streams.
     pub streaming: Streaming,
+    /// What Prometheus scrapes.
+    pub metrics: Metrics,
 }
 
 /// What is logged and how.
@@ -150,6 +152,14 @@ pub struct Streaming {
     pub key: Option<PathBuf>,
 }
 
+/// What Prometheus scrapes.
+#[derive(Debug, Clone, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address and port of the endpoint, whose path is `/metrics`; absent: there is none.
+    pub address: Option<SocketAddr>,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -163,6 +173,7 @@ impl Default for Config {
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
             streaming: Streaming::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -386,23 +397,25 @@ mod tests {
         );
         // A key without a default shows an example.
         let example = [
-            "mtu",
-            "path",
-            "high_bytes",
-            "low_bytes",
-            "high_inodes",
-            "low_inodes",
-            "base_url",
-            "certificate",
-            "key",
+            "network.mtu",
+            "runtime.path",
+            "images.high_bytes",
+            "images.low_bytes",
+            "images.high_inodes",
+            "images.low_inodes",
+            "streaming.base_url",
+            "streaming.certificate",
+            "streaming.key",
+            "metrics.address",
         ];
-        let (mut text, mut keys) = (String::new(), 0);
+        let (mut text, mut table, mut keys) = (String::new(), "", 0);
         for line in installed.lines() {
+            table = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(table);
             let setting = line.strip_prefix("# ").and_then(|rest| Some((rest.split_once(" = ")?.0, rest)));
             match setting.filter(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')) {
                 Some((key, rest)) => {
                     keys += 1;
-                    if !example.contains(&key) {
+                    if !example.contains(&format!("{table}.{key}").as_str()) {
                         text.push_str(rest);
                     }
                 }
@@ -414,6 +427,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 24);
+        assert_eq!(keys, 25);
     }
 }

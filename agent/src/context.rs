@@ -18,6 +18,7 @@ use crate::{
     credential::Helpers,
     error::{Error, Result, at},
     events::Events,
+    measurements::Measurements,
     network::{self, Attachment, Network},
     pods::{PodId, record::Records},
 };
@@ -39,6 +40,8 @@ pub struct Context {
     pub(crate) runtime: PathBuf,
     /// Changes with every boot of the machine.
     pub(crate) boot_id: String,
+    /// How long things take.
+    pub(crate) measurements: Measurements,
     filters: SeccompFilters,
 }
 
@@ -77,6 +80,7 @@ impl Context {
             store,
             network,
             boot_id,
+            measurements: Measurements::default(),
             filters: SeccompFilters::default(),
             config,
         })

@@ -14,6 +14,7 @@ mod checkpoint;
 mod container_stats;
 mod container_status;
 mod convert;
+mod convert_metrics;
 mod convert_stats;
 mod create_container;
 mod exec;
@@ -24,7 +25,9 @@ mod image_status;
 mod list_container_stats;
 mod list_containers;
 mod list_images;
+mod list_metric_descriptors;
 mod list_pod_sandbox;
+mod list_pod_sandbox_metrics;
 mod list_pod_sandbox_stats;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
@@ -68,10 +71,6 @@ pub struct Images {
 
 type Reply<T> = Result<Response<T>, Status>;
 type Items<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-fn unimplemented<T>(rpc: &str, instead: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!("{rpc} is not there in this version of sampan; {instead}")))
-}
 
 /// A list in messages that stay far below what clients take.
 fn batches<T: Send + 'static, R: Send + 'static>(items: Vec<T>, message: fn(Vec<T>) -> R) -> Items<R> {
@@ -294,16 +293,19 @@ impl RuntimeService for Runtime {
 
     async fn list_metric_descriptors(
         &self,
-        _: Request<cri::ListMetricDescriptorsRequest>,
+        request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Reply<cri::ListMetricDescriptorsResponse> {
-        unimplemented("ListMetricDescriptors", "use ListPodSandboxStats")
+        call!(request, "ListMetricDescriptors", list_metric_descriptors::call)
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
-        _: Request<cri::ListPodSandboxMetricsRequest>,
+        request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Reply<cri::ListPodSandboxMetricsResponse> {
-        unimplemented("ListPodSandboxMetrics", "use ListPodSandboxStats")
+        call!(request, "ListPodSandboxMetrics", |request| list_pod_sandbox_metrics::call(
+            &self.collector,
+            request
+        ))
     }
 
     async fn update_pod_sandbox_resources(
@@ -381,7 +383,10 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Reply<Self::StreamPodSandboxMetricsStream> {
-        unimplemented("StreamPodSandboxMetrics", "use ListPodSandboxStats")
+        let items = list_pod_sandbox_metrics::items(&self.collector).await;
+        Ok(Response::new(batches(items, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        })))
     }
 
     type GetContainerEventsStream = Items<cri::ContainerEventResponse>;
@@ -419,7 +424,7 @@ impl ImageService for Images {
     }
 
     async fn pull_image(&self, request: Request<cri::PullImageRequest>) -> Reply<cri::PullImageResponse> {
-        call!(request, "PullImage", |request| pull_image::call(&self.context.store, request))
+        call!(request, "PullImage", |request| pull_image::call(&self.context, request))
     }
 
     async fn remove_image(

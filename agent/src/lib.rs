@@ -11,6 +11,7 @@ mod credential;
 pub mod cri;
 pub mod error;
 pub mod events;
+pub mod measurements;
 pub mod network;
 pub mod pods;
 pub mod room;

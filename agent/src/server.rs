@@ -20,6 +20,7 @@ use sampan_proto::{
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Server, server::Router};
+use tower::layer::util::{Identity, Stack};
 
 use crate::{
     cri,
@@ -29,6 +30,10 @@ use crate::{
     stats::Collector,
     streaming::Streaming,
 };
+
+mod measured;
+
+use measured::Measure;
 
 /// Largest request, and what kubelet's client takes as an answer by default.
 const MESSAGE_LIMIT: usize = 16 << 20;
@@ -91,8 +96,13 @@ pub async fn serve(
     Ok(())
 }
 
-async fn router(pods: Pods, collector: Collector, streaming: Streaming) -> anyhow::Result<Router> {
+async fn router(
+    pods: Pods,
+    collector: Collector,
+    streaming: Streaming,
+) -> anyhow::Result<Router<Stack<Measure, Identity>>> {
     let context: Arc<_> = pods.context().clone();
+    let measure = Measure(context.clone());
     macro_rules! limited {
         ($server:ident, $service:expr) => {
             $server::new($service)
@@ -121,6 +131,7 @@ async fn router(pods: Pods, collector: Collector, streaming: Streaming) -> anyho
     };
     Ok(Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .layer(measure)
         .add_service(runtime)
         .add_service(images)
         .add_service(containers)

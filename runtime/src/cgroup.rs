@@ -15,6 +15,7 @@ mod error;
 mod fake;
 mod hierarchy;
 mod journal;
+mod meter;
 mod oom;
 mod stats;
 mod systemd;
@@ -34,6 +35,7 @@ use rustix::fs::{Mode, OFlags};
 pub use details::{Counter, Details, DeviceIo, Pressure, RdmaStats, Stall, Stalls};
 pub use error::Error;
 pub use hierarchy::Layout;
+pub use meter::{Meter, Reading};
 pub use oom::OomEvents;
 pub use stats::{CpuStats, IoStats, MemoryStats, PidsStats, Stats};
 pub use systemd::BusError;
@@ -261,6 +263,14 @@ impl Cgroup {
             None => Readers::V1(self.place().readers()?),
         };
         self.readers.get_or_init(|| opened).read()
+    }
+
+    /// Opens the files of the most asked for figures, for whoever reads them again and again.
+    pub fn meter(&self) -> Result<Meter, Error> {
+        match self.unified() {
+            Some(root) => Meter::v2(&Directory::open(&root.join(&self.path))?),
+            None => Meter::v1(&self.place()),
+        }
     }
 
     /// Everything else that the controllers tell, for whoever wants to know more than `stats` has.

@@ -9,7 +9,7 @@ use sampan_agent::{
     context::Context,
     pods::Pods,
     room, server,
-    stats::Collector,
+    stats::{Collector, endpoint},
     streaming::Streaming,
     telemetry,
 };
@@ -89,6 +89,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(collector.clone().run());
     tokio::spawn(room::watch(pods.clone()));
     let streaming = Streaming::start(&pods.context().config.streaming, pods.clone()).await?;
+    if let Some(address) = pods.context().config.metrics.address {
+        let listener = endpoint::listen(address).await?;
+        info!(address = %listener.local_addr()?, "metrics are served");
+        tokio::spawn(endpoint::serve(listener, pods.context().clone(), collector.clone()));
+    }
     tokio::spawn(watchdog());
     notify(&[NotifyState::Ready]);
     info!(socket = %socket.display(), "serving");

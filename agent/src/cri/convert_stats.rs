@@ -1,7 +1,9 @@
 //! Samples → CRI's messages.
 
+use std::collections::{BTreeMap, HashMap};
+
 use sampan_proto::cri;
-use sampan_runtime::cgroup::{CpuStats, MemoryStats};
+use sampan_runtime::cgroup::{MemoryStats, Pressure, Reading, Stall, Stalls};
 
 use super::convert;
 use crate::{
@@ -17,28 +19,37 @@ fn value(value: u64) -> Option<cri::UInt64Value> {
 /// What one container uses.
 pub(super) fn container(context: &Context, sample: &ContainerSample) -> cri::ContainerStats {
     let record = &sample.found.container;
+    let swap_limit = match (record.config.resources.memory_limit, record.config.resources.memory_swap_limit) {
+        (Some(memory), Some(both)) if memory > 0 && both >= memory => u64::try_from(both - memory).ok(),
+        _ => None,
+    };
+    let swap = sample.reading.memory.swap_bytes;
     cri::ContainerStats {
         attributes: Some(cri::ContainerAttributes {
             id: record.id.to_string(),
             metadata: Some(convert::container_metadata(record)),
-            labels: record.config.labels.clone().into_iter().collect(),
-            annotations: record.config.annotations.clone().into_iter().collect(),
+            labels: pairs(&record.config.labels),
+            annotations: pairs(&record.config.annotations),
         }),
-        cpu: Some(cpu(sample.at, &sample.stats.cpu, sample.nano_cores)),
-        memory: Some(memory(sample.at, &sample.stats.memory)),
-        writable_layer: Some(cri::FilesystemUsage {
-            timestamp: sample.at,
+        cpu: Some(cpu(sample.at, &sample.reading, sample.nano_cores)),
+        memory: Some(memory(sample.at, &sample.reading)),
+        writable_layer: sample.layer.map(|layer| cri::FilesystemUsage {
+            timestamp: layer.at,
             fs_id: Some(cri::FilesystemIdentifier { mountpoint: snapshots(context) }),
-            used_bytes: value(sample.layer.bytes),
-            inodes_used: value(sample.layer.inodes),
+            used_bytes: value(layer.usage.bytes),
+            inodes_used: value(layer.usage.inodes),
         }),
         swap: Some(cri::SwapUsage {
             timestamp: sample.at,
-            swap_available_bytes: None,
-            swap_usage_bytes: value(sample.stats.memory.swap_bytes),
+            swap_available_bytes: swap_limit.and_then(|limit| value(limit.saturating_sub(swap))),
+            swap_usage_bytes: value(swap),
         }),
-        io: Some(cri::IoUsage { timestamp: sample.at, psi: None }),
+        io: Some(io(sample.at, &sample.reading)),
     }
+}
+
+fn pairs(map: &BTreeMap<String, String>) -> HashMap<String, String> {
+    map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Where writable layers are, as `ImageFsInfo` names it.
@@ -46,16 +57,17 @@ pub(super) fn snapshots(context: &Context) -> String {
     context.config.root.join("snapshots").display().to_string()
 }
 
-fn cpu(timestamp: i64, stats: &CpuStats, nano_cores: Option<u64>) -> cri::CpuUsage {
+fn cpu(timestamp: i64, reading: &Reading, nano_cores: Option<u64>) -> cri::CpuUsage {
     cri::CpuUsage {
         timestamp,
-        usage_core_nano_seconds: value(stats.usage_ns),
+        usage_core_nano_seconds: value(reading.cpu_ns),
         usage_nano_cores: nano_cores.and_then(value),
-        psi: None,
+        psi: psi(reading, |pressure| pressure.cpu),
     }
 }
 
-fn memory(timestamp: i64, stats: &MemoryStats) -> cri::MemoryUsage {
+fn memory(timestamp: i64, reading: &Reading) -> cri::MemoryUsage {
+    let stats: &MemoryStats = &reading.memory;
     let available = stats.limit_bytes.map(|limit| limit.saturating_sub(stats.working_set_bytes));
     cri::MemoryUsage {
         timestamp,
@@ -65,29 +77,43 @@ fn memory(timestamp: i64, stats: &MemoryStats) -> cri::MemoryUsage {
         rss_bytes: value(stats.rss_bytes),
         page_faults: value(stats.page_faults),
         major_page_faults: value(stats.major_page_faults),
-        psi: None,
+        psi: psi(reading, |pressure| pressure.memory),
     }
+}
+
+fn io(timestamp: i64, reading: &Reading) -> cri::IoUsage {
+    cri::IoUsage { timestamp, psi: psi(reading, |pressure| pressure.io) }
+}
+
+fn psi(reading: &Reading, of: impl FnOnce(&Pressure) -> Option<Stalls>) -> Option<cri::PsiStats> {
+    let stalls = reading.pressure.as_ref().and_then(of)?;
+    let data = |stall: Stall| cri::PsiData {
+        total: stall.total_us.saturating_mul(1000),
+        avg10: stall.avg10,
+        avg60: stall.avg60,
+        avg300: stall.avg300,
+    };
+    Some(cri::PsiStats { full: Some(data(stalls.full)), some: Some(data(stalls.some)) })
 }
 
 /// What one pod uses.
 pub(super) fn pod(context: &Context, sample: &PodSample) -> cri::PodSandboxStats {
     let config = &sample.pod.record.config;
-    let stats = sample.stats.as_ref();
-    let pids = stats.map_or(0, |stats| stats.pids.current);
+    let reading = sample.reading.as_ref();
     cri::PodSandboxStats {
         attributes: Some(cri::PodSandboxAttributes {
             id: sample.pod.record.id.to_string(),
             metadata: Some(convert::pod_metadata(&sample.pod)),
-            labels: config.labels.clone().into_iter().collect(),
-            annotations: config.annotations.clone().into_iter().collect(),
+            labels: pairs(&config.labels),
+            annotations: pairs(&config.annotations),
         }),
         linux: Some(cri::LinuxPodSandboxStats {
-            cpu: stats.map(|stats| cpu(sample.at, &stats.cpu, sample.nano_cores)),
-            memory: stats.map(|stats| memory(sample.at, &stats.memory)),
+            cpu: reading.map(|reading| cpu(sample.at, reading, sample.nano_cores)),
+            memory: reading.map(|reading| memory(sample.at, reading)),
             network: network(sample.at, &sample.interfaces),
-            process: Some(cri::ProcessUsage { timestamp: sample.at, process_count: value(pids) }),
+            process: Some(cri::ProcessUsage { timestamp: sample.at, process_count: value(sample.tasks) }),
             containers: sample.containers.iter().map(|sample| container(context, sample)).collect(),
-            io: Some(cri::IoUsage { timestamp: sample.at, psi: None }),
+            io: reading.map(|reading| io(sample.at, reading)),
         }),
         windows: None,
     }

@@ -1,13 +1,18 @@
 //! `PullImage`: from a registry into the store.
 
-use sampan_imagestore::{Auth, Progress, Reference, Store};
+use std::time::Instant;
+
+use sampan_imagestore::{Auth, Progress, Reference};
 use sampan_proto::cri;
 use tonic::Status;
 
-use crate::error::{Error, Kind};
+use crate::{
+    context::Context,
+    error::{Error, Kind},
+};
 
 pub(super) async fn call(
-    store: &Store,
+    context: &Context,
     request: cri::PullImageRequest,
 ) -> Result<cri::PullImageResponse, Status> {
     let name = request.image.unwrap_or_default().image;
@@ -16,8 +21,10 @@ pub(super) async fn call(
     })?;
     let auth = request.auth.filter(|auth| is_for(&auth.server_address, reference.domain()));
     let auth = auth.map(credentials).transpose()?.flatten();
-    let image =
-        store.pull(&reference, auth, Progress::none()).await.map_err(|error| refused(error.into()))?;
+    let since = Instant::now();
+    let pulled = context.store.pull(&reference, auth, Progress::none()).await;
+    context.measurements.pull(pulled.is_ok(), since);
+    let image = pulled.map_err(|error| refused(error.into()))?;
     Ok(cri::PullImageResponse { image_ref: image.id.to_string() })
 }
 

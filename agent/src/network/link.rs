@@ -40,12 +40,16 @@ pub struct InterfaceStats {
     pub rx_packets: u64,
     /// Packets that could not be received.
     pub rx_errors: u64,
+    /// Packets that arrived and were dropped.
+    pub rx_dropped: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
     /// Packets sent.
     pub tx_packets: u64,
     /// Packets that could not be sent.
     pub tx_errors: u64,
+    /// Packets that were dropped instead of sent.
+    pub tx_dropped: u64,
 }
 
 impl InterfaceStats {
@@ -56,9 +60,11 @@ impl InterfaceStats {
             rx_bytes: self.tx_bytes,
             rx_packets: self.tx_packets,
             rx_errors: self.tx_errors,
+            rx_dropped: self.tx_dropped,
             tx_bytes: self.rx_bytes,
             tx_packets: self.rx_packets,
             tx_errors: self.rx_errors,
+            tx_dropped: self.rx_dropped,
         }
     }
 }
@@ -135,6 +141,8 @@ fn stats(value: &[u8]) -> Option<InterfaceStats> {
         tx_bytes: word(3)?,
         rx_errors: word(4)?,
         tx_errors: word(5)?,
+        rx_dropped: word(6)?,
+        tx_dropped: word(7)?,
     })
 }
 

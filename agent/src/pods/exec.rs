@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use oci_spec::runtime::{Process, Spec};
@@ -92,6 +92,7 @@ pub(super) async fn start(
     if command.argv.is_empty() {
         return Err(Error::Invalid("the command to execute is empty".into()));
     }
+    let since = Instant::now();
     let folder = context.pod_state(pod);
     let process = process(&folder.join(container.id.as_str()).join("config.json"), container.pid, command)?;
     let connection = Connection::open(pod, &folder).await?;
@@ -99,7 +100,9 @@ pub(super) async fn start(
         Request::Exec { id: container.id.to_string(), exec: ContainerId::random().short().to_owned() };
     let [stdin, stdout, stderr] = stdio;
     let descriptors: Vec<_> = [process.as_fd(), stdin, stdout, stderr].into_iter().chain(console).collect();
-    match connection.request_with(&request, &descriptors).await? {
+    let answer = connection.request_with(&request, &descriptors).await;
+    context.measurements.exec_start(matches!(answer, Ok(Response::ExecStarted { .. })), since);
+    match answer? {
         Response::ExecStarted { .. } => Ok(connection),
         other => Err(Error::Internal(format!("the monitor answered {other:?} to an execution"))),
     }

@@ -249,6 +249,7 @@ impl Task {
     }
 
     async fn create(&mut self) -> Result<()> {
+        let start = Instant::now();
         self.context.records.create(&self.record)?;
         self.publish();
         let folder = self.context.pod_state(&self.record.id);
@@ -272,13 +273,17 @@ impl Task {
         self.record.monitor_pid = Some(control.pid);
         self.control = Some(control);
         self.events = Some(events);
+        self.context.measurements.pod_start("monitor", start.into_std());
+        let since = Instant::now();
         self.connect_network().await?;
+        self.context.measurements.pod_start("network", since.into_std());
         let attachment = self.record.attachment.clone();
         blocking(move || files::create(&folder, &config, &hostname, attachment.as_ref())).await?;
         self.record.phase = PodPhase::Ready;
         self.save_pod()?;
         self.tell(Action::Create);
         self.tell(Action::Start);
+        self.context.measurements.pod_start("whole", start.into_std());
         Ok(())
     }
 

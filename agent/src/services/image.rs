@@ -7,7 +7,7 @@ mod inspect;
 mod push;
 mod usage;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use sampan_imagestore::{Auth, Image, Phase, Progress, ProgressEvent, Reference};
 use sampan_proto::sampan::{self, image_service_server::ImageService};
@@ -193,7 +193,10 @@ async fn pull(
             }
         }
     });
-    let image = pods.context().store.pull(reference, auth, progress).await?;
+    let since = Instant::now();
+    let pulled = pods.context().store.pull(reference, auth, progress).await;
+    pods.context().measurements.pull(pulled.is_ok(), since);
+    let image = pulled?;
     // All steps before the end.
     let _ = forward.await;
     Ok(sampan::PullResponse {

@@ -9,9 +9,9 @@ use tonic::{Request, Status};
 
 use super::{Feed, Reply};
 use crate::{
-    context::blocking,
+    network::InterfaceStats,
     pods::{ContainerId, Found, Pods, record::ContainerPhase},
-    stats::{Collector, ContainerSample, interfaces},
+    stats::{Collector, FullSample},
 };
 
 /// The service.
@@ -81,8 +81,7 @@ impl Metrics {
             if only.is_some() && containers.is_empty() {
                 return;
             }
-            let samples = self.collector.containers(containers).await;
-            let samples = blocking(move || samples.iter().map(convert).collect()).await;
+            let samples = self.collector.full(containers).await.iter().map(convert).collect();
             if sender.send(Ok(sampan::StreamMetricsResponse { samples })).await.is_err() {
                 return;
             }
@@ -90,8 +89,9 @@ impl Metrics {
     }
 }
 
-fn convert(sample: &ContainerSample) -> sampan::Sample {
-    let (container, stats) = (&sample.found.container, &sample.stats);
+fn convert(full: &FullSample) -> sampan::Sample {
+    let (sample, stats) = (&full.sample, &full.stats);
+    let container = &sample.found.container;
     sampan::Sample {
         container_id: container.id.to_string(),
         name: container.config.name.clone(),
@@ -113,17 +113,17 @@ fn convert(sample: &ContainerSample) -> sampan::Sample {
             read_ops: stats.io.read_ops,
             write_ops: stats.io.write_ops,
         }),
-        network: network(sample),
+        network: network(&full.interfaces),
     }
 }
 
-/// All interfaces but loopback, added up.
-fn network(sample: &ContainerSample) -> Option<sampan::NetworkSample> {
-    let interfaces = interfaces(&sample.found.pod);
-    let mut own = interfaces.iter().filter(|interface| interface.name != "lo").peekable();
-    own.peek()?;
+/// All interfaces added up.
+fn network(interfaces: &[InterfaceStats]) -> Option<sampan::NetworkSample> {
+    if interfaces.is_empty() {
+        return None;
+    }
     let mut sum = sampan::NetworkSample::default();
-    for interface in own {
+    for interface in interfaces {
         sum.rx_bytes += interface.rx_bytes;
         sum.tx_bytes += interface.tx_bytes;
         sum.rx_packets += interface.rx_packets;

@@ -11,8 +11,8 @@ use super::v1::Place;
 
 mod pressure;
 
-pub(super) use pressure::read as pressure;
 pub use pressure::{Pressure, Stall, Stalls};
+pub(super) use pressure::{Reader as PressureReader, read as pressure};
 
 /// A cgroup in detail.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -136,6 +136,8 @@ pub(crate) enum Error {
         #[source]
         source: sys::Error,
     },
+    #[error("the AppArmor profile {0:?} is not loaded; load it with apparmor_parser")]
+    ProfileNotLoaded(String),
     #[error("set the label {label:?}")]
     Label {
         label: String,

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use super::{Error, Result};
 use crate::sys::file;
@@ -41,8 +42,14 @@ impl Label {
     }
 
     pub(super) fn set(&self) -> Result<()> {
-        file::write(&self.file, self.text.as_bytes())
-            .map_err(|source| Error::Label { label: self.text.clone(), source })
+        file::write(&self.file, self.text.as_bytes()).map_err(|source| {
+            match self.text.strip_prefix("exec ") {
+                Some(profile) if source.errno() == Errno::NOENT => {
+                    Error::ProfileNotLoaded(profile.to_owned())
+                }
+                _ => Error::Label { label: self.text.clone(), source },
+            }
+        })
     }
 }
 

@@ -87,7 +87,9 @@ impl Task {
         let bundle = self.bundle(&record.id);
         let hostname = self.hostname();
         let (context, pod) = (self.context.clone(), self.record.clone());
+        let since = Instant::now();
         let mut record = blocking(move || lay_out(&context, &pod, record, &image, &hostname)).await?;
+        self.context.measurements.container_start("layout", since.into_std());
         let pid = match spec::pid_mode(&self.record.config, &record.config) {
             PidMode::Container => protocol::PidMode::Private,
             PidMode::Pod => protocol::PidMode::Pod,
@@ -103,7 +105,10 @@ impl Task {
             stdin: record.config.stdin,
             terminal: record.config.tty,
         };
-        match self.control()?.request(&request).await? {
+        let since = Instant::now();
+        let answer = self.control()?.request(&request).await?;
+        self.context.measurements.container_start("create", since.into_std());
+        match answer {
             Response::Created { pid } => record.pid = Some(pid),
             other => return Err(Error::Internal(format!("the monitor answered {other:?} to a creation"))),
         }
@@ -121,7 +126,10 @@ impl Task {
             )));
         }
         let mut record = container.clone();
-        match self.control()?.request(&Request::Start { id: id.to_string() }).await {
+        let since = Instant::now();
+        let answer = self.control()?.request(&Request::Start { id: id.to_string() }).await;
+        self.context.measurements.container_start("start", since.into_std());
+        match answer {
             Ok(Response::Started { started_at }) => {
                 record.phase = ContainerPhase::Running;
                 record.started_at = started_at;

@@ -1,7 +1,7 @@
 //! Pressure stall information: the share of time in which tasks waited for a resource.
 
 use crate::cgroup::Error;
-use crate::cgroup::directory::{Directory, number};
+use crate::cgroup::directory::{ControlFile, Directory, number};
 
 /// The three resources; None where the kernel was built or started without.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -36,17 +36,34 @@ pub struct Stall {
     pub total_us: u64,
 }
 
-pub(in crate::cgroup) fn read(directory: &Directory) -> Result<Pressure, Error> {
-    let of = |name| match directory.open_optional(name)? {
-        Some(file) => match file.read(&mut Vec::new()) {
-            Ok(text) => Ok(Some(parse(&String::from_utf8_lossy(text)))),
+/// The three files, open.
+pub(in crate::cgroup) struct Reader {
+    files: [Option<ControlFile>; 3],
+}
+
+impl Reader {
+    pub(in crate::cgroup) fn open(directory: &Directory) -> Result<Reader, Error> {
+        let open = |name| directory.open_optional(name);
+        Ok(Reader { files: [open("cpu.pressure")?, open("memory.pressure")?, open("io.pressure")?] })
+    }
+
+    pub(in crate::cgroup) fn read(&self, buffer: &mut Vec<u8>) -> Result<Pressure, Error> {
+        let mut of = |file: &Option<ControlFile>| match file.as_ref().map(|file| file.read(buffer)) {
+            Some(Ok(text)) => Ok(Some(parse(&String::from_utf8_lossy(text)))),
             // Switched off at boot: the file is there and can't be read.
-            Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
-            Err(error) => Err(error),
-        },
-        None => Ok(None),
-    };
-    Ok(Pressure { cpu: of("cpu.pressure")?, memory: of("memory.pressure")?, io: of("io.pressure")? })
+            Some(Err(Error::Io { source, .. })) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                Ok(None)
+            }
+            Some(Err(error)) => Err(error),
+            None => Ok(None),
+        };
+        let [cpu, memory, io] = &self.files;
+        Ok(Pressure { cpu: of(cpu)?, memory: of(memory)?, io: of(io)? })
+    }
+}
+
+pub(in crate::cgroup) fn read(directory: &Directory) -> Result<Pressure, Error> {
+    Reader::open(directory)?.read(&mut Vec::new())
 }
 
 /// `some avg10=0.22 avg60=0.17 avg300=1.11 total=58761459`

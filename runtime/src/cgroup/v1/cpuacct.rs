@@ -3,6 +3,11 @@
 use crate::cgroup::directory::{ControlFile, Directory, pairs};
 use crate::cgroup::{CpuStats, Error};
 
+/// Processor time in nanoseconds and nothing else.
+pub(in crate::cgroup) fn open_usage(directory: &Directory) -> Result<ControlFile, Error> {
+    directory.open_file("cpuacct.usage")
+}
+
 /// `cpuacct.stat` counts in USER_HZ, which is 100 on every architecture we build for.
 const NS_PER_TICK: u64 = 10_000_000;
 
@@ -13,10 +18,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn open(directory: &Directory) -> Result<Reader, Error> {
-        Ok(Reader {
-            usage: directory.open_file("cpuacct.usage")?,
-            stat: directory.open_file("cpuacct.stat")?,
-        })
+        Ok(Reader { usage: open_usage(directory)?, stat: directory.open_file("cpuacct.stat")? })
     }
 
     pub(super) fn read(&self, buffer: &mut Vec<u8>, stats: &mut CpuStats) -> Result<(), Error> {

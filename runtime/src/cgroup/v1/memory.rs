@@ -80,22 +80,28 @@ fn set(directory: &Directory, limit: Option<i64>, swap: Option<i64>) -> Result<(
 /// Anything above this means "no limit": the kernel shows the largest multiple of a page below 2^63.
 pub(in crate::cgroup) const UNLIMITED: u64 = 1 << 62;
 
-pub(super) struct Reader {
+pub(in crate::cgroup) struct Reader {
     usage: ControlFile,
     stat: ControlFile,
-    oom: ControlFile,
+    oom: Option<ControlFile>,
 }
 
 impl Reader {
     pub(super) fn open(directory: &Directory) -> Result<Reader, Error> {
+        let oom = directory.open_file("memory.oom_control")?;
+        Ok(Reader { oom: Some(oom), ..Reader::open_usage(directory)? })
+    }
+
+    /// Of usage alone: kills are not counted.
+    pub(in crate::cgroup) fn open_usage(directory: &Directory) -> Result<Reader, Error> {
         Ok(Reader {
             usage: directory.open_file("memory.usage_in_bytes")?,
             stat: directory.open_file("memory.stat")?,
-            oom: directory.open_file("memory.oom_control")?,
+            oom: None,
         })
     }
 
-    pub(super) fn read(&self, buffer: &mut Vec<u8>, stats: &mut MemoryStats) -> Result<(), Error> {
+    pub(in crate::cgroup) fn read(&self, buffer: &mut Vec<u8>, stats: &mut MemoryStats) -> Result<(), Error> {
         stats.usage_bytes = self.usage.number(buffer)?.unwrap_or(0);
         let mut inactive_file = 0;
         for (name, value) in pairs(self.stat.read(buffer)?) {
@@ -112,7 +118,9 @@ impl Reader {
             }
         }
         stats.working_set_bytes = stats.usage_bytes.saturating_sub(inactive_file);
-        stats.oom_kills = kills(self.oom.read(buffer)?);
+        if let Some(oom) = &self.oom {
+            stats.oom_kills = kills(oom.read(buffer)?);
+        }
         Ok(())
     }
 }

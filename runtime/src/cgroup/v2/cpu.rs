@@ -71,14 +71,14 @@ pub(in crate::cgroup) fn weight(shares: u64) -> u64 {
     10f64.powf(exponent).ceil() as u64
 }
 
-pub(super) struct Reader(ControlFile);
+pub(in crate::cgroup) struct Reader(ControlFile);
 
 impl Reader {
-    pub(super) fn open(directory: &Directory) -> Result<Reader, Error> {
+    pub(in crate::cgroup) fn open(directory: &Directory) -> Result<Reader, Error> {
         directory.open_file("cpu.stat").map(Reader)
     }
 
-    pub(super) fn read(&self, buffer: &mut Vec<u8>, stats: &mut CpuStats) -> Result<(), Error> {
+    pub(in crate::cgroup) fn read(&self, buffer: &mut Vec<u8>, stats: &mut CpuStats) -> Result<(), Error> {
         for (name, value) in pairs(self.0.read(buffer)?) {
             match name {
                 b"usage_usec" => stats.usage_ns = value.saturating_mul(1000),

@@ -77,26 +77,32 @@ pub(in crate::cgroup) fn swap_alone(limit: Option<i64>, swap: i64) -> Result<Str
     }
 }
 
-pub(super) struct Reader {
+pub(in crate::cgroup) struct Reader {
     current: ControlFile,
     stat: ControlFile,
     max: ControlFile,
-    events: ControlFile,
+    events: Option<ControlFile>,
     swap: Option<ControlFile>,
 }
 
 impl Reader {
     pub(super) fn open(directory: &Directory) -> Result<Reader, Error> {
+        let events = directory.open_file("memory.events")?;
+        Ok(Reader { events: Some(events), ..Reader::open_usage(directory)? })
+    }
+
+    /// Of usage alone: kills are not counted.
+    pub(in crate::cgroup) fn open_usage(directory: &Directory) -> Result<Reader, Error> {
         Ok(Reader {
             current: directory.open_file("memory.current")?,
             stat: directory.open_file("memory.stat")?,
             max: directory.open_file("memory.max")?,
-            events: directory.open_file("memory.events")?,
+            events: None,
             swap: directory.open_optional("memory.swap.current")?,
         })
     }
 
-    pub(super) fn read(&self, buffer: &mut Vec<u8>, stats: &mut MemoryStats) -> Result<(), Error> {
+    pub(in crate::cgroup) fn read(&self, buffer: &mut Vec<u8>, stats: &mut MemoryStats) -> Result<(), Error> {
         stats.usage_bytes = self.current.number(buffer)?.unwrap_or(0);
         stats.limit_bytes = self.max.number(buffer)?;
         if let Some(swap) = &self.swap {
@@ -113,7 +119,9 @@ impl Reader {
             }
         }
         stats.working_set_bytes = stats.usage_bytes.saturating_sub(inactive_file);
-        stats.oom_kills = kills(self.events.read(buffer)?);
+        if let Some(events) = &self.events {
+            stats.oom_kills = kills(events.read(buffer)?);
+        }
         Ok(())
     }
 }

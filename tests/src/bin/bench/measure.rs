@@ -9,6 +9,9 @@ use crate::memory;
 use crate::report::{Report, Unit};
 use crate::system::System;
 
+/// How often a list is asked for.
+const LISTS: usize = 30;
+
 /// Sandbox, create and start, with an address of its own.
 pub(crate) async fn pod_up(
     systems: &[System],
@@ -99,14 +102,17 @@ pub(crate) async fn many(systems: &[System], image: &str, count: usize, report: 
         }
     }
     let mut times = vec![Vec::new(); systems.len()];
-    for round in 0..=30 {
-        for (system, times) in systems.iter().zip(&mut times) {
+    let mut spent = vec![Duration::ZERO; systems.len()];
+    for round in 0..=LISTS {
+        for ((system, times), spent) in systems.iter().zip(&mut times).zip(&mut spent) {
+            let before = memory::processor_time(system.pid);
             let start = Instant::now();
             let request = ListContainerStatsRequest { filter: None };
             let answer = system.cri.runtime.clone().list_container_stats(request).await?.into_inner();
             anyhow::ensure!(answer.stats.len() == count, "{} of {count} containers", answer.stats.len());
             if round > 0 {
                 times.push(start.elapsed());
+                *spent += memory::processor_time(system.pid).saturating_sub(before);
             }
         }
     }
@@ -114,6 +120,11 @@ pub(crate) async fn many(systems: &[System], image: &str, count: usize, report: 
         &format!("ListContainerStats with {count} containers, p50"),
         Unit::Time,
         times.iter().map(|times| median(times)),
+    );
+    report.row(
+        &format!("ListContainerStats with {count} containers, the agent's processor time"),
+        Unit::Time,
+        spent.iter().map(|spent| spent.as_secs_f64() / LISTS as f64),
     );
     let monitors = systems.iter().zip(&pods).map(|(_, pods)| {
         pods.iter().map(|(pod, container)| memory::monitors(pod, container)).sum::<u64>() as f64

@@ -2,10 +2,19 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Resident bytes of a process.
 pub(crate) fn resident(pid: u32) -> u64 {
     field(&format!("/proc/{pid}/status"), "VmRSS:")
+}
+
+/// Time that a process's living threads spent on processors.
+pub(crate) fn processor_time(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let spent = |text: String| text.split_whitespace().next()?.parse::<u64>().ok();
+    let times = threads.filter_map(|thread| spent(fs::read_to_string(thread.path().join("schedstat")).ok()?));
+    Duration::from_nanos(times.sum())
 }
 
 /// Proportional bytes of all processes that hold up a pod and are no container of it: monitors, pause processes.

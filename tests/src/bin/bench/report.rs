@@ -66,6 +66,7 @@ impl Display for Report {
 impl Unit {
     fn show(self, value: f64) -> String {
         match self {
+            Unit::Time if value < 0.01 => format!("{:.2} ms", value * 1e3),
             Unit::Time if value < 1.0 => format!("{:.1} ms", value * 1e3),
             Unit::Time => format!("{value:.2} s"),
             Unit::PerSecond => format!("{value:.1}"),
