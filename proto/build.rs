@@ -5,6 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 fn main() -> Result<(), Box<dyn Error>> {
     let files = [
         "runtime/v1/api.proto",
+        "sampan/v1/build.proto",
         "sampan/v1/container.proto",
         "sampan/v1/events.proto",
         "sampan/v1/image.proto",

@@ -176,14 +176,14 @@ fn comment_paths(file: &FileDescriptor) -> BTreeSet<Vec<i32>> {
 fn the_descriptors_have_the_services_of_sampan_too() {
     let pool = pool();
     let services: BTreeSet<String> = pool.services().map(|service| service.full_name().to_owned()).collect();
-    for service in ["ContainerService", "ImageService", "MetricsService", "SystemService"] {
+    for service in ["BuildService", "ContainerService", "ImageService", "MetricsService", "SystemService"] {
         assert!(
             services.contains(&format!("sampan.v1.{service}")),
             "sampan.v1.{service} is missing: {services:?}"
         );
     }
     let files: BTreeSet<String> = pool.files().map(|file| file.name().to_owned()).collect();
-    for name in ["container", "image", "metrics", "system"] {
+    for name in ["build", "container", "image", "metrics", "system"] {
         assert!(files.contains(&format!("sampan/v1/{name}.proto")), "{name}.proto is missing: {files:?}");
     }
 }
