@@ -5,6 +5,7 @@
 
 mod archive;
 mod assemble;
+pub mod build;
 mod catalog;
 mod check;
 mod commit;

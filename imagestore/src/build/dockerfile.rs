@@ -1,0 +1,3 @@
+//! The Dockerfile language: from bytes to typed instructions, with the place of each.
+
+pub(super) mod mode;
