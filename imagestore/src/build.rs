@@ -9,8 +9,12 @@
 
 mod diagnostic;
 mod dockerfile;
+mod error;
 mod plan;
+mod transfer;
+mod tree;
 
+pub use error::Error;
 pub use diagnostic::{Diagnostic, Span};
 pub use plan::{
     Base, Clause, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, ModeChange, Mount, MountKind,
