@@ -9,14 +9,34 @@
 
 mod diagnostic;
 mod dockerfile;
+mod cache;
+mod context;
 mod error;
+mod fetch;
+mod files;
+mod mounts;
 mod plan;
+mod runner;
 mod transfer;
 mod tree;
 
+pub use context::{Context, ContextEntry, Telling};
 pub use error::Error;
+pub use runner::{Bind, BindSource, Command, Exit, Output, Runner};
 pub use diagnostic::{Diagnostic, Span};
 pub use plan::{
     Base, Clause, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, ModeChange, Mount, MountKind,
     Network, Options, Origin, Run, Script, Sharing, Source, Stage, StageId, Step, What, Work,
 };
+
+/// What a build tells of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Content of the context is wanted: entries by their numbers.
+    Wanted(Vec<u32>),
+}
+
+/// Nanoseconds since 1970.
+fn now() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}

@@ -28,7 +28,7 @@ struct Pending {
 }
 
 /// Counts what is beneath `directory`: blocks and inodes, hard links once.
-pub(super) fn count(directory: BorrowedFd<'_>) -> rustix::io::Result<Usage> {
+pub(crate) fn count(directory: BorrowedFd<'_>) -> rustix::io::Result<Usage> {
     let mut counter = Counter { usage: Usage::default(), linked: HashSet::new(), pending: Vec::new() };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = Rc::new(fs::openat(directory, ".", flags, Mode::empty())?);

@@ -1,0 +1,341 @@
+//! A build's context: what the client says there is, and as much of the content as a step asks for.
+//!
+//! ```text
+//!  client: entries ─add▶ Telling ─end▶ Context ◀─look, names── COPY
+//!                                        │ want(numbers) ─▶ Wanted event ─▶ client
+//!                                        ◀── receive(number, bytes) ──────────┘
+//! ```
+//!
+//! The client is not trusted: a path is plain, its parent came before it and is a directory, and nothing is there twice.
+//! Nothing is laid out on this machine; the context is a table, and its files are named by their content. What a client
+//! says unchanged of a file (inode, size and both times) is what it was the last time: its content is not asked for.
+
+mod memory;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::Write,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::fs::FileType;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Error, Event,
+    error::shown,
+    files::{Files, Writer},
+    tree::{Node, Tree, split},
+};
+use crate::{Digest, xattr::Attributes};
+
+pub(super) use memory::Memory;
+
+/// More entries than any context has.
+const ENTRIES: usize = 2_000_000;
+/// As long as a path of Linux.
+const PATH: usize = 4095;
+const NAME: usize = 255;
+/// How long a client may say nothing while content is awaited.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// What the client says of a file.
+#[derive(Clone, Debug, Default)]
+pub struct ContextEntry {
+    /// Relative, with single slashes.
+    pub path: Vec<u8>,
+    /// Type and permissions, as stat(2) has them.
+    pub mode: u32,
+    /// Of a regular file.
+    pub size: u64,
+    /// Nanoseconds since 1970.
+    pub mtime: i64,
+    /// Nanoseconds since 1970; 0: the file is not known again.
+    pub ctime: i64,
+    /// Tells it from another file of this path.
+    pub inode: u64,
+    /// Of a symbolic link.
+    pub link: Vec<u8>,
+    /// Major and minor number.
+    pub device: (u32, u32),
+    /// Extended attributes, sorted by name.
+    pub attributes: Attributes,
+}
+
+/// A context that is being told.
+#[derive(Debug)]
+pub struct Telling {
+    files: Arc<Files>,
+    memory: Option<Arc<Memory>>,
+    entries: Vec<ContextEntry>,
+    by_path: HashMap<Vec<u8>, u32>,
+    digests: Vec<Option<Digest>>,
+}
+
+/// A context that has been told whole.
+#[derive(Debug)]
+pub struct Context {
+    files: Arc<Files>,
+    memory: Option<Arc<Memory>>,
+    entries: Vec<ContextEntry>,
+    by_path: HashMap<Vec<u8>, u32>,
+    /// What is in each directory; the root's comes first, that of entry N is N + 1.
+    children: Vec<Vec<u32>>,
+    state: Mutex<State>,
+    /// Counts what came of the client.
+    arrivals: watch::Sender<u64>,
+    /// Where content is asked for; none where all of it is here.
+    events: Option<mpsc::Sender<Event>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    digests: Vec<Option<Digest>>,
+    asked: HashSet<u32>,
+    arriving: HashMap<u32, Writer>,
+    failed: HashMap<u32, String>,
+    gone: bool,
+}
+
+impl Telling {
+    pub(super) fn new(files: Arc<Files>, memory: Option<Arc<Memory>>) -> Telling {
+        Telling { files, memory, entries: Vec::new(), by_path: HashMap::new(), digests: Vec::new() }
+    }
+
+    /// Takes one entry.
+    pub fn add(&mut self, entry: ContextEntry) -> Result<(), Error> {
+        let digest = self.memory.as_ref().and_then(|memory| memory.find(&entry));
+        let digest = digest.filter(|digest| self.files.touch(digest));
+        self.add_known(entry, digest)
+    }
+
+    fn add_known(&mut self, entry: ContextEntry, digest: Option<Digest>) -> Result<(), Error> {
+        let refused = |why: &str| Err(Error::Invalid(format!("the context's {:?} {why}", shown(&entry.path))));
+        if self.entries.len() >= ENTRIES {
+            return Err(Error::Limit(format!("the context has more than {ENTRIES} entries")));
+        }
+        if entry.path.is_empty() || entry.path.len() > PATH || entry.path.contains(&0) {
+            return refused("is no path");
+        }
+        if entry.path.split(|byte| *byte == b'/').any(|name| matches!(name, b"" | b"." | b"..") || name.len() > NAME)
+        {
+            return refused("is no plain path");
+        }
+        let (parent, _) = split(&entry.path);
+        let above = self.by_path.get(parent).map(|number| self.entries[*number as usize].mode);
+        if !parent.is_empty() && above.is_none_or(|mode| FileType::from_raw_mode(mode) != FileType::Directory) {
+            return refused("is in no directory that was told before it");
+        }
+        match FileType::from_raw_mode(entry.mode) {
+            FileType::Socket | FileType::Unknown => return refused("is nothing that can be copied"),
+            FileType::Symlink if entry.link.is_empty() || entry.link.len() > PATH || entry.link.contains(&0) => {
+                return refused("leads nowhere");
+            }
+            _ => {}
+        }
+        for (name, value) in &entry.attributes {
+            let fit = name == b"security.capability"
+                || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+            if !fit || name.len() > NAME || name.contains(&0) || value.len() > 64 << 10 {
+                return refused("has an extended attribute that no layer may have");
+            }
+        }
+        let number = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        if self.by_path.insert(entry.path.clone(), number).is_some() {
+            return refused("is told twice");
+        }
+        self.entries.push(entry);
+        self.digests.push(digest);
+        Ok(())
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// That was all. Content that is not here is asked for by `events`.
+    pub fn end(self, events: Option<mpsc::Sender<Event>>) -> Context {
+        let Telling { files, memory, entries, by_path, digests } = self;
+        let mut children = vec![Vec::new(); entries.len() + 1];
+        for (number, entry) in entries.iter().enumerate() {
+            let parent = by_path.get(split(&entry.path).0).map_or(0, |parent| *parent as usize + 1);
+            children[parent].push(number as u32);
+        }
+        for numbers in &mut children {
+            numbers.sort_by(|a, b| entries[*a as usize].path.cmp(&entries[*b as usize].path));
+        }
+        let state = Mutex::new(State { digests, ..State::default() });
+        Context { files, memory, entries, by_path, children, state, arrivals: watch::Sender::new(0), events }
+    }
+}
+
+impl Context {
+    /// A context with nothing in it.
+    pub(super) fn empty(files: Arc<Files>) -> Context {
+        Telling::new(files, None).end(None)
+    }
+
+    /// Takes a piece of a file that was asked for. `error` says why there is no content; `end` that there is no more.
+    pub fn receive(&self, number: u32, data: &[u8], end: bool, error: &str) -> Result<(), Error> {
+        let path = self.entries.get(number as usize).map(|entry| shown(&entry.path));
+        let mut state = self.state();
+        if !state.asked.contains(&number) {
+            return Err(Error::Client(format!("the client sends content {number}, which nobody asked for")));
+        }
+        if !error.is_empty() {
+            let path = path.unwrap_or_default();
+            state.failed.insert(number, format!("the client cannot read {path:?}: {error}"));
+        } else {
+            let mut writer = match state.arriving.remove(&number) {
+                Some(writer) => writer,
+                None => self.files.begin()?,
+            };
+            drop(state);
+            writer.write_all(data).map_err(Error::io("write", b"a file of the context"))?;
+            if !end {
+                self.state().arriving.insert(number, writer);
+                self.arrivals.send_modify(|count| *count += 1);
+                return Ok(());
+            }
+            let size = writer.size();
+            let digest = writer.finish()?;
+            if let (Some(memory), Some(entry)) = (&self.memory, self.entries.get(number as usize))
+                && entry.size == size
+            {
+                memory.learn(entry, &digest);
+            }
+            state = self.state();
+            state.digests[number as usize] = Some(digest);
+        }
+        state.asked.remove(&number);
+        drop(state);
+        self.arrivals.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// The client is gone: nobody waits for it in vain.
+    pub fn abandon(&self) {
+        self.state().gone = true;
+        self.arrivals.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until the content of these files is here.
+    pub(super) async fn fetch(&self, paths: impl Iterator<Item = &[u8]>) -> Result<(), Error> {
+        let numbers: Vec<u32> = paths.filter_map(|path| self.by_path.get(path).copied()).collect();
+        let is_file = |number: &u32| {
+            FileType::from_raw_mode(self.entries[*number as usize].mode) == FileType::RegularFile
+        };
+        let mut arrivals = self.arrivals.subscribe();
+        let wanted: Vec<u32> = {
+            let mut state = self.state();
+            let missing = |number: &u32| is_file(number) && state.digests[*number as usize].is_none();
+            let mut missing: Vec<u32> = numbers.iter().copied().filter(missing).collect();
+            missing.sort_unstable();
+            missing.dedup();
+            missing.retain(|number| state.asked.insert(*number));
+            missing
+        };
+        for numbers in wanted.chunks(16 << 10) {
+            let events = self.events.as_ref().ok_or_else(gone)?;
+            events.send(Event::Wanted(numbers.to_vec())).await.map_err(|_| gone())?;
+        }
+        loop {
+            {
+                let state = self.state();
+                if let Some(why) = numbers.iter().find_map(|number| state.failed.get(number)) {
+                    return Err(Error::Client(why.clone()));
+                }
+                if !numbers.iter().any(|number| is_file(number) && state.digests[*number as usize].is_none()) {
+                    return Ok(());
+                }
+                if state.gone {
+                    return Err(gone());
+                }
+            }
+            let waited = tokio::time::timeout(SILENCE, arrivals.changed()).await;
+            waited.map_err(|_| {
+                Error::Client(format!("the client sent none of what it was asked for in {} s", SILENCE.as_secs()))
+            })?
+            .map_err(|_| gone())?;
+        }
+    }
+
+    /// Keeps for the next build what was learned of files.
+    pub(super) fn remember(&self) {
+        if let Some(memory) = &self.memory {
+            memory.save(self.entries.iter().zip(&self.state().digests));
+        }
+    }
+
+    fn entry(&self, path: &[u8]) -> Option<(u32, &ContextEntry)> {
+        let number = *self.by_path.get(path)?;
+        Some((number, &self.entries[number as usize]))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn gone() -> Error {
+    Error::Client("the client is gone".into())
+}
+
+impl Tree for Context {
+    fn look(&self, path: &[u8]) -> Result<Option<Node>, Error> {
+        if path.is_empty() {
+            return Ok(Some(Node {
+                kind: FileType::Directory,
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+                size: 0,
+                mtime: (0, 0),
+                link: Vec::new(),
+                device: (0, 0),
+                attributes: Attributes::new(),
+                inode: None,
+            }));
+        }
+        let Some((_, entry)) = self.entry(path) else { return Ok(None) };
+        Ok(Some(Node {
+            kind: FileType::from_raw_mode(entry.mode),
+            mode: entry.mode & 0o7777,
+            // Who owns a file elsewhere says nothing here.
+            uid: 0,
+            gid: 0,
+            size: entry.size,
+            mtime: (
+                entry.mtime.div_euclid(1_000_000_000),
+                u32::try_from(entry.mtime.rem_euclid(1_000_000_000)).unwrap_or_default(),
+            ),
+            link: entry.link.clone(),
+            device: entry.device,
+            attributes: entry.attributes.clone(),
+            inode: None,
+        }))
+    }
+
+    fn names(&self, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        let at = if path.is_empty() { Some(0) } else { self.entry(path).map(|(number, _)| number as usize + 1) };
+        let numbers = at.map(|at| self.children[at].as_slice()).unwrap_or_default();
+        Ok(numbers.iter().map(|number| split(&self.entries[*number as usize].path).1.to_vec()).collect())
+    }
+
+    fn open(&self, path: &[u8]) -> Result<File, Error> {
+        self.files.reader(&self.digest(path)?)
+    }
+
+    fn digest(&self, path: &[u8]) -> Result<Digest, Error> {
+        let known = self.entry(path).and_then(|(number, _)| self.state().digests[number as usize].clone());
+        known.ok_or_else(|| Error::Client(format!("the content of {:?} was not sent", shown(path))))
+    }
+}
