@@ -47,7 +47,7 @@ pub(crate) fn assemble(
         pinned: false,
         tagged_at: None,
     };
-    pull::restore(&store.content, &store.snapshots, &image)?;
+    pull::restore(&store.content, &store.snapshots, &image.layers)?;
     store.settle_later();
     let usage = image.layers.iter().filter_map(|layer| store.snapshots.layer_usage(&layer.chain_id));
     image.size = config.len() as u64 + usage.map(|usage| usage.bytes).sum::<u64>();

@@ -9,32 +9,34 @@
 
 mod diagnostic;
 mod dockerfile;
+mod builder;
 mod cache;
 mod context;
 mod error;
+mod event;
 mod fetch;
 mod files;
 mod mounts;
+mod pad;
 mod plan;
 mod runner;
+mod single;
+#[cfg(any())]
+mod solve;
+mod step;
 mod transfer;
 mod tree;
 
 pub use context::{Context, ContextEntry, Telling};
+pub use builder::{Builder, BuilderOptions, Request};
 pub use error::Error;
+pub use event::{Event, StepEvent, StepState};
 pub use runner::{Bind, BindSource, Command, Exit, Output, Runner};
 pub use diagnostic::{Diagnostic, Span};
 pub use plan::{
     Base, Clause, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, ModeChange, Mount, MountKind,
     Network, Options, Origin, Run, Script, Sharing, Source, Stage, StageId, Step, What, Work,
 };
-
-/// What a build tells of itself.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// Content of the context is wanted: entries by their numbers.
-    Wanted(Vec<u32>),
-}
 
 /// Nanoseconds since 1970.
 fn now() -> i64 {

@@ -136,7 +136,7 @@ pub(crate) fn commit_layer(
 }
 
 /// Members of Docker's configurations that speak of the container an image was made in.
-const OF_A_CONTAINER: [&str; 7] =
+pub(crate) const OF_A_CONTAINER: [&str; 7] =
     ["container", "container_config", "docker_version", "id", "parent", "parent_id", "throwaway"];
 
 /// The parent's configuration with this step on top.

@@ -124,7 +124,7 @@ impl Store {
             let mut missing = image.layers.iter().filter(|layer| !snapshots.contains(&layer.chain_id));
             let Some(first) = missing.next() else { return Ok(()) };
             tracing::info!(image.id = %image.id, "layers are unpacked again");
-            pull::restore(&content, &snapshots, image)
+            pull::restore(&content, &snapshots, &image.layers)
                 .map_err(|error| format!("layer {} is not there: {}", first.chain_id, error::chain(&error)))
         };
         let (catalog, faults) = Catalog::open(root, &options.pinned, usable)?;
@@ -195,6 +195,11 @@ impl Store {
             Ok(image) => Ok((*image).clone()),
             Err(source) => Err(Error::Pull { reference: reference.clone(), source }),
         }
+    }
+
+    /// The parts, for the builder.
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     /// All images, from memory.
@@ -320,11 +325,6 @@ impl Store {
     /// last container is gone now.
     pub fn collect(&self) -> Result<Vec<ChainId>, Error> {
         self.inner.collect()
-    }
-
-    #[cfg(test)]
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
-        &self.inner
     }
 
     /// Layers and writable snapshots.

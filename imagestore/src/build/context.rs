@@ -15,7 +15,7 @@ mod memory;
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    io::Write,
+    io::{Read, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,7 +27,7 @@ use super::{
     Error, Event,
     error::shown,
     files::{Files, Writer},
-    tree::{Node, Tree, split},
+    tree::{Node, Tree, resolve, split},
 };
 use crate::{Digest, xattr::Attributes};
 
@@ -266,6 +266,21 @@ impl Context {
             })?
             .map_err(|_| gone())?;
         }
+    }
+
+    /// The whole of a small text file.
+    pub(super) async fn read(&self, path: &str) -> Result<Vec<u8>, Error> {
+        const MAX_TEXT: u64 = 8 << 20;
+        let missing = || Error::Missing(format!("{path} is not in the build's context"));
+        let found = resolve(self, path.as_bytes(), true)?.ok_or_else(missing)?;
+        let node = self.look(&found)?.filter(|node| node.kind == FileType::RegularFile).ok_or_else(missing)?;
+        if node.size > MAX_TEXT {
+            return Err(Error::Limit(format!("{path} has more than {} MiB", MAX_TEXT >> 20)));
+        }
+        self.fetch(std::iter::once(&*found)).await?;
+        let mut text = Vec::new();
+        self.open(&found)?.take(MAX_TEXT).read_to_end(&mut text).map_err(Error::io("read", &found))?;
+        Ok(text)
     }
 
     /// Keeps for the next build what was learned of files.

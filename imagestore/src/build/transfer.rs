@@ -8,10 +8,13 @@
 //! Picks are in the order in which they are made: a directory before what is in it. Nothing here knows images or
 //! Dockerfiles; paths are resolved beneath descriptors and never joined into strings that somebody opens.
 
+pub(super) mod archive;
 pub(super) mod owner;
 pub(super) mod pattern;
 mod place;
 mod select;
+#[cfg(test)]
+mod tests;
 
 use sha2::{Digest as _, Sha256};
 

@@ -201,11 +201,11 @@ fn unpack_stored(
     Ok(Ready { stage, unpacked: unpacked? })
 }
 
-/// Unpacks again what an image lacks, from the blobs that are here.
-pub(crate) fn restore(content: &Content, snapshots: &Snapshots, image: &Image) -> Result<(), Error> {
+/// Unpacks again what is missing of a stack of layers, from the blobs that are here.
+pub(crate) fn restore(content: &Content, snapshots: &Snapshots, layers: &[Layer]) -> Result<(), Error> {
     let mut parent = None;
-    let allowance = Allowance::new(&image.layers);
-    for layer in &image.layers {
+    let allowance = Allowance::new(layers);
+    for layer in layers {
         if !snapshots.contains(&layer.chain_id) {
             let Ready { stage, unpacked } = unpack_stored(content, snapshots, layer, &allowance, |_| ())?;
             snapshots.commit(stage, &layer.chain_id, parent, &unpacked)?;

@@ -55,7 +55,7 @@ struct Sealed<T> {
 }
 
 /// A name of the time since the machine was started: what was written since is there, synced or not.
-pub(super) fn boot() -> String {
+pub(crate) fn boot() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     match id.trim() {
         // Without it nothing may be taken for written in this boot, not even by the next process.

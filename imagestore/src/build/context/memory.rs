@@ -99,7 +99,7 @@ impl Memory {
 
 fn encode(seen: &HashMap<Vec<u8>, Seen>, boot: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut text = |bytes: &mut Vec<u8>, text: &[u8]| {
+    let text = |bytes: &mut Vec<u8>, text: &[u8]| {
         bytes.extend((text.len() as u32).to_le_bytes());
         bytes.extend(text);
     };
