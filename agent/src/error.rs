@@ -87,6 +87,9 @@ pub enum Error {
         /// How long.
         limit: Duration,
     },
+    /// Nobody waits for it any more.
+    #[error("{0}")]
+    Cancelled(String),
     /// The image store's error.
     #[error(transparent)]
     Image(#[from] sampan_imagestore::Error),
@@ -170,6 +173,7 @@ impl Error {
             Error::Unimplemented(_) => Kind::Unimplemented,
             Error::Exhausted(_) => Kind::ResourceExhausted,
             Error::Deadline { .. } => Kind::DeadlineExceeded,
+            Error::Cancelled(_) => Kind::Cancelled,
             Error::Image(error) => image_kind(error.kind()),
             Error::Network(error) => network_kind(error.kind()),
             Error::Monitor { kind, .. } => *kind,
@@ -226,7 +230,7 @@ fn network_kind(kind: network::Kind) -> Kind {
     }
 }
 
-fn image_kind(kind: sampan_imagestore::Kind) -> Kind {
+pub(crate) fn image_kind(kind: sampan_imagestore::Kind) -> Kind {
     use sampan_imagestore::Kind as Image;
     match kind {
         Image::NotFound => Kind::NotFound,

@@ -28,6 +28,7 @@ mod recovery;
 pub(crate) mod session;
 pub(crate) mod signal;
 mod spec;
+pub(crate) mod step;
 mod task;
 
 pub use id::{ContainerId, PodId};

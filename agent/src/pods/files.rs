@@ -18,6 +18,7 @@ const HOSTS: &str = "hosts";
 const HOSTNAME: &str = "hostname";
 const RESOLV_CONF: &str = "resolv.conf";
 const SHM: &str = "shm";
+const SECRETS: &str = "secrets";
 
 /// Writes the files of a pod and mounts its shared memory.
 pub(crate) fn create(
@@ -45,9 +46,26 @@ pub(crate) fn create(
     Ok(())
 }
 
-/// Takes the shared memory away; the files go with their folder. Missing is fine.
+/// Takes away what is mounted in the folder; the files go with it. Missing is fine.
 pub(crate) fn remove(folder: &Path) -> Result<(), sampan_runtime::mount::Error> {
-    sampan_runtime::mount::unmount(&folder.join(SHM))
+    let secrets = sampan_runtime::mount::unmount(&folder.join(SECRETS));
+    sampan_runtime::mount::unmount(&folder.join(SHM)).and(secrets)
+}
+
+/// Adds lines to `/etc/hosts`.
+pub(crate) fn add_hosts(folder: &Path, lines: &str) -> Result<()> {
+    use std::io::Write as _;
+    let path = folder.join(HOSTS);
+    let file = fs::OpenOptions::new().append(true).open(&path);
+    file.and_then(|mut file| file.write_all(lines.as_bytes())).map_err(at("write", &path))
+}
+
+/// Makes a place for what is not to touch a disk.
+pub(crate) fn mount_secrets(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join(SECRETS);
+    mount_memory(&path, &["nosuid", "nodev", "noswap", "mode=0700", "size=16384k"])
+        .or_else(|_| mount_memory(&path, &["nosuid", "nodev", "mode=0700", "size=16384k"]))?;
+    Ok(path)
 }
 
 /// Where each file appears in a container.
@@ -62,14 +80,21 @@ pub(crate) fn mounts(folder: &Path, config: &PodConfig) -> Vec<(&'static str, Pa
 }
 
 fn mount_shm(path: &Path) -> Result<()> {
+    mount_memory(path, &["nosuid", "nodev", "noexec", "mode=1777", "size=65536k"])
+}
+
+fn mount_memory(path: &Path, options: &[&str]) -> Result<()> {
     let mount = oci_spec::runtime::MountBuilder::default()
         .destination("/dev/shm")
         .typ("tmpfs")
         .source("shm")
-        .options(["nosuid", "nodev", "noexec", "mode=1777", "size=65536k"].map(str::to_owned).to_vec())
+        .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
         .build()
         .map_err(|error| Error::Internal(format!("describe /dev/shm: {error}")))?;
-    fs::create_dir(path).map_err(at("create", path))?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => made.map_err(at("create", path))?,
+    }
     sampan_runtime::mount::mount_all(&[mount], path)
         .map_err(|source| Error::Mount { container: format!("shared memory at {}", path.display()), source })
 }

@@ -39,7 +39,7 @@ mod container;
 mod resume;
 mod teardown;
 
-pub(super) use container::pod_cgroup;
+pub(super) use container::{empty_cgroup, pod_cgroup, resolve_user, write_bundle};
 
 /// Longest wait for processes to be gone after SIGKILL.
 const KILLED: Duration = Duration::from_secs(10);

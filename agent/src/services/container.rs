@@ -15,7 +15,7 @@ use crate::{
 };
 
 mod inspect;
-mod logs;
+pub(crate) mod logs;
 mod name;
 mod run;
 mod session;

@@ -346,7 +346,7 @@ pub(in crate::pods) fn pod_cgroup(context: &Context, pod: &PodId) -> String {
 }
 
 /// Kills what is left in a cgroup and removes it. Missing is fine.
-pub(super) fn empty_cgroup(path: &str) -> Result<()> {
+pub(in crate::pods) fn empty_cgroup(path: &str) -> Result<()> {
     let failed = |source| Error::Cgroup { path: path.to_owned(), source };
     let cgroup = Cgroup::new(path).map_err(failed)?;
     cgroup.kill().map_err(failed)?;
@@ -518,7 +518,7 @@ fn make_volumes(
     Ok(volumes)
 }
 
-fn write_bundle(
+pub(in crate::pods) fn write_bundle(
     context: &Context,
     bundle: &Path,
     mut spec: oci_spec::runtime::Spec,
@@ -548,7 +548,7 @@ fn write_bundle(
 }
 
 /// Who the container runs as: numbers and names of the request before those of the image.
-fn resolve_user(rootfs: &Path, security: &Security, image_user: Option<&str>) -> Result<User> {
+pub(in crate::pods) fn resolve_user(rootfs: &Path, security: &Security, image_user: Option<&str>) -> Result<User> {
     let root: OwnedFd =
         rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(std::io::Error::from)

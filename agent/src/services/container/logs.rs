@@ -89,8 +89,9 @@ async fn feed(
     }
 }
 
+/// What a log file has, from some place on.
 #[derive(Debug)]
-struct Reader {
+pub(crate) struct Reader {
     path: PathBuf,
     /// `None` until the container has made it.
     file: Option<File>,
@@ -100,7 +101,8 @@ struct Reader {
 }
 
 impl Reader {
-    fn open(path: PathBuf, tail: i64, since: i64) -> Result<Reader> {
+    /// Begins with as many of the last lines, all of them if negative, and no entry older than `since`.
+    pub(crate) fn open(path: PathBuf, tail: i64, since: i64) -> Result<Reader> {
         let mut file = open(&path)?;
         if let (Some(file), Ok(lines)) = (&mut file, u64::try_from(tail)) {
             let start = tail_offset(file, lines).map_err(at("read", &path))?;
@@ -110,7 +112,7 @@ impl Reader {
     }
 
     /// The entries that have come since; none at the end of what is there.
-    fn next(&mut self) -> Result<Vec<sampan::LogEntry>> {
+    pub(crate) fn next(&mut self) -> Result<Vec<sampan::LogEntry>> {
         if self.file.is_none() {
             self.file = open(&self.path)?;
         }
