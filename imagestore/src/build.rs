@@ -7,12 +7,18 @@
 //! bytes ─Dockerfile::parse▶ stages of instructions ─Plan::new▶ graph of stages ─Plan::evaluate(base)▶ steps, configuration
 //! ```
 
+mod check;
 mod diagnostic;
 mod dockerfile;
+mod ignore;
 mod plan;
 
+pub use check::{Finding, Rule};
 pub use diagnostic::{Diagnostic, Span};
+pub use dockerfile::Dockerfile;
+pub use dockerfile::mode::{Clause, ModeChange, What};
+pub use ignore::Ignore;
 pub use plan::{
-    Base, Clause, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, ModeChange, Mount, MountKind,
-    Network, Options, Origin, Run, Script, Sharing, Source, Stage, StageId, Step, What, Work,
+    Base, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, Mount, MountKind, Network, Options,
+    Origin, Plan, Run, Script, Sharing, Source, Stage, StageId, Step, Work,
 };
