@@ -11,11 +11,13 @@ mod diagnostic;
 mod dockerfile;
 mod builder;
 mod cache;
+mod check;
 mod context;
 mod error;
 mod event;
 mod fetch;
 mod files;
+mod ignore;
 mod mounts;
 mod pad;
 mod plan;
@@ -33,9 +35,13 @@ pub use error::Error;
 pub use event::{Event, StepEvent, StepState};
 pub use runner::{Bind, BindSource, Command, Exit, Output, Runner};
 pub use diagnostic::{Diagnostic, Span};
+pub use check::{Finding, Rule};
+pub use dockerfile::Dockerfile;
+pub use dockerfile::mode::{Clause, ModeChange, What};
+pub use ignore::Ignore;
 pub use plan::{
-    Base, Clause, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, ModeChange, Mount, MountKind,
-    Network, Options, Origin, Run, Script, Sharing, Source, Stage, StageId, Step, What, Work,
+    Base, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, Mount, MountKind, Network, Options, Origin,
+    Plan, Run, Script, Sharing, Source, Stage, StageId, Step, Work,
 };
 
 /// Nanoseconds since 1970.

@@ -19,20 +19,36 @@
 //! [`Stage::needs`] said: [`Evaluated::origins`] is the whole truth, and may name stages that `reached` did not.
 
 mod config;
+mod environment;
+mod evaluate;
+mod graph;
+mod history;
 mod options;
+mod platform;
+mod port;
+mod signal;
 mod step;
+#[cfg(test)]
+mod tests;
+mod transfer;
 
 use std::fmt;
 
 use crate::Platform;
 
-use super::diagnostic::Span;
+use super::{
+    diagnostic::{Diagnostic, Span},
+    dockerfile::Dockerfile,
+};
+
+pub(crate) use environment::Globals;
+pub(crate) use graph::{expand, globals};
 
 pub use config::{Config, Healthcheck};
+pub use evaluate::{Evaluated, Foundation};
 pub use options::Options;
 pub use step::{
-    Clause, Copy, Directory, ModeChange, Mount, MountKind, Network, Origin, Run, Script, Sharing, Source,
-    Step, What, Work,
+    Copy, Directory, Mount, MountKind, Network, Origin, Run, Script, Sharing, Source, Step, Work,
 };
 
 /// The number of a stage, from 0 in the order of the file.
@@ -77,30 +93,68 @@ pub enum Base {
     Image(String),
 }
 
-/// What a stage stands on, known.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Foundation {
-    /// The configuration to begin with; its triggers are carried out first.
-    pub config: Config,
-    /// What the base was made for.
-    pub platform: Platform,
-    /// `author` of the base's document.
-    pub author: String,
-    /// Whether the configuration is what it really is: without it, checks keep quiet about its variables.
-    pub known: bool,
+/// A Dockerfile with what a build was asked for.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) dockerfile: Dockerfile,
+    pub(crate) options: Options,
+    /// Predefined and global arguments, as FROM sees them.
+    pub(crate) globals: environment::Globals,
+    pub(crate) stages: Vec<Stage>,
+    pub(crate) target: StageId,
+    /// SOURCE_DATE_EPOCH in seconds.
+    pub(crate) epoch: Option<i64>,
+    /// What the checks have to say of FROM lines.
+    pub(crate) findings: Vec<super::check::Finding>,
 }
 
-/// A stage with nothing left to find out.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Evaluated {
-    /// The stage.
-    pub id: StageId,
-    /// Its steps, triggers of the base first. Those of the base itself are not among them.
-    pub steps: Vec<Step>,
-    /// Where the steps take files from, once each: wait for the stages, pull the images.
-    pub origins: Vec<Origin>,
-    /// The result's configuration.
-    pub config: Config,
-    /// `author` of the result's document; empty without one.
-    pub author: String,
+impl Plan {
+    /// Sees through the stages. Errors are of FROM lines, global arguments, `--target`, `--from` and SOURCE_DATE_EPOCH.
+    pub fn new(dockerfile: Dockerfile, options: Options) -> Result<Plan, Box<Diagnostic>> {
+        graph::plan(dockerfile, options)
+    }
+
+    /// The stage whose result is the build's.
+    pub fn target(&self) -> StageId {
+        self.target
+    }
+
+    /// One stage.
+    pub fn stage(&self, id: StageId) -> &Stage {
+        &self.stages[id.0]
+    }
+
+    /// Every stage of the file.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// The stages that the target needs, itself among them, in the order of the file.
+    pub fn reached(&self) -> Vec<StageId> {
+        graph::reached(&self.stages, self.target)
+    }
+
+    /// The time that the image and its files get, in seconds since 1970: SOURCE_DATE_EPOCH, if it is set.
+    pub fn epoch(&self) -> Option<i64> {
+        self.epoch
+    }
+
+    /// The host name that steps see, if BUILDKIT_SANDBOX_HOSTNAME sets one.
+    pub fn hostname(&self) -> Option<&str> {
+        self.options
+            .build_args
+            .get("BUILDKIT_SANDBOX_HOSTNAME")
+            .map(String::as_str)
+            .filter(|name| !name.is_empty())
+    }
+
+    /// Build arguments that were given and that nothing in the file declares or knows.
+    pub fn unused_arguments(&self) -> Vec<&str> {
+        graph::unused_arguments(self)
+    }
+
+    /// The steps of a stage on its base. The labels of [`Options`] are in the configuration of the target only.
+    pub fn evaluate(&self, id: StageId, base: &Foundation) -> Result<Evaluated, Box<Diagnostic>> {
+        evaluate::stage(self, id, base)
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::Platform;
+use crate::{Platform, build::Ignore};
 
 /// What the user of a build chose.
 #[derive(Clone, Debug, Default)]
@@ -17,4 +17,6 @@ pub struct Options {
     pub platform: Platform,
     /// What the build runs on.
     pub build_platform: Platform,
+    /// What the context leaves out: for a check.
+    pub ignore: Option<Ignore>,
 }

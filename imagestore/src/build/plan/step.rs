@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::build::{Span, plan::StageId};
 
-pub use crate::build::dockerfile::mode::{Clause, ModeChange, What};
+use crate::build::dockerfile::mode::ModeChange;
 
 /// One instruction, ready to be carried out.
 #[derive(Clone, Debug, PartialEq)]
