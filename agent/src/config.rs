@@ -28,6 +28,8 @@ pub struct Config {
     pub registry: Registry,
     /// Which images stay, and how much room they may take.
     pub images: Images,
+    /// Building images.
+    pub build: Build,
     /// Where cgroups are made.
     pub cgroup: Cgroup,
     /// The runtime.
@@ -122,6 +124,40 @@ impl Default for Images {
     }
 }
 
+/// Building images.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Build {
+    /// How many commands run at a time; absent: two for each processor, and four at least.
+    pub parallel: Option<usize>,
+    /// Bytes that the cache may take, cache mounts included, before what was used longest ago goes.
+    pub keep_bytes: u64,
+    /// Whether a build may use the host's network.
+    pub host_network: bool,
+    /// Bytes for each command of builds that name no limit; absent: no limit.
+    pub memory_bytes: Option<i64>,
+    /// Thousandths of a processor; likewise.
+    pub cpu_millis: Option<i64>,
+    /// Most processes and threads of a command.
+    pub pids: i64,
+    /// Seconds after which a command is killed.
+    pub step_seconds: u64,
+}
+
+impl Default for Build {
+    fn default() -> Build {
+        Build {
+            parallel: None,
+            keep_bytes: 20_000_000_000,
+            host_network: false,
+            memory_bytes: None,
+            cpu_millis: None,
+            pids: 16384,
+            step_seconds: 24 * 3600,
+        }
+    }
+}
+
 /// Where cgroups are made.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -170,6 +206,7 @@ impl Default for Config {
             network: Network::default(),
             registry: Registry::default(),
             images: Images::default(),
+            build: Build::default(),
             cgroup: Cgroup::default(),
             runtime: Runtime::default(),
             streaming: Streaming::default(),
@@ -407,6 +444,9 @@ mod tests {
             "streaming.certificate",
             "streaming.key",
             "metrics.address",
+            "build.parallel",
+            "build.memory_bytes",
+            "build.cpu_millis",
         ];
         let (mut text, mut table, mut keys) = (String::new(), "", 0);
         for line in installed.lines() {
@@ -427,6 +467,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 25);
+        assert_eq!(keys, 32);
     }
 }

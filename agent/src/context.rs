@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 use oci_spec::runtime::Capability;
-use sampan_imagestore::{Credentials, Store, StoreOptions};
+use sampan_imagestore::{Credentials, Store, StoreOptions, build::Builder};
 use sampan_runtime::seccomp;
 
 use crate::{
@@ -30,6 +30,8 @@ pub struct Context {
     pub config: Config,
     /// Images and snapshots.
     pub store: Store,
+    /// Builds images.
+    pub builder: Builder,
     /// The bridge, which the cluster may give other subnets.
     network: RwLock<Arc<Network>>,
     /// What happens.
@@ -69,6 +71,7 @@ impl Context {
             ..StoreOptions::default()
         };
         let store = Store::open(&config.root, options)?;
+        let builder = Builder::open(&store, &config.root, crate::build::options(&config.build))?;
         let subnets = pod_cidr(&config.root)?.unwrap_or_else(|| config.network.subnets.clone());
         let network = RwLock::new(Arc::new(open_network(&config, subnets)?));
         let boot_id = "/proc/sys/kernel/random/boot_id";
@@ -78,6 +81,7 @@ impl Context {
             records: Records::open(&config.root)?,
             runtime: find_runtime(config.runtime.path.as_deref())?,
             store,
+            builder,
             network,
             boot_id,
             measurements: Measurements::default(),

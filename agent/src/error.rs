@@ -90,6 +90,14 @@ pub enum Error {
     /// Nobody waits for it any more.
     #[error("{0}")]
     Cancelled(String),
+    /// A build's.
+    #[error("{message}")]
+    Build {
+        /// What a caller can act on.
+        kind: Kind,
+        /// As a compiler would show it.
+        message: String,
+    },
     /// The image store's error.
     #[error(transparent)]
     Image(#[from] sampan_imagestore::Error),
@@ -159,6 +167,12 @@ impl From<sampan_imagestore::SnapshotError> for Error {
     }
 }
 
+impl From<sampan_imagestore::build::Error> for Error {
+    fn from(error: sampan_imagestore::build::Error) -> Error {
+        Error::Build { kind: image_kind(error.kind()), message: chain(&error) }
+    }
+}
+
 /// The result of the agent's own functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -176,7 +190,7 @@ impl Error {
             Error::Cancelled(_) => Kind::Cancelled,
             Error::Image(error) => image_kind(error.kind()),
             Error::Network(error) => network_kind(error.kind()),
-            Error::Monitor { kind, .. } => *kind,
+            Error::Monitor { kind, .. } | Error::Build { kind, .. } => *kind,
             Error::MonitorGone { .. } => Kind::Unavailable,
             Error::File { source, .. } if out_of_space(source) => Kind::ResourceExhausted,
             Error::Mount { .. }

@@ -4,6 +4,7 @@
 //! `pods`. This crate starts processes only by executing the runtime; it forks no code of its own.
 //! `cli` is the other side of the socket: it shares the crate, and nothing of the agent's.
 
+mod build;
 pub mod cli;
 pub mod config;
 pub mod context;

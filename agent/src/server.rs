@@ -12,7 +12,8 @@ use sampan_proto::{
     DESCRIPTORS,
     cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
     sampan::{
-        container_service_server::ContainerServiceServer, event_service_server::EventServiceServer,
+        build_service_server::BuildServiceServer, container_service_server::ContainerServiceServer,
+        event_service_server::EventServiceServer,
         image_service_server::ImageServiceServer as SampanImagesServer,
         metrics_service_server::MetricsServiceServer, system_service_server::SystemServiceServer,
     },
@@ -121,6 +122,7 @@ async fn router(
         limited!(MetricsServiceServer, services::metrics::Metrics { pods: pods.clone(), collector });
     let events = context.events.clone();
     let events = limited!(EventServiceServer, services::event::EventsOfNode { events });
+    let builds = limited!(BuildServiceServer, services::build::Builds { pods: pods.clone() });
     let system = limited!(SystemServiceServer, services::system::System { pods });
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -136,6 +138,7 @@ async fn router(
         .add_service(images)
         .add_service(containers)
         .add_service(sampan_images)
+        .add_service(builds)
         .add_service(metrics)
         .add_service(system)
         .add_service(events)

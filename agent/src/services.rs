@@ -1,5 +1,6 @@
 //! `sampan.v1`: what CRI has no word for, a file for each service.
 
+pub mod build;
 pub mod container;
 pub mod event;
 pub mod image;

@@ -7,42 +7,45 @@
 //! bytes ─Dockerfile::parse▶ stages of instructions ─Plan::new▶ graph of stages ─Plan::evaluate(base)▶ steps, configuration
 //! ```
 
-mod diagnostic;
-mod dockerfile;
 mod builder;
 mod cache;
 mod check;
 mod context;
+mod diagnostic;
+mod dockerfile;
 mod error;
 mod event;
+mod export;
 mod fetch;
 mod files;
 mod ignore;
+mod keep;
 mod mounts;
 mod pad;
 mod plan;
 mod runner;
 mod single;
-#[cfg(any())]
 mod solve;
 mod step;
 mod transfer;
 mod tree;
 
-pub use context::{Context, ContextEntry, Telling};
-pub use builder::{Builder, BuilderOptions, Request};
-pub use error::Error;
-pub use event::{Event, StepEvent, StepState};
-pub use runner::{Bind, BindSource, Command, Exit, Output, Runner};
-pub use diagnostic::{Diagnostic, Span};
+pub use builder::{Builder, BuilderOptions, Request, Upload};
 pub use check::{Finding, Rule};
+pub use context::{Context, ContextEntry, Sent, Telling};
+pub use diagnostic::{Diagnostic, Span};
 pub use dockerfile::Dockerfile;
 pub use dockerfile::mode::{Clause, ModeChange, What};
+pub use error::Error;
+pub use event::{Event, StepEvent, StepState};
 pub use ignore::Ignore;
+pub use keep::{Kept, KeptKind, Prune};
 pub use plan::{
-    Base, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, Mount, MountKind, Network, Options, Origin,
-    Plan, Run, Script, Sharing, Source, Stage, StageId, Step, Work,
+    Base, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, Mount, MountKind, Network, Options,
+    Origin, Plan, Run, Script, Sharing, Source, Stage, StageId, Step, Work,
 };
+pub use runner::{Bind, BindSource, Command, Exit, Output, Runner};
+pub use solve::{Built, Failure};
 
 /// Nanoseconds since 1970.
 fn now() -> i64 {

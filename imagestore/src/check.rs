@@ -231,7 +231,8 @@ type Found = Vec<(String, String, bool)>;
 fn compare(store: &Inner, image: &Image, layer: &Layer, repair: bool) -> Result<(u64, Found), Error> {
     let chain = &layer.chain_id;
     if !store.snapshots.contains(chain) {
-        let restored = if repair { Some(restore(&store.content, &store.snapshots, &image.layers)) } else { None };
+        let restored =
+            if repair { Some(restore(&store.content, &store.snapshots, &image.layers)) } else { None };
         let (problem, repaired) = match restored {
             None => ("is not unpacked".to_owned(), false),
             Some(Ok(())) => ("was not unpacked".to_owned(), true),

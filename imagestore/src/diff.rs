@@ -5,7 +5,7 @@
 //! without harm. The same directory gives the same bytes: entries are sorted by name, and nothing of the moment or the
 //! machine is in them.
 
-mod header;
+pub(crate) mod header;
 mod sparse;
 #[cfg(test)]
 mod tests;

@@ -46,9 +46,9 @@ mod verify;
 pub(crate) mod tests;
 
 pub use error::Error;
+pub(crate) use record::boot;
 pub(crate) use stage::Stage;
 pub(crate) use upper::{Upper, is_whiteout};
-pub(crate) use record::boot;
 pub(crate) use usage::count;
 pub(crate) use verify::Difference;
 

@@ -6,6 +6,7 @@
 
 mod agent;
 mod binaries;
+mod build;
 mod cgroup;
 mod cli;
 mod client;
@@ -18,6 +19,7 @@ mod wait;
 
 pub use agent::{Agent, Options, with_agent, with_agent_of};
 pub use binaries::binary;
+pub use build::{Build, Running, build};
 pub use cgroup::hierarchies;
 pub use cli::{Cli, Output};
 pub use client::{Cri, connect};

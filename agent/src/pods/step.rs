@@ -459,11 +459,12 @@ fn write_secret(path: &Path, content: &[u8], (uid, gid): (u32, u32), mode: u32) 
         io::Write as _,
         os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     };
-    let written = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).and_then(|mut file| {
-        file.write_all(content)?;
-        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
-        file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
-    });
+    let written =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).and_then(|mut file| {
+            file.write_all(content)?;
+            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+            file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
+        });
     written.map_err(at("write", path))
 }
 

@@ -23,6 +23,7 @@ use crate::{
 };
 
 pub(crate) use care::used_images;
+pub(crate) use commit::MOUNT_POINTS;
 pub(crate) use inspect::configuration;
 
 /// The service.
@@ -166,11 +167,11 @@ fn find(pods: &Pods, name: &str) -> Result<Arc<Image>, Error> {
     image.ok_or_else(|| Error::NotFound { object: "image", id: name.to_owned() })
 }
 
-fn reference(name: &str) -> Result<Reference, Status> {
+pub(super) fn reference(name: &str) -> Result<Reference, Status> {
     name.parse().map_err(|error| Status::invalid_argument(format!("image {name:?}: {}", chain(&error))))
 }
 
-fn credentials(auth: sampan::RegistryAuth) -> Option<Auth> {
+pub(super) fn credentials(auth: sampan::RegistryAuth) -> Option<Auth> {
     if !auth.identity_token.is_empty() {
         return Some(Auth::IdentityToken(auth.identity_token));
     }
@@ -208,7 +209,7 @@ async fn pull(
     })
 }
 
-fn layer(event: &ProgressEvent) -> sampan::LayerProgress {
+pub(super) fn layer(event: &ProgressEvent) -> sampan::LayerProgress {
     let phase = match event.phase {
         Phase::Waiting => sampan::layer_progress::Phase::Waiting,
         Phase::Downloading => sampan::layer_progress::Phase::Downloading,

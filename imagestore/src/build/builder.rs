@@ -3,25 +3,24 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, DirBuilder},
+    io::Write,
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::AtomicU64,
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    Context, Error, Event, Network, Options, Runner, Telling,
+    Context, Error, Event, Failure, Network, Options, Runner, Telling,
     cache::Cache,
-    context::Memory,
+    context::{Memory, Sent, look},
     fetch::Fetcher,
-    files::Files,
+    files::{Files, Writer},
     mounts::Mounts,
     now,
+    solve::{self, Built},
     step::{Feed, Flight, Landing},
 };
 use crate::{Auth, Reference, Store, pull::Flights, store};
@@ -75,6 +74,32 @@ pub struct Request {
     pub cpu_millis: i64,
     /// For `/etc/hosts` of commands.
     pub hosts: Vec<(String, IpAddr)>,
+}
+
+/// A context that comes as one stream.
+#[derive(Debug)]
+pub struct Upload {
+    writer: Writer,
+    files: Arc<Files>,
+}
+
+impl Upload {
+    /// Takes a piece. Blocks.
+    ///
+    /// # Errors
+    /// A disk that takes no more.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.writer.write_all(bytes).map_err(Error::io("write", b"the context"))
+    }
+
+    /// That was all. Blocks.
+    ///
+    /// # Errors
+    /// Whatever is neither a tar nor a Dockerfile.
+    pub fn end(self) -> Result<Sent, Error> {
+        let digest = self.writer.finish()?;
+        look(&self.files, &digest)
+    }
 }
 
 /// Builds images. Cheap to clone.
@@ -158,12 +183,41 @@ impl Builder {
         Telling::new(self.inner.files.clone(), memory)
     }
 
+    /// Begins to take a context that comes as one stream.
+    ///
+    /// # Errors
+    /// A disk that takes no more.
+    pub fn upload(&self) -> Result<Upload, Error> {
+        Ok(Upload { writer: self.inner.files.begin()?, files: self.inner.files.clone() })
+    }
+
+    /// Fetches a context, or a Dockerfile.
+    ///
+    /// # Errors
+    /// A server that does not give it, and whatever is neither.
+    pub async fn fetch(&self, url: &str) -> Result<Sent, Error> {
+        let parsed = url::Url::parse(url).map_err(|error| Error::Invalid(format!("{url:?}: {error}")))?;
+        if !matches!(parsed.scheme(), "http" | "https") {
+            return Err(Error::Invalid(format!("{url:?} begins with neither http:// nor https://")));
+        }
+        let fetched = self.inner.fetcher.fetch(&self.inner.files, url, None).await?;
+        let files = self.inner.files.clone();
+        super::step::blocking(move || look(&files, &fetched.digest)).await
+    }
+
+    /// Writes the files of what was built as a tar.
+    ///
+    /// # Errors
+    /// A mount that the runner cannot make, and whatever `out` says.
+    pub fn export(&self, built: &Built, runner: &Arc<dyn Runner>, out: &mut impl Write) -> Result<(), Error> {
+        super::export::export(&self.inner, built, runner, out)
+    }
+
     /// A context with nothing in it.
     pub fn no_context(&self) -> Context {
         Context::empty(self.inner.files.clone())
     }
 
-    #[cfg(any())]
     /// Builds. Dropping the future cancels what nobody else waits for. `id` names the build; fit for file names.
     ///
     /// # Errors
@@ -181,7 +235,15 @@ impl Builder {
         let _running = Running(&self.inner, number);
         let built = solve::build(&self.inner, id, request, context.clone(), runner, events).await;
         // Also of a build that failed: it will come again.
-        super::step::blocking(move || context.remember()).await;
+        let builder = self.clone();
+        super::step::blocking(move || {
+            context.remember();
+            context.abandon();
+            if let Err(error) = builder.keep_within() {
+                tracing::warn!(error = crate::error::chain(&error), "the build cache stays above its bound");
+            }
+        })
+        .await;
         built
     }
 

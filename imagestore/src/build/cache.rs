@@ -105,10 +105,15 @@ impl Cache {
     /// Reads the records below `root`, the builder's folder; those whose layer is gone are deleted.
     pub(super) fn open(store: Arc<store::Inner>, root: &Path) -> Result<Cache, Error> {
         let folder = root.join("steps");
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(Error::io("mkdir", b"steps"))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(Error::io("mkdir", b"steps"))?;
         let cache = Cache { store, folder, state: Mutex::default() };
         for entry in fs::read_dir(&cache.folder).map_err(Error::io("read", b"steps"))?.flatten() {
-            let record = fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+            let record =
+                fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
             let name = entry.file_name();
             match record.filter(|record| name.to_str() == Some(record.key.hex()) && cache.is_whole(record)) {
                 Some(record) => cache.enter(record, false),
@@ -166,7 +171,8 @@ impl Cache {
     /// Says why a step is not cached: what differs from the record of a like step that was used last.
     pub(super) fn explain(&self, key: &Key, title: &str) -> String {
         let state = self.state();
-        let like = |record: &&Arc<Record>| record.title == title || first_word(&record.title) == first_word(title);
+        let like =
+            |record: &&Arc<Record>| record.title == title || first_word(&record.title) == first_word(title);
         let differing = |record: &Record| {
             let now = key.kept();
             let value = |parts: &[(String, String)], name: &str| {
@@ -215,7 +221,8 @@ impl Cache {
 
     fn is_whole(&self, record: &Record) -> bool {
         let Some(layer) = &record.layer else { return true };
-        self.store.snapshots.contains(&layer.chain_id) && self.store.content.size(&layer.digest) == Some(layer.size)
+        self.store.snapshots.contains(&layer.chain_id)
+            && self.store.content.size(&layer.digest) == Some(layer.size)
     }
 
     fn enter(&self, record: Record, write: bool) {

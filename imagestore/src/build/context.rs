@@ -10,6 +10,7 @@
 //! Nothing is laid out on this machine; the context is a table, and its files are named by their content. What a client
 //! says unchanged of a file (inode, size and both times) is what it was the last time: its content is not asked for.
 
+mod archive;
 mod memory;
 
 use std::{
@@ -31,6 +32,8 @@ use super::{
 };
 use crate::{Digest, xattr::Attributes};
 
+pub use archive::Sent;
+pub(super) use archive::look;
 pub(super) use memory::Memory;
 
 /// More entries than any context has.
@@ -87,7 +90,7 @@ pub struct Context {
     /// Counts what came of the client.
     arrivals: watch::Sender<u64>,
     /// Where content is asked for; none where all of it is here.
-    events: Option<mpsc::Sender<Event>>,
+    events: Mutex<Option<mpsc::Sender<Event>>>,
 }
 
 #[derive(Debug, Default)]
@@ -112,25 +115,32 @@ impl Telling {
     }
 
     fn add_known(&mut self, entry: ContextEntry, digest: Option<Digest>) -> Result<(), Error> {
-        let refused = |why: &str| Err(Error::Invalid(format!("the context's {:?} {why}", shown(&entry.path))));
+        let refused =
+            |why: &str| Err(Error::Invalid(format!("the context's {:?} {why}", shown(&entry.path))));
         if self.entries.len() >= ENTRIES {
             return Err(Error::Limit(format!("the context has more than {ENTRIES} entries")));
         }
         if entry.path.is_empty() || entry.path.len() > PATH || entry.path.contains(&0) {
             return refused("is no path");
         }
-        if entry.path.split(|byte| *byte == b'/').any(|name| matches!(name, b"" | b"." | b"..") || name.len() > NAME)
+        if entry
+            .path
+            .split(|byte| *byte == b'/')
+            .any(|name| matches!(name, b"" | b"." | b"..") || name.len() > NAME)
         {
             return refused("is no plain path");
         }
         let (parent, _) = split(&entry.path);
         let above = self.by_path.get(parent).map(|number| self.entries[*number as usize].mode);
-        if !parent.is_empty() && above.is_none_or(|mode| FileType::from_raw_mode(mode) != FileType::Directory) {
+        if !parent.is_empty() && above.is_none_or(|mode| FileType::from_raw_mode(mode) != FileType::Directory)
+        {
             return refused("is in no directory that was told before it");
         }
         match FileType::from_raw_mode(entry.mode) {
             FileType::Socket | FileType::Unknown => return refused("is nothing that can be copied"),
-            FileType::Symlink if entry.link.is_empty() || entry.link.len() > PATH || entry.link.contains(&0) => {
+            FileType::Symlink
+                if entry.link.is_empty() || entry.link.len() > PATH || entry.link.contains(&0) =>
+            {
                 return refused("leads nowhere");
             }
             _ => {}
@@ -149,6 +159,41 @@ impl Telling {
         self.entries.push(entry);
         self.digests.push(digest);
         Ok(())
+    }
+
+    /// Takes an entry of an archive: the last one of a name counts, and directories that it does not tell are implied.
+    fn replace(&mut self, entry: ContextEntry, digest: Option<Digest>) -> Result<(), Error> {
+        self.imply(split(&entry.path).0)?;
+        let Some(number) = self.by_path.get(&entry.path).copied() else {
+            return self.add_known(entry, digest);
+        };
+        let known = &mut self.entries[number as usize];
+        let is_directory = |mode| FileType::from_raw_mode(mode) == FileType::Directory;
+        if is_directory(known.mode) != is_directory(entry.mode) {
+            return Err(Error::Invalid(format!(
+                "the context's {:?} is a directory and something else",
+                shown(&entry.path)
+            )));
+        }
+        *known = entry;
+        self.digests[number as usize] = digest;
+        Ok(())
+    }
+
+    /// Takes another name of a file that is there; none if there is no such file.
+    fn link(&mut self, path: Vec<u8>, target: &[u8]) -> Option<Result<(), Error>> {
+        let number = *self.by_path.get(target)?;
+        let entry = ContextEntry { path, ..self.entries[number as usize].clone() };
+        Some(self.replace(entry, self.digests[number as usize].clone()))
+    }
+
+    fn imply(&mut self, path: &[u8]) -> Result<(), Error> {
+        if path.is_empty() || self.by_path.contains_key(path) {
+            return Ok(());
+        }
+        self.imply(split(path).0)?;
+        let mode = FileType::Directory.as_raw_mode() | 0o755;
+        self.add_known(ContextEntry { path: path.to_vec(), mode, ..ContextEntry::default() }, None)
     }
 
     /// How many entries there are.
@@ -173,7 +218,8 @@ impl Telling {
             numbers.sort_by(|a, b| entries[*a as usize].path.cmp(&entries[*b as usize].path));
         }
         let state = Mutex::new(State { digests, ..State::default() });
-        Context { files, memory, entries, by_path, children, state, arrivals: watch::Sender::new(0), events }
+        let (arrivals, events) = (watch::Sender::new(0), Mutex::new(events));
+        Context { files, memory, entries, by_path, children, state, arrivals, events }
     }
 }
 
@@ -224,6 +270,7 @@ impl Context {
     /// The client is gone: nobody waits for it in vain.
     pub fn abandon(&self) {
         self.state().gone = true;
+        *self.events.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.arrivals.send_modify(|count| *count += 1);
     }
 
@@ -244,7 +291,8 @@ impl Context {
             missing
         };
         for numbers in wanted.chunks(16 << 10) {
-            let events = self.events.as_ref().ok_or_else(gone)?;
+            let events =
+                self.events.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(gone)?;
             events.send(Event::Wanted(numbers.to_vec())).await.map_err(|_| gone())?;
         }
         loop {
@@ -253,7 +301,8 @@ impl Context {
                 if let Some(why) = numbers.iter().find_map(|number| state.failed.get(number)) {
                     return Err(Error::Client(why.clone()));
                 }
-                if !numbers.iter().any(|number| is_file(number) && state.digests[*number as usize].is_none()) {
+                if !numbers.iter().any(|number| is_file(number) && state.digests[*number as usize].is_none())
+                {
                     return Ok(());
                 }
                 if state.gone {
@@ -261,10 +310,14 @@ impl Context {
                 }
             }
             let waited = tokio::time::timeout(SILENCE, arrivals.changed()).await;
-            waited.map_err(|_| {
-                Error::Client(format!("the client sent none of what it was asked for in {} s", SILENCE.as_secs()))
-            })?
-            .map_err(|_| gone())?;
+            waited
+                .map_err(|_| {
+                    Error::Client(format!(
+                        "the client sent none of what it was asked for in {} s",
+                        SILENCE.as_secs()
+                    ))
+                })?
+                .map_err(|_| gone())?;
         }
     }
 
@@ -273,7 +326,8 @@ impl Context {
         const MAX_TEXT: u64 = 8 << 20;
         let missing = || Error::Missing(format!("{path} is not in the build's context"));
         let found = resolve(self, path.as_bytes(), true)?.ok_or_else(missing)?;
-        let node = self.look(&found)?.filter(|node| node.kind == FileType::RegularFile).ok_or_else(missing)?;
+        let node =
+            self.look(&found)?.filter(|node| node.kind == FileType::RegularFile).ok_or_else(missing)?;
         if node.size > MAX_TEXT {
             return Err(Error::Limit(format!("{path} has more than {} MiB", MAX_TEXT >> 20)));
         }
@@ -340,7 +394,8 @@ impl Tree for Context {
     }
 
     fn names(&self, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
-        let at = if path.is_empty() { Some(0) } else { self.entry(path).map(|(number, _)| number as usize + 1) };
+        let at =
+            if path.is_empty() { Some(0) } else { self.entry(path).map(|(number, _)| number as usize + 1) };
         let numbers = at.map(|at| self.children[at].as_slice()).unwrap_or_default();
         Ok(numbers.iter().map(|number| split(&self.entries[*number as usize].path).1.to_vec()).collect())
     }

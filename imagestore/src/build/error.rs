@@ -98,7 +98,13 @@ impl Error {
             Error::Limit(_) => Kind::ResourceExhausted,
             Error::Command { .. } => Kind::FailedPrecondition,
             Error::Checksum { .. } => Kind::DataLoss,
-            Error::Fetch { again, .. } => if *again { Kind::Unavailable } else { Kind::InvalidArgument },
+            Error::Fetch { again, .. } => {
+                if *again {
+                    Kind::Unavailable
+                } else {
+                    Kind::InvalidArgument
+                }
+            }
             Error::Io { source, .. } => Kind::of_io(source),
             Error::Store(error) => error.kind(),
             Error::Commit(error) => error.kind(),

@@ -111,7 +111,10 @@ impl Fetcher {
 
     async fn body(&self, files: &Arc<Files>, url: &str, mut response: Response) -> Result<Known, Error> {
         let header = |headers: &HeaderMap, name| {
-            headers.get(name).and_then(|value: &reqwest::header::HeaderValue| value.to_str().ok()).map(str::to_owned)
+            headers
+                .get(name)
+                .and_then(|value: &reqwest::header::HeaderValue| value.to_str().ok())
+                .map(str::to_owned)
         };
         let etag = header(response.headers(), ETAG);
         let last_modified = header(response.headers(), LAST_MODIFIED);

@@ -63,7 +63,11 @@ impl Mounts {
     /// Opens what is below `root`, the builder's folder.
     pub(super) fn open(root: &Path) -> Result<Mounts, Error> {
         let folder = root.join("mounts");
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(Error::io("mkdir", b"mounts"))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(Error::io("mkdir", b"mounts"))?;
         let mut state = HashMap::new();
         for entry in fs::read_dir(&folder).map_err(Error::io("read", b"mounts"))?.flatten() {
             let record = fs::read(entry.path().join("record.json")).ok();

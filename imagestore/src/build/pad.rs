@@ -9,14 +9,7 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 
 use super::{Error, Runner, tree::Directory};
-use crate::{
-    ChainId, DiffOptions,
-    commit::commit_layer,
-    gc::Lease,
-    image::Layer,
-    snapshot::Access,
-    store,
-};
+use crate::{ChainId, DiffOptions, commit::commit_layer, gc::Lease, image::Layer, snapshot::Access, store};
 
 /// A snapshot that goes away with its guard.
 pub(super) struct Pad {
@@ -67,7 +60,11 @@ impl Pad {
     }
 
     /// Makes a layer of what was written; none if nothing was.
-    pub(super) fn commit(&mut self, options: &DiffOptions, lease: &mut Lease) -> Result<Option<Layer>, Error> {
+    pub(super) fn commit(
+        &mut self,
+        options: &DiffOptions,
+        lease: &mut Lease,
+    ) -> Result<Option<Layer>, Error> {
         self.unmount()?;
         let layer = commit_layer(&self.store, &self.key, options, lease)?;
         self.store.settle_later();
@@ -128,5 +125,6 @@ impl Drop for View {
 /// Opens a directory of our own.
 pub(super) fn open(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(Error::io("open", path.as_os_str().as_encoded_bytes()))
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(Error::io("open", path.as_os_str().as_encoded_bytes()))
 }

@@ -4,7 +4,11 @@
 //! [`Runner`] mounts what it is told where it is told, and runs one command to its end; when its future is done, nothing of
 //! the command is left.
 
-use std::{net::IpAddr, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures_util::future::BoxFuture;
 use oci_spec::runtime::Mount;

@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::{
-    Base, Context, Diagnostic, Dockerfile, Error, Evaluated, Event, Foundation, Origin, Output, Plan, Request,
-    Runner, Span, StageId, Step, StepState, Work,
+    Base, Context, Diagnostic, Dockerfile, Error, Evaluated, Event, Foundation, Origin, Output, Plan,
+    Request, Runner, Span, StageId, Step, StepState, Work,
     builder::Inner,
     step::{Done, Failed, Site, Task, blocking},
 };
@@ -70,6 +70,11 @@ impl Failure {
     /// What a caller can act on.
     pub fn kind(&self) -> Kind {
         self.error.kind()
+    }
+
+    /// Of an error that has no place.
+    pub fn of(error: Error) -> Failure {
+        Failure::plain(error)
     }
 
     fn plain(error: Error) -> Failure {
@@ -204,7 +209,10 @@ impl Solver {
                     images.push((name.clone(), stage.platform.clone(), span, stage.title.clone()));
                 }
                 images.extend(
-                    stage.images.iter().map(|name| (name.clone(), stage.platform.clone(), span, stage.title.clone())),
+                    stage
+                        .images
+                        .iter()
+                        .map(|name| (name.clone(), stage.platform.clone(), span, stage.title.clone())),
                 );
             }
             for one in evaluated.values() {
@@ -236,7 +244,8 @@ impl Solver {
                         }
                     },
                 };
-                let stage = self.plan.evaluate(id, &foundation).map_err(|error| Failure::plain(error.into()))?;
+                let stage =
+                    self.plan.evaluate(id, &foundation).map_err(|error| Failure::plain(error.into()))?;
                 for origin in &stage.origins {
                     if let Origin::Stage(other) = origin {
                         wanted.insert(*other);
@@ -367,10 +376,13 @@ impl Solver {
     /// One stage, from what it stands on to its last step.
     async fn stage(&self, id: StageId) -> Result<Outcome, ()> {
         let mut outcome = match &self.plan.stage(id).base {
-            Base::Scratch => Outcome { layers: Vec::new(), history: Vec::new(), base: None, leases: Vec::new() },
+            Base::Scratch => {
+                Outcome { layers: Vec::new(), history: Vec::new(), base: None, leases: Vec::new() }
+            }
             Base::Image(name) => {
                 let image = self.images[name].clone();
-                let names = image.blobs().cloned().chain(image.layers.iter().flat_map(Layer::names)).collect();
+                let names =
+                    image.blobs().cloned().chain(image.layers.iter().flat_map(Layer::names)).collect();
                 let lease = Arc::new(self.site.builder.store.leases.take(names));
                 Outcome {
                     layers: image.layers.clone(),
@@ -430,8 +442,11 @@ impl Solver {
                 Ok(done)
             }
             Err(failed) => {
-                let state =
-                    if failed.error.kind() == Kind::Cancelled { StepState::Cancelled } else { StepState::Failed };
+                let state = if failed.error.kind() == Kind::Cancelled {
+                    StepState::Cancelled
+                } else {
+                    StepState::Failed
+                };
                 told.ended(state, &crate::error::chain(&failed.error), &failed.explanation).await;
                 let mut failure = self.placed(failed.error.clone(), step.span, Some(told.id()));
                 failure.debug_image = self.debug_image(&failed, step, before, stage).await;
@@ -442,7 +457,13 @@ impl Solver {
     }
 
     /// Makes an image of what a failed command left, as the command saw it.
-    async fn debug_image(&self, failed: &Failed, step: &Step, before: &Outcome, stage: &Evaluated) -> Option<Digest> {
+    async fn debug_image(
+        &self,
+        failed: &Failed,
+        step: &Step,
+        before: &Outcome,
+        stage: &Evaluated,
+    ) -> Option<Digest> {
         let (wreck, Work::Run(run)) = (failed.wreck.as_ref()?, &step.work) else { return None };
         let mut config = stage.config.clone();
         config.env = (*run.environment).clone();
@@ -462,7 +483,9 @@ impl Solver {
         };
         let store = self.site.builder.store.clone();
         let made = blocking(move || recipe.make(&store, &[])).await;
-        made.inspect_err(|error| tracing::warn!(%error, "no image of what the command left")).ok().map(|image| image.id.clone())
+        made.inspect_err(|error| tracing::warn!(%error, "no image of what the command left"))
+            .ok()
+            .map(|image| image.id.clone())
     }
 
     /// Waits for another stage.
@@ -525,7 +548,8 @@ async fn run(solver: Arc<Solver>, request: &Request) -> Result<Built, Failure> {
         return Err(failure);
     }
     let target = &solver.stages[&solver.plan.target()];
-    let outcome = solver.outcome(solver.plan.target()).await.map_err(|()| Failure::plain(Error::Cancelled))?;
+    let outcome =
+        solver.outcome(solver.plan.target()).await.map_err(|()| Failure::plain(Error::Cancelled))?;
     let (steps, cached) = solver.reporter.counts();
     let mut built =
         Built { image: None, steps, cached, layers: outcome.layers.clone(), _leases: outcome.leases.clone() };

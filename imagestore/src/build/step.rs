@@ -35,16 +35,9 @@ use super::{
     cache::{Key, Record},
     now,
     pad::{Pad, View},
-    transfer,
-    tree,
+    transfer, tree,
 };
-use crate::{
-    ChainId, Digest, DiffOptions,
-    gc::Lease,
-    image::Layer,
-    pull,
-    snapshot::Access,
-};
+use crate::{ChainId, DiffOptions, Digest, gc::Lease, image::Layer, pull, snapshot::Access};
 
 /// What all steps of a build share.
 pub(super) struct Site {
@@ -296,14 +289,19 @@ impl Site {
         let digest = key.digest();
         let explanation =
             if self.explain { self.builder.cache.explain(key, task.title) } else { String::new() };
-        let own = if self.no_cache || self.debug { self.builder.next.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
+        let own = if self.no_cache || self.debug {
+            self.builder.next.fetch_add(1, Ordering::Relaxed) + 1
+        } else {
+            0
+        };
         let (site, record_key) = (self.clone(), key.clone());
         let (parent, title) = (task.parent().cloned(), task.title.to_owned());
         let start = move |feed: Arc<Feed>, token: CancellationToken| async move {
             let ended = work(feed.clone(), token).await;
             feed.close();
             let (layer, lease) = ended?;
-            let size = layer.as_ref().and_then(|layer| site.builder.store.snapshots.layer_usage(&layer.chain_id));
+            let size =
+                layer.as_ref().and_then(|layer| site.builder.store.snapshots.layer_usage(&layer.chain_id));
             let now = now();
             let record = Record {
                 key: record_key.digest(),
@@ -321,11 +319,12 @@ impl Site {
         };
         let join = |feed: &Feed| feed.listen(listener);
         let landed = self.builder.flights.run((digest.clone(), own), join, start).await;
-        let lost = || Failed::from(Error::Invalid("the step came to no end; that is a mistake of the builder".into()));
-        let (record, lease) = landed.unwrap_or_else(|| Err(lost())).map_err(|failed| Failed {
-            explanation: explanation.clone(),
-            ..failed
-        })?;
+        let lost = || {
+            Failed::from(Error::Invalid("the step came to no end; that is a mistake of the builder".into()))
+        };
+        let (record, lease) = landed
+            .unwrap_or_else(|| Err(lost()))
+            .map_err(|failed| Failed { explanation: explanation.clone(), ..failed })?;
         if let Some(quick) = quick {
             self.builder.cache.alias(quick, &digest);
         }

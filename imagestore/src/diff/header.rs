@@ -6,36 +6,36 @@ use std::io::{self, Write};
 
 const BLOCK: usize = 512;
 /// Of the entries' types (POSIX.1-2017, pax, "ustar Interchange Format").
-pub(super) const FILE: u8 = b'0';
-pub(super) const HARD_LINK: u8 = b'1';
-pub(super) const SYMLINK: u8 = b'2';
-pub(super) const CHARACTER: u8 = b'3';
-pub(super) const BLOCK_DEVICE: u8 = b'4';
-pub(super) const DIRECTORY: u8 = b'5';
-pub(super) const FIFO: u8 = b'6';
+pub(crate) const FILE: u8 = b'0';
+pub(crate) const HARD_LINK: u8 = b'1';
+pub(crate) const SYMLINK: u8 = b'2';
+pub(crate) const CHARACTER: u8 = b'3';
+pub(crate) const BLOCK_DEVICE: u8 = b'4';
+pub(crate) const DIRECTORY: u8 = b'5';
+pub(crate) const FIFO: u8 = b'6';
 const EXTENDED: u8 = b'x';
 
 /// What a header says.
 #[derive(Default)]
-pub(super) struct Header<'e> {
-    pub(super) kind: u8,
-    pub(super) path: &'e [u8],
-    pub(super) link: &'e [u8],
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: i64,
+pub(crate) struct Header<'e> {
+    pub(crate) kind: u8,
+    pub(crate) path: &'e [u8],
+    pub(crate) link: &'e [u8],
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: i64,
     /// Bytes of data that follow.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Major and minor number.
-    pub(super) device: (u32, u32),
+    pub(crate) device: (u32, u32),
     /// Further records of the PAX header.
-    pub(super) records: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) records: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Header<'_> {
     /// Writes the header, and before it whatever it needs to be understood.
-    pub(super) fn write(mut self, out: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn write(mut self, out: &mut impl Write) -> io::Result<()> {
         let mut record = |fits: bool, key: &[u8], value: &[u8]| {
             if !fits {
                 self.records.push((key.to_vec(), value.to_vec()));
@@ -82,13 +82,13 @@ impl Header<'_> {
 }
 
 /// Fills up to a whole block after `length` bytes of data.
-pub(super) fn pad(out: &mut impl Write, length: u64) -> io::Result<()> {
+pub(crate) fn pad(out: &mut impl Write, length: u64) -> io::Result<()> {
     let over = (length % BLOCK as u64) as usize;
     if over == 0 { Ok(()) } else { out.write_all(&[0; BLOCK][over..]) }
 }
 
 /// The two blocks that end an archive.
-pub(super) fn finish(out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn finish(out: &mut impl Write) -> io::Result<()> {
     out.write_all(&[0; 2 * BLOCK])
 }
 

@@ -10,6 +10,7 @@ use sampan_tests::{Agent, fixture};
 
 mod archive;
 mod bad_input;
+mod build;
 mod cli;
 mod commit;
 mod crash;

@@ -548,7 +548,11 @@ pub(in crate::pods) fn write_bundle(
 }
 
 /// Who the container runs as: numbers and names of the request before those of the image.
-pub(in crate::pods) fn resolve_user(rootfs: &Path, security: &Security, image_user: Option<&str>) -> Result<User> {
+pub(in crate::pods) fn resolve_user(
+    rootfs: &Path,
+    security: &Security,
+    image_user: Option<&str>,
+) -> Result<User> {
     let root: OwnedFd =
         rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(std::io::Error::from)

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Where the runtime makes what it mounts on, in an image that lacks it.
-const MOUNT_POINTS: [&str; 15] = [
+pub(crate) const MOUNT_POINTS: [&str; 15] = [
     "/dev",
     "/dev/console",
     "/dev/mqueue",

@@ -56,7 +56,8 @@ impl Memory {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = seen.get(&entry.path)?;
         let same = entry.ctime != 0
-            && (seen.size, seen.mtime, seen.ctime, seen.inode) == (entry.size, entry.mtime, entry.ctime, entry.inode);
+            && (seen.size, seen.mtime, seen.ctime, seen.inode)
+                == (entry.size, entry.mtime, entry.ctime, entry.inode);
         same.then(|| Digest::from_sha256(&seen.digest))
     }
 
@@ -74,14 +75,19 @@ impl Memory {
         }
         let mut bytes = [0; 32];
         hex::decode_to_slice(digest.hex(), &mut bytes).ok()?;
-        Some(Seen { size: entry.size, mtime: entry.mtime, ctime: entry.ctime, inode: entry.inode, digest: bytes })
+        Some(Seen {
+            size: entry.size,
+            mtime: entry.mtime,
+            ctime: entry.ctime,
+            inode: entry.inode,
+            digest: bytes,
+        })
     }
 
     /// Writes what is known of these entries, and nothing of what is no longer there.
     pub(super) fn save<'e>(&self, entries: impl Iterator<Item = (&'e ContextEntry, &'e Option<Digest>)>) {
-        let known = entries.filter_map(|(entry, digest)| {
-            Some((entry.path.clone(), self.seen_of(entry, digest.as_ref()?)?))
-        });
+        let known = entries
+            .filter_map(|(entry, digest)| Some((entry.path.clone(), self.seen_of(entry, digest.as_ref()?)?)));
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let next: HashMap<Vec<u8>, Seen> = known.collect();
         if next != *seen || !self.path.exists() || self.learned.swap(false, Ordering::Relaxed) {
@@ -148,7 +154,14 @@ mod tests {
     use super::*;
 
     fn entry(path: &str) -> ContextEntry {
-        ContextEntry { path: path.into(), size: 3, mtime: 10, ctime: 11, inode: 12, ..ContextEntry::default() }
+        ContextEntry {
+            path: path.into(),
+            size: 3,
+            mtime: 10,
+            ctime: 11,
+            inode: 12,
+            ..ContextEntry::default()
+        }
     }
 
     #[test]
@@ -184,10 +197,8 @@ mod tests {
 
     #[test]
     fn a_damaged_record_is_none() {
-        let seen = HashMap::from([(
-            b"a".to_vec(),
-            Seen { size: 1, mtime: 2, ctime: 3, inode: 4, digest: [5; 32] },
-        )]);
+        let seen =
+            HashMap::from([(b"a".to_vec(), Seen { size: 1, mtime: 2, ctime: 3, inode: 4, digest: [5; 32] })]);
         let bytes = encode(&seen, "boot");
         assert_eq!(decode(&bytes, "boot"), Some(seen));
         for length in 0..bytes.len() {

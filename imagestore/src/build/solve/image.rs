@@ -49,8 +49,9 @@ pub(super) struct Recipe {
 /// The configuration of an image as it was written.
 pub(super) fn document(store: &Inner, image: &Image) -> Result<Map<String, Value>, Error> {
     let bytes = store.content.read(&image.id, MAX_DOCUMENT)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::Invalid(format!("the configuration of image {} does not parse: {error}", image.id)))
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Error::Invalid(format!("the configuration of image {} does not parse: {error}", image.id))
+    })
 }
 
 impl Recipe {

@@ -76,7 +76,10 @@ impl Site {
         }
         let materials = self.gather(task, copy).await?;
         if materials.iter().all(|material| material.picks.is_empty()) {
-            return Err(Error::Missing("there is nothing to copy: all sources together match no file".into()).into());
+            return Err(Error::Missing(
+                "there is nothing to copy: all sources together match no file".into(),
+            )
+            .into());
         }
         let (key, materials) = {
             let key = self.copy_key(task, copy);
@@ -126,7 +129,8 @@ impl Site {
                     let where_from = called(&copy.from);
                     let picks = blocking(move || {
                         let mut picks = Vec::new();
-                        let wanted = Wanted { path: &path, pivot: pivot.as_deref(), parents, exclude: &exclude };
+                        let wanted =
+                            Wanted { path: &path, pivot: pivot.as_deref(), parents, exclude: &exclude };
                         transfer::select(found.tree(), &wanted, &where_from, &mut picks).map(|()| picks)
                     })
                     .await?;
@@ -137,9 +141,11 @@ impl Site {
                 }
                 Source::Url { url, name, unpack, checksum } => {
                     let checksum: Option<Digest> = match checksum {
-                        Some(text) => Some(text.parse().map_err(|error: crate::digest::ParseError| {
-                            Error::Invalid(error.to_string())
-                        })?),
+                        Some(text) => {
+                            Some(text.parse().map_err(|error: crate::digest::ParseError| {
+                                Error::Invalid(error.to_string())
+                            })?)
+                        }
                         None => None,
                     };
                     let files = &self.builder.files;

@@ -69,7 +69,10 @@ impl Site {
         let mut key = self.run_key(task, run);
         for (mount, chain) in run.mounts.iter().zip(&chains) {
             if let MountKind::Bind { from, source, .. } = &mount.kind {
-                key.add(&format!("files at {}", mount.target), self.mounted(from, source, chain.as_ref()).await?);
+                key.add(
+                    &format!("files at {}", mount.target),
+                    self.mounted(from, source, chain.as_ref()).await?,
+                );
             }
         }
         if let Some(done) = self.cached(task, &key.digest()).await? {
@@ -256,9 +259,12 @@ impl Site {
                     return Ok(None);
                 };
                 if let Some(name) = variable {
-                    let value = String::from_utf8((**content).clone()).ok().filter(|value| !value.contains('\0'));
+                    let value =
+                        String::from_utf8((**content).clone()).ok().filter(|value| !value.contains('\0'));
                     let value = value.ok_or_else(|| {
-                        Error::Invalid(format!("the secret {id:?} is no text, and cannot be in the variable {name}"))
+                        Error::Invalid(format!(
+                            "the secret {id:?} is no text, and cannot be in the variable {name}"
+                        ))
                     })?;
                     environment.push(format!("{name}={value}"));
                 }
@@ -290,8 +296,9 @@ impl Site {
                 let found = found.ok_or_else(missing)?;
                 view.tree().look(&found)?.ok_or_else(missing)?;
                 let path = join(view.path().as_os_str().as_encoded_bytes(), &found);
-                let path = String::from_utf8(path)
-                    .map_err(|_| Error::Invalid(format!("the path of {source} is no UTF-8, and cannot be mounted")))?;
+                let path = String::from_utf8(path).map_err(|_| {
+                    Error::Invalid(format!("the path of {source} is no UTF-8, and cannot be mounted"))
+                })?;
                 Ok::<_, Error>((view, PathBuf::from(path)))
             })
             .await?;
@@ -314,8 +321,7 @@ impl Site {
         }
         let root = pad::open(copy.path())?;
         let path = copy.path().join(MOUNTED);
-        let destination =
-            Destination { root: std::os::fd::AsFd::as_fd(&root), path: &format!("/{MOUNTED}") };
+        let destination = Destination { root: std::os::fd::AsFd::as_fd(&root), path: &format!("/{MOUNTED}") };
         if picks.is_empty() {
             transfer::make_directory(destination.root, destination.path, (0, 0))?;
         } else {
@@ -325,7 +331,11 @@ impl Site {
     }
 
     /// A cache mount, filled with what it begins with if it is new.
-    async fn cache_mount(self: &Arc<Self>, mount: &Mount, chain: Option<&ChainId>) -> Result<mounts::Held, Failed> {
+    async fn cache_mount(
+        self: &Arc<Self>,
+        mount: &Mount,
+        chain: Option<&ChainId>,
+    ) -> Result<mounts::Held, Failed> {
         let MountKind::Cache { id, from, source, sharing, uid, gid, mode, .. } = mount.kind.clone() else {
             return Err(Error::Invalid("it is no cache mount".into()).into());
         };
@@ -395,7 +405,8 @@ impl Site {
             }
             None => {}
         }
-        fchown(&root, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(Error::io("fchown", b"a cache mount"))?;
+        fchown(&root, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .map_err(Error::io("fchown", b"a cache mount"))?;
         fchmod(&root, Mode::from(mode & 0o7777)).map_err(Error::io("fchmod", b"a cache mount"))
     }
 }

@@ -102,9 +102,10 @@ pub(in crate::build) struct Bounded<R> {
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.inner.read(buffer)?;
-        self.left = self.left.checked_sub(length as u64).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::FileTooLarge, "the archive swells beyond reason")
-        })?;
+        self.left = self
+            .left
+            .checked_sub(length as u64)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "the archive swells beyond reason"))?;
         Ok(length)
     }
 }

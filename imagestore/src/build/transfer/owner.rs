@@ -47,7 +47,9 @@ pub(in crate::build) fn has_names(text: &str) -> bool {
 }
 
 fn unknown(what: &str, name: &str, file: &str) -> Error {
-    Error::Missing(format!("there is no {what} {name:?} in the stage's {file}; make it in a RUN, or give its number"))
+    Error::Missing(format!(
+        "there is no {what} {name:?} in the stage's {file}; make it in a RUN, or give its number"
+    ))
 }
 
 /// Numbers as the kernel has them: below 2^31, as other tools do not go further.

@@ -13,9 +13,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{
-        self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-    },
+    fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags},
     io::Errno,
 };
 
@@ -156,7 +154,13 @@ impl World<'_> {
             beneath
         };
         loop {
-            match fs::openat2(self.root, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), within) {
+            match fs::openat2(
+                self.root,
+                path,
+                flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+                within,
+            ) {
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 result => return result,
             }
@@ -232,10 +236,14 @@ impl Placing<'_> {
         let directory = self.open.last().map(|(_, fd)| fd.as_fd()).expect("the destination is always open");
         if pick.node.kind == FileType::Directory {
             let fd = match fs::mkdirat(directory, name, Mode::from(0o700)) {
-                Ok(()) | Err(Errno::EXIST) => open_directory(directory, name).map_err(|errno| match errno {
-                    Errno::NOTDIR | Errno::LOOP => taken(&path, "a directory cannot take the place of a file"),
-                    errno => Error::io("openat", &path)(errno),
-                })?,
+                Ok(()) | Err(Errno::EXIST) => {
+                    open_directory(directory, name).map_err(|errno| match errno {
+                        Errno::NOTDIR | Errno::LOOP => {
+                            taken(&path, "a directory cannot take the place of a file")
+                        }
+                        errno => Error::io("openat", &path)(errno),
+                    })?
+                }
                 Err(errno) => return Err(Error::io("mkdirat", &path)(errno)),
             };
             dress(fd.as_fd(), &pick.node, self.changes, &path)?;
@@ -263,7 +271,8 @@ impl Placing<'_> {
         let (uid, gid) = self.changes.owner.unwrap_or((node.uid, node.gid));
         let device = match node.kind {
             FileType::RegularFile => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = fs::openat(directory, name, flags, Mode::from(0o600))
                     .map_err(Error::io("openat", path))?;
                 let mut file = File::from(file);
@@ -277,13 +286,17 @@ impl Placing<'_> {
                 return self.dress_name(directory, name, node, (uid, gid), path);
             }
             FileType::CharacterDevice | FileType::BlockDevice if node.device == (0, 0) => {
-                return Err(Error::Invalid(format!("{:?} is a device that stands for a removed file", shown(path))));
+                return Err(Error::Invalid(format!(
+                    "{:?} is a device that stands for a removed file",
+                    shown(path)
+                )));
             }
             FileType::CharacterDevice | FileType::BlockDevice => fs::makedev(node.device.0, node.device.1),
             FileType::Fifo => 0,
             FileType::Directory | FileType::Socket | FileType::Unknown => return Ok(()),
         };
-        fs::mknodat(directory, name, node.kind, Mode::from(0o600), device).map_err(Error::io("mknodat", path))?;
+        fs::mknodat(directory, name, node.kind, Mode::from(0o600), device)
+            .map_err(Error::io("mknodat", path))?;
         self.dress_name(directory, name, node, (uid, gid), path)?;
         let mode = self.changes.mode.as_ref().map_or(node.mode, |change| change.apply(node.mode, false));
         fs::chmodat(directory, name, Mode::from(mode), AtFlags::empty()).map_err(Error::io("fchmodat", path))

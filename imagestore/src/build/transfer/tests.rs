@@ -78,7 +78,8 @@ fn a_directory_stands_for_what_is_in_it_and_a_file_for_itself() {
 #[test]
 fn patterns_find_and_exclusions_leave_out() {
     let from = source();
-    let found = |path: &str, exclude: &[&str], parents| names(&picks(from.path(), path, exclude, parents).unwrap());
+    let found =
+        |path: &str, exclude: &[&str], parents| names(&picks(from.path(), path, exclude, parents).unwrap());
     assert_eq!(found("/*.txt", &[], false), ["top.txt"]);
     assert_eq!(found("/a/*", &["link"], false), ["b.txt", "", "d.go"]);
     assert_eq!(found("/a", &["**/*.go", "link"], false), ["", "b.txt", "c"]);

@@ -99,7 +99,10 @@ impl Tree for Directory {
             self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(Error::io("openat2", path))?;
         let stat = fs::fstat(file.as_fd()).map_err(Error::io("fstat", path))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Error::Invalid(format!("{:?} is not the file that it was", super::super::error::shown(path))));
+            return Err(Error::Invalid(format!(
+                "{:?} is not the file that it was",
+                super::super::error::shown(path)
+            )));
         }
         Ok(file.into())
     }

@@ -1,0 +1,123 @@
+//! A context that comes as a tar: from a pipe of the client's, or from a URL.
+//!
+//! Names in it are keys of a table and never paths; what it holds is stored by its content, and nothing is unpacked.
+
+use std::{
+    io::{self, Read},
+    sync::Arc,
+};
+
+use rustix::fs::FileType;
+use tar::{Archive, Entry, EntryType};
+
+use super::{ContextEntry, Telling};
+use crate::{
+    Digest,
+    build::{
+        Error,
+        error::shown,
+        files::Files,
+        transfer::archive,
+        tree::{components, join},
+    },
+};
+
+/// What a stream turned out to be.
+#[derive(Debug)]
+pub enum Sent {
+    /// A context.
+    Context(Telling),
+    /// No archive: a Dockerfile.
+    Dockerfile(Vec<u8>),
+}
+
+/// Longer texts are no Dockerfiles.
+const MAX_TEXT: u64 = 4 << 20;
+const ATTRIBUTE: &str = "SCHILY.xattr.";
+
+/// Looks at a file that was sent or fetched.
+pub(in crate::build) fn look(files: &Arc<Files>, digest: &Digest) -> Result<Sent, Error> {
+    const NAME: &[u8] = b"the context's archive";
+    let Some(tar) = archive::open(files.reader(digest)?, NAME)? else {
+        let mut text = Vec::new();
+        let mut file = files.reader(digest)?.take(MAX_TEXT + 1);
+        file.read_to_end(&mut text).map_err(Error::io("read", NAME))?;
+        if text.len() as u64 > MAX_TEXT {
+            return Err(Error::Invalid(
+                "what was sent is neither a tar nor a Dockerfile of at most 4 MiB".into(),
+            ));
+        }
+        return Ok(Sent::Dockerfile(text));
+    };
+    let mut telling = Telling::new(files.clone(), None);
+    let mut archive = Archive::new(tar);
+    let failed = |error: io::Error| Error::Invalid(format!("the context's archive: {error}"));
+    for entry in archive.entries().map_err(failed)? {
+        take(&mut telling, files, entry.map_err(failed)?)?;
+    }
+    Ok(Sent::Context(telling))
+}
+
+fn take<R: Read>(telling: &mut Telling, files: &Arc<Files>, mut entry: Entry<'_, R>) -> Result<(), Error> {
+    let raw = entry.path_bytes().into_owned();
+    let malformed = |what: &str| Error::Invalid(format!("the context's archive: {:?} {what}", shown(&raw)));
+    let mut path = Vec::new();
+    for name in components(&raw).filter(|name| *name != b".") {
+        if name == b".." {
+            return Err(malformed("leads out of it"));
+        }
+        path = join(&path, name);
+    }
+    if path.is_empty() {
+        return Ok(());
+    }
+    let link = entry.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
+    let header = entry.header();
+    let kind = match header.entry_type() {
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => FileType::RegularFile,
+        EntryType::Directory => FileType::Directory,
+        EntryType::Symlink => FileType::Symlink,
+        EntryType::Char => FileType::CharacterDevice,
+        EntryType::Block => FileType::BlockDevice,
+        EntryType::Fifo => FileType::Fifo,
+        EntryType::Link => {
+            let target = components(&link)
+                .filter(|name| *name != b".")
+                .fold(Vec::new(), |path, name| join(&path, name));
+            return telling.link(path, &target).ok_or_else(|| malformed("is a link to nothing"))?;
+        }
+        _ => return Ok(()),
+    };
+    let number = |number: io::Result<Option<u32>>| number.ok().flatten().unwrap_or_default();
+    let device = (number(header.device_major()), number(header.device_minor()));
+    let mode = header.mode().map_err(|_| malformed("has no mode"))?;
+    let mtime = header.mtime().unwrap_or_default();
+    let mut attributes = Vec::new();
+    if let Ok(Some(extensions)) = entry.pax_extensions() {
+        for extension in extensions.flatten() {
+            if let Some(name) = extension.key().ok().and_then(|key| key.strip_prefix(ATTRIBUTE)) {
+                attributes.push((name.as_bytes().to_vec(), extension.value_bytes().to_vec()));
+            }
+        }
+    }
+    attributes.sort();
+    let (mut digest, mut size) = (None, 0);
+    if kind == FileType::RegularFile {
+        let mut writer = files.begin()?;
+        size =
+            io::copy(&mut entry, &mut writer).map_err(|error| malformed(&format!("ends early: {error}")))?;
+        digest = Some(writer.finish()?);
+    }
+    let described = ContextEntry {
+        path,
+        mode: kind.as_raw_mode() | (mode & 0o7777),
+        size,
+        mtime: i64::try_from(mtime).unwrap_or_default().saturating_mul(1_000_000_000),
+        ctime: 0,
+        inode: 0,
+        link: if kind == FileType::Symlink { link } else { Vec::new() },
+        device,
+        attributes,
+    };
+    telling.replace(described, digest)
+}
