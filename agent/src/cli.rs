@@ -6,6 +6,7 @@
 
 mod agent;
 mod attach;
+mod build;
 mod commit;
 mod diff;
 mod events;
@@ -115,6 +116,8 @@ enum Verb {
     Image(image::Arguments),
     /// Remove images
     Rmi(rmi::Arguments),
+    /// Build an image from a Dockerfile
+    Build(Box<build::Arguments>),
     /// Make an image of a container
     Commit(commit::Arguments),
     /// Show what a container has changed of its image's files
@@ -212,6 +215,7 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
         Verb::Pull(arguments) => pull::execute(arguments, &agent.await?, out).await,
         Verb::Images(arguments) => images::execute(arguments, &agent.await?, out).await,
         Verb::Rmi(arguments) => rmi::execute(arguments, &agent.await?, out).await,
+        Verb::Build(arguments) => return build::execute(*arguments, agent.await, out).await,
         Verb::Commit(arguments) => commit::execute(arguments, &agent.await?, out).await,
         Verb::Diff(arguments) => diff::execute(arguments, &agent.await?, out).await,
         Verb::Push(arguments) => push::execute(arguments, &agent.await?, out).await,

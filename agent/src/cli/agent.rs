@@ -11,7 +11,8 @@ use sampan_proto::{
         runtime_service_client::RuntimeServiceClient as CriRuntime,
     },
     sampan::{
-        InspectRequest, container_service_client::ContainerServiceClient as Containers,
+        InspectRequest, build_service_client::BuildServiceClient as Builds,
+        container_service_client::ContainerServiceClient as Containers,
         event_service_client::EventServiceClient as Events,
         image_service_client::ImageServiceClient as Images,
         metrics_service_client::MetricsServiceClient as Metrics,
@@ -64,6 +65,10 @@ impl Agent {
 
     pub(super) fn images(&self) -> Images<Channel> {
         Images::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    pub(super) fn builds(&self) -> Builds<Channel> {
+        Builds::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     pub(super) fn events(&self) -> Events<Channel> {

@@ -30,17 +30,22 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn execute(arguments: Arguments, agent: &Agent, out: &mut Output) -> Result<(), Failure> {
+    push(&arguments.image, arguments.quiet, agent, out).await
+}
+
+/// Pushes one image; `build` does this too.
+pub(super) async fn push(image: &str, quiet: bool, agent: &Agent, out: &mut Output) -> Result<(), Failure> {
     let refused = |status| Failure::answered(&status, ADVICE);
-    let request = PushRequest { image: arguments.image.clone(), auth: None };
+    let request = PushRequest { image: image.to_owned(), auth: None };
     let mut events = agent.images().push(request).await.map_err(refused)?.into_inner();
-    let mut progress = Progress::new(arguments.quiet, out);
+    let mut progress = Progress::new(quiet, out);
     while let Some(message) = events.message().await.map_err(refused)? {
         match message.event {
             Some(Event::Blob(blob)) => progress.show(&blob, out),
             Some(Event::Image(image)) => {
                 drop(progress);
                 out.line(familiar(&image.reference))?;
-                if !arguments.quiet {
+                if !quiet {
                     out.line(format_args!("Digest: {} Size: {}", image.digest, image.size))?;
                 }
                 return Ok(());
@@ -49,7 +54,6 @@ pub(super) async fn execute(arguments: Arguments, agent: &Agent, out: &mut Outpu
         }
     }
     Err(Failure::message(format!(
-        "the agent ended the push of {} without saying how it went; push again",
-        arguments.image
+        "the agent ended the push of {image} without saying how it went; push again"
     )))
 }

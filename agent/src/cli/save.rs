@@ -39,25 +39,25 @@ pub(super) async fn execute(arguments: Arguments, agent: &Agent, out: &mut Outpu
 }
 
 /// A file that appears under its name when it is whole.
-struct Written {
+pub(super) struct Written {
     path: PathBuf,
     temporary: PathBuf,
     file: File,
 }
 
 impl Written {
-    fn create(path: PathBuf) -> Result<Self, Failure> {
+    pub(super) fn create(path: PathBuf) -> Result<Self, Failure> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
         let file = File::create(&temporary).map_err(|error| failed(&path, &error))?;
         Ok(Self { path, temporary, file })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.file.write_all(bytes).map_err(|error| failed(&self.path, &error))
     }
 
-    fn finish(self) -> Result<(), Failure> {
+    pub(super) fn finish(self) -> Result<(), Failure> {
         fs::rename(&self.temporary, &self.path).map_err(|error| failed(&self.path, &error))
     }
 }

@@ -148,6 +148,11 @@ impl Plan {
             .filter(|name| !name.is_empty())
     }
 
+    /// What the checks have to say of the file and its FROM lines.
+    pub fn findings(&self) -> &[super::check::Finding] {
+        &self.findings
+    }
+
     /// Build arguments that were given and that nothing in the file declares or knows.
     pub fn unused_arguments(&self) -> Vec<&str> {
         graph::unused_arguments(self)
