@@ -125,7 +125,7 @@ impl View {
         match &self.how {
             Shown::Quiet | Shown::Json => {}
             Shown::Plain => {
-                for line in step.told() {
+                for line in step.told(before) {
                     out.note(line);
                 }
             }
@@ -298,7 +298,7 @@ impl Step {
     }
 
     /// What is told of a change where nothing is drawn.
-    fn told(&self) -> Vec<String> {
+    fn told(&self, before: State) -> Vec<String> {
         let id = self.state.id;
         let explained = match self.state.explanation.as_str() {
             "" => None,
@@ -307,6 +307,7 @@ impl Step {
         let head = format!("#{id} {}", self.title());
         let lines = match self.state.state() {
             State::Running => vec![head],
+            State::Cached if before == State::Running => vec![format!("#{id} CACHED")],
             State::Cached => vec![head, format!("#{id} CACHED")],
             State::Done => vec![format!("#{id} DONE {:.1}s", self.seconds())],
             State::Failed => vec![format!("#{id} ERROR: {}", self.state.error)],

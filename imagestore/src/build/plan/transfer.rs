@@ -40,20 +40,21 @@ impl Evaluator<'_> {
         words.extend(mode_text.map(|mode| format!("--chmod={mode}")));
         let mut sources = Vec::with_capacity(transfer.sources.len());
         for source in &transfer.sources {
+            let shown;
             let source = match source {
-                SourceText::Path(written) => self.path(instruction, transfer, written, add, &from)?,
+                SourceText::Path(written) => {
+                    // The history has it as it was written, variables put in.
+                    shown = self.word(instruction, written)?;
+                    self.path(instruction, transfer, written, add, &from)?
+                }
                 SourceText::Inline(document) => {
                     let text = document.text();
                     let content = if document.expand { self.document(instruction, &text)? } else { text };
+                    shown = format!("<<{}", document.name);
                     Source::Inline { name: document.name.clone(), content }
                 }
             };
-            words.push(match &source {
-                Source::Path { pivot: Some(pivot), path, .. } => format!("{pivot}/.{path}"),
-                Source::Path { path, .. } => path.trim_start_matches('/').to_owned(),
-                Source::Url { url, .. } => url.clone(),
-                Source::Inline { name, .. } => format!("<<{name}"),
-            });
+            words.push(shown);
             sources.push(source);
         }
         self.checksum(instruction, checksum, &mut sources)?;
