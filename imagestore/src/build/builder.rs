@@ -258,13 +258,6 @@ impl Inner {
         self.running().values().min().copied().unwrap_or(i64::MAX)
     }
 
-    /// Takes away what is known of contexts.
-    pub(super) fn forget_contexts(&self) {
-        for entry in fs::read_dir(&self.contexts).into_iter().flatten().flatten() {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-
     fn running(&self) -> MutexGuard<'_, HashMap<u64, i64>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
