@@ -68,6 +68,10 @@ pub struct Network {
     pub subnets: Vec<IpNet>,
     /// Bytes; absent: the kernel's default.
     pub mtu: Option<u32>,
+    /// The folder of CNI configurations; with one in it, pods are connected by CNI plugins. Empty: never.
+    pub cni_configurations: PathBuf,
+    /// The folders of CNI plugins, in the order in which they are searched.
+    pub cni_plugins: Vec<PathBuf>,
 }
 
 /// Registries.
@@ -191,6 +195,8 @@ impl Default for Network {
             bridge: "sampan0".into(),
             subnets: subnets.into_iter().filter_map(|subnet| subnet.parse().ok()).collect(),
             mtu: None,
+            cni_configurations: "/etc/cni/net.d".into(),
+            cni_plugins: ["/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni"].map(PathBuf::from).to_vec(),
         }
     }
 }
@@ -292,6 +298,12 @@ impl Config {
         ] {
             if !path.is_absolute() {
                 return invalid(format!("{key} = {path:?} is not an absolute path"));
+            }
+        }
+        let cni = self.network.cni_plugins.iter().chain([&self.network.cni_configurations]);
+        for path in cni.filter(|path| !path.as_os_str().is_empty()) {
+            if !path.is_absolute() {
+                return invalid(format!("network.cni_…: {path:?} is not an absolute path"));
             }
         }
         if self.network.bridge.is_empty() || self.network.bridge.len() > 15 {
@@ -427,6 +439,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 25);
+        assert_eq!(keys, 27);
     }
 }

@@ -412,7 +412,8 @@ impl Pods {
     /// `InvalidArgument` for subnets that can't be used; all is as before then.
     pub async fn move_network(&self, subnets: Vec<IpNet>) -> Result<()> {
         let attached = self.list().into_iter().filter_map(|pod| {
-            let attachment = pod.record.attachment.clone()?;
+            let attachment =
+                pod.record.attachment.clone().filter(|attachment| attachment.plugins.is_none())?;
             (pod.record.phase == PodPhase::Ready).then(|| (pod.record.id.to_string(), attachment))
         });
         let (context, attached) = (self.context.clone(), attached.collect::<Vec<_>>());

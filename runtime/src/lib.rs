@@ -20,4 +20,4 @@ pub mod shim;
 mod sys;
 pub mod user;
 
-pub use sys::Error as SystemCallError;
+pub use sys::{Error as SystemCallError, child::end_with_parent};

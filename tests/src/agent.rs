@@ -72,8 +72,11 @@ impl Agent {
         let level = options.log_level.as_deref().unwrap_or("info,sampan_agent=debug,sampan_imagestore=debug");
         let config = format!(
             "[log]\nlevel = {level:?}\n[network]\nbridge = {bridge:?}\nsubnets = {subnets:?}\n\
+             cni_configurations = {:?}\ncni_plugins = [{:?}, \"/usr/lib/cni\"]\n\
              [registry]\ninsecure = {insecure:?}\nsettings = {:?}\ncredentials = {:?}\npolicy = {:?}\n\
              [cgroup]\nroot = {cgroup:?}\n{}",
+            base.path().join("cni.d"),
+            base.path().join("cni.bin"),
             base.path().join("certs.d"),
             base.path().join("auth.json"),
             base.path().join("policy.json"),

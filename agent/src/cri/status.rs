@@ -10,6 +10,13 @@ use crate::pods::Pods;
 pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri::StatusResponse, Status> {
     let condition =
         |kind: &str| cri::RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
+    let mut network = condition("NetworkReady");
+    if let Err(error) = pods.context().network_ready().await {
+        // The reason that kubelet knows from every runtime.
+        network.status = false;
+        network.reason = "NetworkPluginNotReady".into();
+        network.message = error.chain();
+    }
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
     let handler = |name: &str| cri::RuntimeHandler { name: name.into(), features: Some(features) };
     let mut info = HashMap::new();
@@ -20,9 +27,7 @@ pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri
         info.insert("bridge".into(), config.network.bridge.clone());
     }
     Ok(cri::StatusResponse {
-        status: Some(cri::RuntimeStatus {
-            conditions: vec![condition("RuntimeReady"), condition("NetworkReady")],
-        }),
+        status: Some(cri::RuntimeStatus { conditions: vec![condition("RuntimeReady"), network] }),
         info,
         runtime_handlers: vec![handler(""), handler(super::RUNTIME_HANDLER)],
         features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),

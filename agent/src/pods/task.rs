@@ -36,6 +36,7 @@ use crate::{
 };
 
 mod container;
+mod network;
 mod resume;
 mod teardown;
 
@@ -161,6 +162,7 @@ impl Start {
             let remains = task.resume().await;
             let _ = resumed.send(());
             if remains {
+                task.check_plugins().await;
                 task.serve().await;
             }
         }
@@ -285,30 +287,6 @@ impl Task {
         self.tell(Action::Start);
         self.context.measurements.pod_start("whole", start.into_std());
         Ok(())
-    }
-
-    async fn connect_network(&mut self) -> Result<()> {
-        let Some(pid) = self.record.monitor_pid else { return Ok(()) };
-        let mode = self.record.config.network;
-        if mode == NetworkMode::Host {
-            return Ok(());
-        }
-        let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let ports = self.record.config.ports.clone();
-        let attachment = blocking(move || {
-            let path = format!("/proc/{pid}/ns/net");
-            let netns = std::fs::File::open(&path).map_err(at("open", path))?.into();
-            if mode == NetworkMode::None {
-                context.network().loopback(&netns)?;
-                return Ok(None);
-            }
-            let request =
-                crate::network::AttachRequest { pod_id: pod.as_str(), netns: &netns, ports: &ports };
-            Ok::<_, Error>(Some(context.network().attach(&request)?))
-        });
-        self.record.attachment = attachment.await?;
-        // From here on a crash finds the addresses in the record.
-        self.context.records.write_pod(&self.record)
     }
 
     /// The name that the pod's containers have.

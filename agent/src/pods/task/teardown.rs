@@ -13,13 +13,14 @@ impl Task {
     pub(super) async fn take_down(&mut self, reason: &str) -> Result<()> {
         let mut failures = Failures::default();
         self.end_containers(reason, &mut failures).await;
+        failures.take(self.disconnect_plugins().await);
         if let Err(error) = self.end_monitor().await {
             failures.add(error);
         }
         for record in self.containers.values().cloned().collect::<Vec<_>>() {
             failures.take(self.release(&record).await);
         }
-        self.disconnect_network(&mut failures).await;
+        failures.take(self.detach_from_bridge().await);
         let context = self.context.clone();
         let pod = self.record.id.clone();
         let own_cgroup = self.record.config.cgroup_parent.is_none();
@@ -77,17 +78,6 @@ impl Task {
         }
         let (pid, pod) = (self.record.monitor_pid.take(), self.record.id.clone());
         blocking(move || pid.map_or(Ok(()), |pid| monitor::kill(pid, &pod))).await
-    }
-
-    async fn disconnect_network(&mut self, failures: &mut Failures) {
-        let Some(attachment) = self.record.attachment.clone() else { return };
-        let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let detached = blocking(move || context.network().detach(pod.as_str(), &attachment)).await;
-        if detached.is_ok() {
-            // The address is kept in the record of a stopped pod no longer than it is the pod's.
-            self.record.attachment = None;
-        }
-        failures.take(detached.map_err(Error::from));
     }
 }
 
