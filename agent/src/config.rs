@@ -135,11 +135,13 @@ pub struct Cgroup {
 }
 
 /// The runtime.
-#[derive(Debug, Clone, Deserialize, Default)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// The `sampan-runtime` binary; absent: beside the agent's own binary, then in PATH.
     pub path: Option<PathBuf>,
+    /// The folders of vendors' descriptions of devices (CDI); what is in a later one wins.
+    pub cdi_folders: Vec<PathBuf>,
 }
 
 /// The server of exec's, attach's and port-forward's streams.
@@ -179,6 +181,12 @@ impl Default for Config {
             streaming: Streaming::default(),
             metrics: Metrics::default(),
         }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Runtime {
+        Runtime { path: None, cdi_folders: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec() }
     }
 }
 
@@ -439,6 +447,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 27);
+        assert_eq!(keys, 28);
     }
 }

@@ -18,10 +18,12 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
+pub(crate) mod cdi;
 pub mod config;
 pub(crate) mod exec;
 mod files;
 mod id;
+mod layout;
 mod monitor;
 pub mod record;
 mod recovery;

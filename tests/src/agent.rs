@@ -74,12 +74,13 @@ impl Agent {
             "[log]\nlevel = {level:?}\n[network]\nbridge = {bridge:?}\nsubnets = {subnets:?}\n\
              cni_configurations = {:?}\ncni_plugins = [{:?}, \"/usr/lib/cni\"]\n\
              [registry]\ninsecure = {insecure:?}\nsettings = {:?}\ncredentials = {:?}\npolicy = {:?}\n\
-             [cgroup]\nroot = {cgroup:?}\n{}",
+             [cgroup]\nroot = {cgroup:?}\n[runtime]\ncdi_folders = [{:?}]\n{}",
             base.path().join("cni.d"),
             base.path().join("cni.bin"),
             base.path().join("certs.d"),
             base.path().join("auth.json"),
             base.path().join("policy.json"),
+            base.path().join("cdi"),
             options.configuration
         );
         std::fs::write(base.path().join("config.toml"), config).expect("write the configuration");

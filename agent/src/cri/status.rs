@@ -30,6 +30,10 @@ pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri
         status: Some(cri::RuntimeStatus { conditions: vec![condition("RuntimeReady"), network] }),
         info,
         runtime_handlers: vec![handler(""), handler(super::RUNTIME_HANDLER)],
-        features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            mount_options: true,
+            ..Default::default()
+        }),
     })
 }
