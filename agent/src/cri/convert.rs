@@ -294,6 +294,10 @@ pub(super) fn resources(asked: cri::LinuxContainerResources) -> Result<Resources
 }
 
 fn security(asked: cri::LinuxContainerSecurityContext) -> Result<Security> {
+    // Elsewhere labels have no meaning, and clusters with both kinds of nodes send them to all.
+    if asked.selinux_options.is_some() && std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        return Err(Error::Unimplemented("SELinux labels of a container: not supported yet".into()));
+    }
     let namespaces = asked.namespace_options.clone();
     let capabilities = asked.capabilities.unwrap_or_default();
     let or_default = |paths: Vec<String>| (!paths.is_empty()).then_some(paths);

@@ -199,6 +199,7 @@ async fn mounts_are_there_and_read_only_ones_are() {
     .await;
 }
 
+#[allow(deprecated, reason = "the field that kubelets before 1.30 send")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_apparmor_profile_that_is_not_there_is_not_done_without() {
     with_agent(async |agent| {
