@@ -163,11 +163,10 @@ impl Pods {
         &self,
         index: &mut Index,
         record: PodRecord,
-        containers: BTreeMap<ContainerId, ContainerRecord>,
+        containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     ) -> Start {
         let (commands, inbox) = mpsc::channel(MAILBOX);
-        let shown = containers.iter().map(|(id, record)| (id.clone(), Arc::new(record.clone()))).collect();
-        let view = PodView { record: record.clone(), containers: shown, gone: false };
+        let view = PodView { record: record.clone(), containers: containers.clone(), gone: false };
         let (sender, view) = watch::channel(Arc::new(view));
         index.names.insert(record.config.name.clone(), record.id.clone());
         index.pods.insert(record.id.clone(), Handle { commands, view, unclaimed: false });
@@ -216,15 +215,17 @@ impl Pods {
     /// # Errors
     /// `NotFound`; `InvalidArgument` when several ids start so.
     pub fn find_container(&self, id: &str) -> Result<Found> {
-        let containers = self.containers();
-        if let Some(found) = containers.iter().find(|found| found.container.id.as_str() == id) {
-            return Ok(found.clone());
+        // Nearly all requests have the whole id, and there may be thousands of containers.
+        if let Some(exact) = ContainerId::from_file_name(id) {
+            let made = |container: &&Arc<ContainerRecord>| container.phase != ContainerPhase::Creating;
+            let with_it = self.list().into_iter().find_map(|pod| {
+                let container = pod.containers.get(&exact).filter(made).cloned()?;
+                Some(Found { pod, container })
+            });
+            return with_it.ok_or_else(|| Error::NotFound { object: "container", id: id.to_owned() });
         }
-        only(
-            "container",
-            id,
-            containers.into_iter().filter(|found| has_prefix(found.container.id.as_str(), id)),
-        )
+        let containers = self.containers().into_iter();
+        only("container", id, containers.filter(|found| has_prefix(found.container.id.as_str(), id)))
     }
 
     /// The same by name too: that of a container of `sampan run` first.

@@ -39,7 +39,7 @@ impl Pods {
         for (record, containers) in loaded.pods {
             let pod = record.id.clone();
             let containers =
-                containers.into_iter().map(|container| (container.id.clone(), container)).collect();
+                containers.into_iter().map(|container| (container.id.clone(), Arc::new(container))).collect();
             let start = self.enter(&mut self.index(), record, containers);
             let (answer, done) = oneshot::channel();
             let pods = self.clone();

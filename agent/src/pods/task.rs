@@ -91,7 +91,8 @@ pub(crate) enum Command {
 pub(crate) struct Task {
     context: Arc<Context>,
     record: PodRecord,
-    containers: BTreeMap<ContainerId, ContainerRecord>,
+    /// Shared with what is shown, so that showing many is cheap.
+    containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     /// Carries requests to the monitor; `None` when there is no monitor.
     control: Option<Connection>,
     /// Brings its events.
@@ -109,7 +110,7 @@ pub(crate) struct Task {
 pub(crate) struct Start {
     pub(crate) context: Arc<Context>,
     pub(crate) record: PodRecord,
-    pub(crate) containers: BTreeMap<ContainerId, ContainerRecord>,
+    pub(crate) containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     pub(crate) view: watch::Sender<Arc<PodView>>,
     pub(crate) inbox: mpsc::Receiver<Command>,
 }
@@ -162,6 +163,7 @@ impl Start {
             let remains = task.resume().await;
             let _ = resumed.send(());
             if remains {
+                task.release_ended().await;
                 task.check_plugins().await;
                 task.serve().await;
             }
@@ -324,7 +326,8 @@ impl Task {
             self.tell(Action::Die);
         }
         let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let keys: Vec<String> = self.containers.values().flat_map(ContainerRecord::snapshots).collect();
+        let keys: Vec<String> =
+            self.containers.values().flat_map(|container| container.snapshots()).collect();
         blocking(move || {
             for key in &keys {
                 context.store.snapshots().remove(key)?;
@@ -350,7 +353,7 @@ impl Task {
 
     fn save_container(&mut self, record: ContainerRecord) -> Result<()> {
         let result = self.context.records.write_container(&self.record.id, &record);
-        self.containers.insert(record.id.clone(), record);
+        self.containers.insert(record.id.clone(), Arc::new(record));
         self.publish();
         result
     }
@@ -365,8 +368,7 @@ impl Task {
 
     /// Shows the world what is known now.
     fn publish(&self) {
-        let containers =
-            self.containers.iter().map(|(id, record)| (id.clone(), Arc::new(record.clone()))).collect();
+        let containers = self.containers.clone();
         self.view.send_replace(Arc::new(PodView { record: self.record.clone(), containers, gone: false }));
     }
 

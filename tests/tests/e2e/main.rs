@@ -14,6 +14,7 @@ mod cli;
 mod cni;
 mod commit;
 mod crash;
+mod crowd;
 mod device;
 mod event;
 mod exec;

@@ -195,7 +195,7 @@ impl Task {
     /// Takes note of a container's end.
     pub(super) async fn exited(&mut self, id: &str, exit: Exit) {
         let record = self.containers.values().find(|container| container.id.as_str() == id);
-        match record.cloned() {
+        match record.map(|record| ContainerRecord::clone(record)) {
             Some(mut record) if record.phase != ContainerPhase::Exited => {
                 if exit.started_at != 0 {
                     record.started_at = exit.started_at;
@@ -227,23 +227,9 @@ impl Task {
         }
     }
 
-    /// Gives back cgroup and mount of a container that has no process any more. Doing so twice is fine.
-    pub(super) async fn release(&self, record: &ContainerRecord) -> Result<()> {
-        let (context, keys, cgroup) = (self.context.clone(), record.snapshots(), record.cgroup.clone());
-        let id = record.id.clone();
-        blocking(move || {
-            let emptied = empty_cgroup(&cgroup);
-            let unmount = |key: &String| match context.store.snapshots().directories(key) {
-                Ok(directories) => sampan_runtime::mount::unmount(&directories.merged)
-                    .map_err(|source| Error::Mount { container: id.to_string(), source }),
-                Err(error) if error.kind() == sampan_imagestore::Kind::NotFound => Ok(()),
-                Err(error) => Err(error.into()),
-            };
-            // Each is tried, whatever became of the others.
-            let unmounted: Vec<Result<()>> = keys.iter().map(unmount).collect();
-            unmounted.into_iter().fold(emptied, Result::and)
-        })
-        .await
+    async fn release(&self, record: &ContainerRecord) -> Result<()> {
+        let (context, record) = (self.context.clone(), record.clone());
+        blocking(move || release(&context, &record)).await
     }
 
     /// Takes away everything of a container but what the pod's own map says of it.
@@ -290,11 +276,14 @@ impl Task {
     }
 
     fn container(&self, id: &ContainerId) -> Result<&ContainerRecord> {
-        self.containers.get(id).ok_or_else(|| Error::NotFound { object: "container", id: id.to_string() })
+        self.containers
+            .get(id)
+            .map(Arc::as_ref)
+            .ok_or_else(|| Error::NotFound { object: "container", id: id.to_string() })
     }
 
     fn check_name(&self, config: &ContainerConfig) -> Result<()> {
-        let same = |other: &&ContainerRecord| {
+        let same = |other: &&Arc<ContainerRecord>| {
             other.config.name == config.name && other.config.attempt == config.attempt
         };
         match self.containers.values().find(same) {
@@ -327,6 +316,20 @@ impl Task {
             None => format!("{}/{id}", pod_cgroup(&self.context, &self.record.id)),
         }
     }
+}
+
+/// Gives back cgroup and mounts of a container that has no process any more. Doing so twice is fine.
+pub(super) fn release(context: &Context, record: &ContainerRecord) -> Result<()> {
+    let emptied = empty_cgroup(&record.cgroup);
+    let unmount = |key: String| match context.store.snapshots().directories(&key) {
+        Ok(directories) => sampan_runtime::mount::unmount(&directories.merged)
+            .map_err(|source| Error::Mount { container: record.id.to_string(), source }),
+        Err(error) if error.kind() == sampan_imagestore::Kind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    };
+    // Each is tried, whatever became of the others.
+    let unmounted: Vec<Result<()>> = record.snapshots().into_iter().map(unmount).collect();
+    unmounted.into_iter().fold(emptied, Result::and)
 }
 
 /// The cgroup of a pod that names no parent.
