@@ -3,12 +3,16 @@
 //! A key that nobody knows is an error: a misspelt limit must not be a limit that is silently absent.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
 use serde::Deserialize;
+
+/// The handler of the built-in runtime, which is also the default.
+pub const RUNTIME_HANDLER: &str = "sampan";
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Deserialize)]
@@ -142,6 +146,16 @@ pub struct Runtime {
     pub path: Option<PathBuf>,
     /// The folders of vendors' descriptions of devices (CDI); what is in a later one wins.
     pub cdi_folders: Vec<PathBuf>,
+    /// Other OCI runtimes, by the name of the handler that pods ask for.
+    pub handlers: BTreeMap<String, Handler>,
+}
+
+/// An OCI runtime with runc's command line, for pods that ask for it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handler {
+    /// Its binary.
+    pub path: PathBuf,
 }
 
 /// The server of exec's, attach's and port-forward's streams.
@@ -186,7 +200,11 @@ impl Default for Config {
 
 impl Default for Runtime {
     fn default() -> Runtime {
-        Runtime { path: None, cdi_folders: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec() }
+        Runtime {
+            path: None,
+            cdi_folders: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
+            handlers: BTreeMap::new(),
+        }
     }
 }
 
@@ -312,6 +330,17 @@ impl Config {
         for path in cni.filter(|path| !path.as_os_str().is_empty()) {
             if !path.is_absolute() {
                 return invalid(format!("network.cni_…: {path:?} is not an absolute path"));
+            }
+        }
+        for (name, handler) in &self.runtime.handlers {
+            if name.is_empty() || name == RUNTIME_HANDLER {
+                return invalid(format!("runtime.handlers: {name:?} is the name of the built-in runtime"));
+            }
+            if !handler.path.is_absolute() {
+                return invalid(format!(
+                    "runtime.handlers.{name}.path = {:?} is not an absolute path",
+                    handler.path
+                ));
             }
         }
         if self.network.bridge.is_empty() || self.network.bridge.len() > 15 {
@@ -447,6 +476,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 28);
+        assert_eq!(keys, 29);
     }
 }

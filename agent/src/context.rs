@@ -11,10 +11,10 @@ use std::{
 use ipnet::IpNet;
 use oci_spec::runtime::Capability;
 use sampan_imagestore::{Credentials, Store, StoreOptions};
-use sampan_runtime::seccomp;
+use sampan_runtime::{delegate, seccomp};
 
 use crate::{
-    config::Config,
+    config::{Config, RUNTIME_HANDLER},
     credential::Helpers,
     error::{Error, Result, at},
     events::Events,
@@ -154,6 +154,34 @@ impl Context {
     /// The folder of a pod beneath the state folder.
     pub(crate) fn pod_state(&self, pod: &PodId) -> PathBuf {
         self.config.state.join("pods").join(pod.as_str())
+    }
+
+    /// The other runtime that makes the containers of pods with this handler; `None`: the monitor makes them.
+    ///
+    /// # Errors
+    /// `InvalidArgument`: there is no such handler.
+    pub(crate) fn delegate(&self, handler: &str) -> Result<Option<delegate::Runtime>> {
+        if handler.is_empty() || handler == RUNTIME_HANDLER {
+            return Ok(None);
+        }
+        let handlers = &self.config.runtime.handlers;
+        let Some(found) = handlers.get(handler) else {
+            let known: Vec<&str> = handlers.keys().map(String::as_str).chain([RUNTIME_HANDLER]).collect();
+            return Err(Error::Invalid(format!(
+                "there is no runtime handler {handler:?}; known are {}",
+                known.join(", ")
+            )));
+        };
+        Ok(Some(delegate::Runtime { program: found.path.clone(), root: self.delegate_root(handler) }))
+    }
+
+    /// Our own runtime by its command line, for what a monitor leaves to it: hooks.
+    pub(crate) fn own_delegate(&self) -> delegate::Runtime {
+        delegate::Runtime { program: self.runtime.clone(), root: self.delegate_root(RUNTIME_HANDLER) }
+    }
+
+    fn delegate_root(&self, handler: &str) -> PathBuf {
+        self.config.state.join("runtimes").join(handler)
     }
 
     /// The default system call filter for a container that may hold these capabilities, ready for the kernel.

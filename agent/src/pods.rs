@@ -102,6 +102,7 @@ impl Pods {
     /// # Errors
     /// `AlreadyExists` when the name is in use; whatever kept the pod from being made, all undone then.
     pub async fn run(&self, config: PodConfig) -> Result<PodId> {
+        self.context.delegate(&config.runtime_handler)?;
         let (id, made) = match self.admit(config)? {
             Admission::Joins(id) => return self.join(id).await,
             Admission::Starts(id, made) => (id, made),

@@ -63,20 +63,10 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
         pid: pid_mode(&namespaces.target_id, namespaces.pid),
         host_ipc: namespaces.ipc == cri::NamespaceMode::Node as i32,
         privileged: security.privileged,
-        runtime_handler: handler(runtime_handler)?,
+        runtime_handler,
         auto_remove: false,
         standalone: false,
     })
-}
-
-fn handler(name: String) -> Result<String> {
-    match name.as_str() {
-        "" | super::RUNTIME_HANDLER => Ok(name),
-        _ => invalid(format!(
-            "there is no runtime handler {name:?}; the only one is {:?}, which is also the default",
-            super::RUNTIME_HANDLER
-        )),
-    }
 }
 
 /// Only parameters that a namespace of the pod has; others would change the host.

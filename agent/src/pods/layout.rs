@@ -13,7 +13,11 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 use sampan_imagestore::Image;
-use sampan_runtime::user::{self, User};
+use sampan_runtime::{
+    delegate::Runtime,
+    seccomp,
+    user::{self, User},
+};
 
 use super::{
     PodId, cdi,
@@ -27,14 +31,15 @@ use crate::{
     error::{Error, Result, at},
 };
 
-/// Prepares the writable layer, mounts the root, resolves the user against it, and writes the bundle.
+/// Prepares the writable layer, mounts the root, resolves the user against it, and writes the bundle. Tells which other
+/// runtime is to make the container, if one is.
 pub(super) fn lay_out(
     context: &Context,
     pod: &PodRecord,
     mut record: ContainerRecord,
     image: &Image,
     hostname: &str,
-) -> Result<ContainerRecord> {
+) -> Result<(ContainerRecord, Option<Runtime>)> {
     let key = record.id.as_str();
     let snapshots = context.store.snapshots();
     let mounts = snapshots.prepare(key, Some(image.chain_id()))?;
@@ -82,11 +87,14 @@ pub(super) fn lay_out(
         default_apparmor: default_apparmor(),
     })?;
     cdi::inject(&mut spec, &record.config.cdi_devices, &context.config.runtime.cdi_folders)?;
-    write_bundle(context, &folder.join(key), spec, &record.config.security)?;
+    let hooked = spec.hooks().is_some();
+    let delegate =
+        context.delegate(&pod.config.runtime_handler)?.or_else(|| hooked.then(|| context.own_delegate()));
+    write_bundle(context, &folder.join(key), spec, &record.config.security, delegate.is_some())?;
     if let Some(directory) = record.log_path.as_deref().and_then(Path::parent) {
         fs::create_dir_all(directory).map_err(at("create", directory))?;
     }
-    Ok(record)
+    Ok((record, delegate))
 }
 
 /// Mounts an image for a container to look at; gives the folder of it that is meant.
@@ -166,11 +174,19 @@ fn write_bundle(
     bundle: &Path,
     mut spec: oci_spec::runtime::Spec,
     security: &Security,
+    delegated: bool,
 ) -> Result<()> {
     fs::create_dir(bundle).map_err(at("create", bundle))?;
     match &security.seccomp {
         _ if security.privileged => {}
         SeccompProfile::Unconfined => {}
+        // What is compiled already, only a monitor takes.
+        SeccompProfile::Default if delegated => {
+            let profile = seccomp::default_profile(&spec::capabilities(security)?);
+            if let Some(linux) = spec.linux_mut() {
+                linux.set_seccomp(Some(profile));
+            }
+        }
         SeccompProfile::Default => {
             let filter = context.seccomp_filter(&spec::capabilities(security)?)?;
             let path = bundle.join("seccomp.bpf");

@@ -98,7 +98,7 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 pub(crate) fn build(input: &Input<'_>) -> Result<Spec> {
     let security = &input.container.security;
     let root = RootBuilder::default().path(input.rootfs).readonly(security.readonly_rootfs).build();
-    SpecBuilder::default()
+    let mut spec = SpecBuilder::default()
         .version("1.2.0")
         .root(root.map_err(internal)?)
         .process(process(input)?)
@@ -106,7 +106,10 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Spec> {
         .linux(linux(input)?)
         .annotations(input.container.annotations.clone().into_iter().collect::<HashMap<_, _>>())
         .build()
-        .map_err(internal)
+        .map_err(internal)?;
+    // Names are the pod's, as its UTS namespace is; the builder has an idea of its own.
+    spec.set_hostname(None).set_domainname(None);
+    Ok(spec)
 }
 
 /// The command line: the request's command and arguments over the image's entrypoint and command, as

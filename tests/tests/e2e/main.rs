@@ -19,6 +19,7 @@ mod device;
 mod event;
 mod exec;
 mod full_disk;
+mod handler;
 mod image;
 mod isolation;
 mod life;

@@ -77,7 +77,8 @@ impl Task {
         let hostname = self.hostname();
         let (context, pod) = (self.context.clone(), self.record.clone());
         let since = Instant::now();
-        let mut record = blocking(move || lay_out(&context, &pod, record, &image, &hostname)).await?;
+        let laid_out = blocking(move || lay_out(&context, &pod, record, &image, &hostname)).await?;
+        let (mut record, runtime) = laid_out;
         self.context.measurements.container_start("layout", since.into_std());
         let pid = match spec::pid_mode(&self.record.config, &record.config) {
             PidMode::Container => protocol::PidMode::Private,
@@ -93,6 +94,7 @@ impl Task {
             pid,
             stdin: record.config.stdin,
             terminal: record.config.tty,
+            runtime,
         };
         let since = Instant::now();
         let answer = self.control()?.request(&request).await?;
