@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, DirBuilder},
+    fs::DirBuilder,
     io::Write,
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
