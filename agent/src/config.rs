@@ -3,12 +3,16 @@
 //! A key that nobody knows is an error: a misspelt limit must not be a limit that is silently absent.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
 use serde::Deserialize;
+
+/// The handler of the built-in runtime, which is also the default.
+pub const RUNTIME_HANDLER: &str = "sampan";
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, Deserialize)]
@@ -70,6 +74,10 @@ pub struct Network {
     pub subnets: Vec<IpNet>,
     /// Bytes; absent: the kernel's default.
     pub mtu: Option<u32>,
+    /// The folder of CNI configurations; with one in it, pods are connected by CNI plugins. Empty: never.
+    pub cni_configurations: PathBuf,
+    /// The folders of CNI plugins, in the order in which they are searched.
+    pub cni_plugins: Vec<PathBuf>,
 }
 
 /// Registries.
@@ -167,11 +175,23 @@ pub struct Cgroup {
 }
 
 /// The runtime.
-#[derive(Debug, Clone, Deserialize, Default)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// The `sampan-runtime` binary; absent: beside the agent's own binary, then in PATH.
     pub path: Option<PathBuf>,
+    /// The folders of vendors' descriptions of devices (CDI); what is in a later one wins.
+    pub cdi_folders: Vec<PathBuf>,
+    /// Other OCI runtimes, by the name of the handler that pods ask for.
+    pub handlers: BTreeMap<String, Handler>,
+}
+
+/// An OCI runtime with runc's command line, for pods that ask for it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handler {
+    /// Its binary.
+    pub path: PathBuf,
 }
 
 /// The server of exec's, attach's and port-forward's streams.
@@ -215,6 +235,16 @@ impl Default for Config {
     }
 }
 
+impl Default for Runtime {
+    fn default() -> Runtime {
+        Runtime {
+            path: None,
+            cdi_folders: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
+            handlers: BTreeMap::new(),
+        }
+    }
+}
+
 impl Default for Log {
     fn default() -> Log {
         Log { level: "info".into(), format: LogFormat::Text }
@@ -228,6 +258,8 @@ impl Default for Network {
             bridge: "sampan0".into(),
             subnets: subnets.into_iter().filter_map(|subnet| subnet.parse().ok()).collect(),
             mtu: None,
+            cni_configurations: "/etc/cni/net.d".into(),
+            cni_plugins: ["/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni"].map(PathBuf::from).to_vec(),
         }
     }
 }
@@ -329,6 +361,23 @@ impl Config {
         ] {
             if !path.is_absolute() {
                 return invalid(format!("{key} = {path:?} is not an absolute path"));
+            }
+        }
+        let cni = self.network.cni_plugins.iter().chain([&self.network.cni_configurations]);
+        for path in cni.filter(|path| !path.as_os_str().is_empty()) {
+            if !path.is_absolute() {
+                return invalid(format!("network.cni_…: {path:?} is not an absolute path"));
+            }
+        }
+        for (name, handler) in &self.runtime.handlers {
+            if name.is_empty() || name == RUNTIME_HANDLER {
+                return invalid(format!("runtime.handlers: {name:?} is the name of the built-in runtime"));
+            }
+            if !handler.path.is_absolute() {
+                return invalid(format!(
+                    "runtime.handlers.{name}.path = {:?} is not an absolute path",
+                    handler.path
+                ));
             }
         }
         if self.network.bridge.is_empty() || self.network.bridge.len() > 15 {
@@ -467,6 +516,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 32);
+        assert_eq!(keys, 36);
     }
 }

@@ -11,15 +11,15 @@ use std::{
 use ipnet::IpNet;
 use oci_spec::runtime::Capability;
 use sampan_imagestore::{Credentials, Store, StoreOptions, build::Builder};
-use sampan_runtime::seccomp;
+use sampan_runtime::{delegate, seccomp};
 
 use crate::{
-    config::Config,
+    config::{Config, RUNTIME_HANDLER},
     credential::Helpers,
     error::{Error, Result, at},
     events::Events,
     measurements::Measurements,
-    network::{self, Attachment, Network},
+    network::{self, Attachment, Network, cni::Cni},
     pods::{PodId, record::Records},
 };
 
@@ -32,8 +32,10 @@ pub struct Context {
     pub store: Store,
     /// Builds images.
     pub builder: Builder,
-    /// The bridge, which the cluster may give other subnets.
-    network: RwLock<Arc<Network>>,
+    /// The bridge, which the cluster may give other subnets; absent until something needs it.
+    network: RwLock<Option<Arc<Network>>>,
+    /// The network that a cluster brings.
+    pub(crate) cni: Cni,
     /// What happens.
     pub events: Arc<Events>,
     /// Records of pods.
@@ -72,27 +74,65 @@ impl Context {
         };
         let store = Store::open(&config.root, options)?;
         let builder = Builder::open(&store, &config.root, crate::build::options(&config.build))?;
-        let subnets = pod_cidr(&config.root)?.unwrap_or_else(|| config.network.subnets.clone());
-        let network = RwLock::new(Arc::new(open_network(&config, subnets)?));
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = fs::read_to_string(boot_id).map_err(at("read", boot_id))?.trim().to_owned();
-        Ok(Context {
+        let context = Context {
+            cni: Cni {
+                configurations: config.network.cni_configurations.clone(),
+                plugins: config.network.cni_plugins.clone(),
+            },
+            network: RwLock::default(),
             events: Arc::new(Events::open(&config.root, &boot_id)?),
             records: Records::open(&config.root)?,
             runtime: find_runtime(config.runtime.path.as_deref())?,
             store,
             builder,
-            network,
             boot_id,
             measurements: Measurements::default(),
             filters: SeccompFilters::default(),
             config,
-        })
+        };
+        // What is wrong with the bridge is told now and not with the first pod; nodes with a CNI network need none.
+        if !matches!(context.cni.installed(), Ok(Some(_))) {
+            context.network()?;
+        }
+        Ok(context)
     }
 
-    /// The bridge as it is now.
-    pub(crate) fn network(&self) -> Arc<Network> {
+    /// The bridge as it is now; set up first, if nothing needed it yet.
+    ///
+    /// # Errors
+    /// What keeps it from being set up.
+    pub(crate) fn network(&self) -> Result<Arc<Network>> {
+        if let Some(network) = self.open_network() {
+            return Ok(network);
+        }
+        let mut current = self.network.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(network) = current.as_ref() {
+            return Ok(network.clone());
+        }
+        let chosen = pod_cidr(&self.config.root)?;
+        let network = Arc::new(open_network(
+            &self.config,
+            chosen.unwrap_or_else(|| self.config.network.subnets.clone()),
+        )?);
+        Ok(current.insert(network).clone())
+    }
+
+    /// The bridge, if anything needed it yet.
+    pub(crate) fn open_network(&self) -> Option<Arc<Network>> {
         self.network.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether pods can be connected now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) async fn network_ready(&self) -> Result<()> {
+        match self.cni.installed()? {
+            Some(list) => Ok(self.cni.status(&list).await?),
+            None => self.network().map(drop),
+        }
     }
 
     /// Has new pods get their addresses from other subnets, also after a restart. `attached` are the pods that are on
@@ -102,19 +142,50 @@ impl Context {
     /// Subnets that can't be used; all is as before then.
     pub(crate) fn move_network(&self, subnets: Vec<IpNet>, attached: &[(String, Attachment)]) -> Result<()> {
         let mut current = self.network.write().unwrap_or_else(PoisonError::into_inner);
-        if current.subnets() == subnets {
+        if current.as_ref().is_some_and(|network| network.subnets() == subnets) {
             return Ok(());
+        }
+        if current.is_none() {
+            return write_pod_cidr(&self.config.root, &subnets);
         }
         let network = open_network(&self.config, subnets.clone())?;
         network.restore(attached)?;
         write_pod_cidr(&self.config.root, &subnets)?;
-        *current = Arc::new(network);
+        *current = Some(Arc::new(network));
         Ok(())
     }
 
     /// The folder of a pod beneath the state folder.
     pub(crate) fn pod_state(&self, pod: &PodId) -> PathBuf {
         self.config.state.join("pods").join(pod.as_str())
+    }
+
+    /// The other runtime that makes the containers of pods with this handler; `None`: the monitor makes them.
+    ///
+    /// # Errors
+    /// `InvalidArgument`: there is no such handler.
+    pub(crate) fn delegate(&self, handler: &str) -> Result<Option<delegate::Runtime>> {
+        if handler.is_empty() || handler == RUNTIME_HANDLER {
+            return Ok(None);
+        }
+        let handlers = &self.config.runtime.handlers;
+        let Some(found) = handlers.get(handler) else {
+            let known: Vec<&str> = handlers.keys().map(String::as_str).chain([RUNTIME_HANDLER]).collect();
+            return Err(Error::Invalid(format!(
+                "there is no runtime handler {handler:?}; known are {}",
+                known.join(", ")
+            )));
+        };
+        Ok(Some(delegate::Runtime { program: found.path.clone(), root: self.delegate_root(handler) }))
+    }
+
+    /// Our own runtime by its command line, for what a monitor leaves to it: hooks.
+    pub(crate) fn own_delegate(&self) -> delegate::Runtime {
+        delegate::Runtime { program: self.runtime.clone(), root: self.delegate_root(RUNTIME_HANDLER) }
+    }
+
+    fn delegate_root(&self, handler: &str) -> PathBuf {
+        self.config.state.join("runtimes").join(handler)
     }
 
     /// The default system call filter for a container that may hold these capabilities, ready for the kernel.

@@ -48,9 +48,6 @@ mod update_pod_sandbox_resources;
 mod update_runtime_config;
 mod version;
 
-/// The one runtime handler there is, which is also the default.
-pub(crate) const RUNTIME_HANDLER: &str = "sampan";
-
 /// `runtime.v1.RuntimeService`.
 #[derive(Debug, Clone)]
 pub struct Runtime {

@@ -233,6 +233,12 @@ fn out_of_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+impl From<network::cni::Error> for Error {
+    fn from(error: network::cni::Error) -> Error {
+        network::Error::from(error).into()
+    }
+}
+
 fn network_kind(kind: network::Kind) -> Kind {
     match kind {
         network::Kind::InvalidArgument => Kind::InvalidArgument,
@@ -240,6 +246,7 @@ fn network_kind(kind: network::Kind) -> Kind {
         network::Kind::FailedPrecondition => Kind::FailedPrecondition,
         network::Kind::ResourceExhausted => Kind::ResourceExhausted,
         network::Kind::DeadlineExceeded => Kind::DeadlineExceeded,
+        network::Kind::Unavailable => Kind::Unavailable,
         network::Kind::Internal => Kind::Internal,
     }
 }

@@ -1,5 +1,6 @@
 //! The pod network that is built in: a bridge, a pair of interfaces for each pod,
-//! addresses, masquerading and published ports, over IPv4 and IPv6.
+//! addresses, masquerading and published ports, over IPv4 and IPv6. Beside it
+//! stands [`cni`], for nodes whose cluster brings a network of its own.
 //!
 //! ```text
 //!   pod a          pod b                host
@@ -10,7 +11,7 @@
 //!                        gateway address
 //! ```
 //!
-//! Everything goes over netlink, in this process; nothing is executed. An attach
+//! Everything of the bridge goes over netlink, in this process; nothing is executed. An attach
 //! is undone as a whole when a part of it fails, and a detach may be repeated.
 //! Nothing is written to disk: what is in use is in memory, an `Attachment` is
 //! kept by the caller, and after a restart `restore` puts both together. Networks
@@ -22,6 +23,7 @@
 
 mod address;
 mod bridge;
+pub mod cni;
 mod error;
 mod link;
 mod namespace;
@@ -98,6 +100,9 @@ pub struct Attachment {
     pub mac: String,
     /// The published ports.
     pub ports: Vec<PortMapping>,
+    /// The plugins that connect the pod; `None`: the built-in bridge does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugins: Option<cni::Binding>,
 }
 
 /// A bridge with the pods on it.
@@ -227,7 +232,7 @@ impl Network {
     }
 
     /// For a pod without a network: only its loopback interface is set up.
-    pub fn loopback(&self, netns: &OwnedFd) -> Result<(), Error> {
+    pub fn loopback(netns: &OwnedFd) -> Result<(), Error> {
         namespace::enter(netns.as_fd(), || Socket::route()?.transact(&[link::set_up("lo")]))?
             .map_err(about("loopback interface of the pod"))?;
         Ok(())

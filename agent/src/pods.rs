@@ -18,10 +18,12 @@ use crate::{
     error::{Error, Kind, Result},
 };
 
+pub(crate) mod cdi;
 pub mod config;
 pub(crate) mod exec;
 mod files;
 mod id;
+mod layout;
 mod monitor;
 pub mod record;
 mod recovery;
@@ -101,6 +103,7 @@ impl Pods {
     /// # Errors
     /// `AlreadyExists` when the name is in use; whatever kept the pod from being made, all undone then.
     pub async fn run(&self, config: PodConfig) -> Result<PodId> {
+        self.context.delegate(&config.runtime_handler)?;
         let (id, made) = match self.admit(config)? {
             Admission::Joins(id) => return self.join(id).await,
             Admission::Starts(id, made) => (id, made),
@@ -162,11 +165,10 @@ impl Pods {
         &self,
         index: &mut Index,
         record: PodRecord,
-        containers: BTreeMap<ContainerId, ContainerRecord>,
+        containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     ) -> Start {
         let (commands, inbox) = mpsc::channel(MAILBOX);
-        let shown = containers.iter().map(|(id, record)| (id.clone(), Arc::new(record.clone()))).collect();
-        let view = PodView { record: record.clone(), containers: shown, gone: false };
+        let view = PodView { record: record.clone(), containers: containers.clone(), gone: false };
         let (sender, view) = watch::channel(Arc::new(view));
         index.names.insert(record.config.name.clone(), record.id.clone());
         index.pods.insert(record.id.clone(), Handle { commands, view, unclaimed: false });
@@ -215,15 +217,17 @@ impl Pods {
     /// # Errors
     /// `NotFound`; `InvalidArgument` when several ids start so.
     pub fn find_container(&self, id: &str) -> Result<Found> {
-        let containers = self.containers();
-        if let Some(found) = containers.iter().find(|found| found.container.id.as_str() == id) {
-            return Ok(found.clone());
+        // Nearly all requests have the whole id, and there may be thousands of containers.
+        if let Some(exact) = ContainerId::from_file_name(id) {
+            let made = |container: &&Arc<ContainerRecord>| container.phase != ContainerPhase::Creating;
+            let with_it = self.list().into_iter().find_map(|pod| {
+                let container = pod.containers.get(&exact).filter(made).cloned()?;
+                Some(Found { pod, container })
+            });
+            return with_it.ok_or_else(|| Error::NotFound { object: "container", id: id.to_owned() });
         }
-        only(
-            "container",
-            id,
-            containers.into_iter().filter(|found| has_prefix(found.container.id.as_str(), id)),
-        )
+        let containers = self.containers().into_iter();
+        only("container", id, containers.filter(|found| has_prefix(found.container.id.as_str(), id)))
     }
 
     /// The same by name too: that of a container of `sampan run` first.
@@ -413,7 +417,8 @@ impl Pods {
     /// `InvalidArgument` for subnets that can't be used; all is as before then.
     pub async fn move_network(&self, subnets: Vec<IpNet>) -> Result<()> {
         let attached = self.list().into_iter().filter_map(|pod| {
-            let attachment = pod.record.attachment.clone()?;
+            let attachment =
+                pod.record.attachment.clone().filter(|attachment| attachment.plugins.is_none())?;
             (pod.record.phase == PodPhase::Ready).then(|| (pod.record.id.to_string(), attachment))
         });
         let (context, attached) = (self.context.clone(), attached.collect::<Vec<_>>());

@@ -270,10 +270,12 @@ impl Traffic {
         if count < FEW {
             return Traffic { by_host_interface: HashMap::new() };
         }
-        let traffic = pods.context().network().traffic().unwrap_or_else(|error| {
-            tracing::debug!(%error, "the traffic of all pods could not be read at once");
-            HashMap::new()
-        });
+        let bridge = pods.context().open_network();
+        let traffic =
+            bridge.map_or_else(|| Ok(HashMap::new()), |bridge| bridge.traffic()).unwrap_or_else(|error| {
+                tracing::debug!(%error, "the traffic of all pods could not be read at once");
+                HashMap::new()
+            });
         Traffic { by_host_interface: traffic }
     }
 

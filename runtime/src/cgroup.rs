@@ -406,6 +406,10 @@ impl Cgroup {
         for path in self.own_paths() {
             result = result.and(tree::remove(&path, deadline, since));
         }
+        // In a hybrid layout other runtimes make it in the unified hierarchy too, and leave its parents there.
+        if let (Some(root), None) = (self.hierarchies.unified.as_deref(), self.unified()) {
+            let _ = std::fs::remove_dir(root.join(&self.path));
+        }
         // An empty scope ends by itself, but for version 1, where systemd may never hear of it.
         match &self.unit {
             Some(unit) if result.is_ok() => unit.stop(deadline.saturating_sub(since.elapsed())),

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod console;
 pub mod container;
 pub mod copyup;
+pub mod delegate;
 pub mod exec;
 pub mod executable;
 mod hook;
@@ -20,4 +21,4 @@ pub mod shim;
 mod sys;
 pub mod user;
 
-pub use sys::Error as SystemCallError;
+pub use sys::{Error as SystemCallError, child::end_with_parent};

@@ -11,6 +11,7 @@ use std::io;
 use rustix::io::Errno;
 
 pub(crate) mod bpf;
+pub(crate) mod child;
 pub(crate) mod credential;
 pub(crate) mod descriptor;
 pub(crate) mod file;
@@ -21,8 +22,6 @@ pub(crate) mod scheduling;
 pub(crate) mod signal;
 pub(crate) mod terminal;
 
-#[cfg(test)]
-mod child;
 #[cfg(test)]
 pub(crate) use child::before_exec;
 

@@ -27,6 +27,8 @@ pub struct Options {
     pub binaries: Option<PathBuf>,
     /// More of the configuration: whole tables.
     pub configuration: String,
+    /// The length of the prefix of the pods' IPv4 network: 24 when absent.
+    pub subnet_bits: Option<u8>,
     /// What is logged; what a developer follows when absent.
     pub log_level: Option<String>,
 }
@@ -66,17 +68,24 @@ impl Agent {
         let state = base.path().join("s");
         let cgroup = format!("/sampan-test-{id:04x}{a:02x}{b:02x}");
         let low = id & 0xff;
-        let subnets = [format!("10.{}.{b}.0/24", 100 + a % 150), format!("fd{a:02x}:{b:02x}{low:02x}::/64")];
+        let bits = options.subnet_bits.unwrap_or(24);
+        let third = b & u8::MAX.checked_shl(24_u32.saturating_sub(bits.into())).unwrap_or(0);
+        let subnets =
+            [format!("10.{}.{third}.0/{bits}", 100 + a % 150), format!("fd{a:02x}:{b:02x}{low:02x}::/64")];
         let mut insecure = options.insecure;
         insecure.push(fixture().address().to_owned());
         let level = options.log_level.as_deref().unwrap_or("info,sampan_agent=debug,sampan_imagestore=debug");
         let config = format!(
             "[log]\nlevel = {level:?}\n[network]\nbridge = {bridge:?}\nsubnets = {subnets:?}\n\
+             cni_configurations = {:?}\ncni_plugins = [{:?}, \"/usr/lib/cni\"]\n\
              [registry]\ninsecure = {insecure:?}\nsettings = {:?}\ncredentials = {:?}\npolicy = {:?}\n\
-             [cgroup]\nroot = {cgroup:?}\n{}",
+             [cgroup]\nroot = {cgroup:?}\n[runtime]\ncdi_folders = [{:?}]\n{}",
+            base.path().join("cni.d"),
+            base.path().join("cni.bin"),
             base.path().join("certs.d"),
             base.path().join("auth.json"),
             base.path().join("policy.json"),
+            base.path().join("cdi"),
             options.configuration
         );
         std::fs::write(base.path().join("config.toml"), config).expect("write the configuration");

@@ -66,17 +66,15 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# The job: the command, quoted for the guest's bash, and the files.
+# The job: the command, quoted for the guest's bash, and the files, which the guest binds to their places: systemd mounts
+# over some of the folders that they may be in.
 job=$work/job
-mkdir -p "$job/job"
+mkdir -p "$job/job/files"
 printf '%q ' "$@" >"$job/job/command"
 for file in "${files[@]}"; do
-    mkdir -p "$job$(dirname "$file")"
-    cp -a --reflink=auto "$file" "$job$file"
-done
-# Names of folders that are links in the guest would replace these.
-for link in bin sbin lib lib64; do
-    [ ! -e "$job/$link" ] || { mkdir -p "$job/usr/$link" && cp -a "$job/$link/." "$job/usr/$link/" && rm -rf "${job:?}/$link"; }
+    printf '%s\n' "$file" >>"$job/job/list"
+    mkdir -p "$job/job/files$(dirname "$file")"
+    cp -a --reflink=auto "$file" "$job/job/files$file"
 done
 (cd "$job" && find . -mindepth 1 -print0 | cpio --quiet --null -o -H newc -R 0:0) >"$work/job.cpio"
 rm -rf "$job"

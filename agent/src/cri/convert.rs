@@ -8,10 +8,10 @@ use crate::{
     error::{Error, Result},
     network::{PortMapping, Protocol},
     pods::{
-        PodView,
+        PodView, cdi,
         config::{
-            ContainerConfig, DeviceConfig, Dns, ImageVolume, MountConfig, NetworkMode, PidMode, PodConfig,
-            PodName, Propagation, Resources, SeccompProfile, Security,
+            AppArmorProfile, ContainerConfig, DeviceConfig, Dns, IdMappings, IdRun, ImageVolume, MountConfig,
+            NetworkMode, PidMode, PodConfig, PodName, Propagation, Resources, SeccompProfile, Security,
         },
         record::{ContainerPhase, ContainerRecord, PodPhase},
     },
@@ -63,20 +63,10 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
         pid: pid_mode(&namespaces.target_id, namespaces.pid),
         host_ipc: namespaces.ipc == cri::NamespaceMode::Node as i32,
         privileged: security.privileged,
-        runtime_handler: handler(runtime_handler)?,
+        runtime_handler,
         auto_remove: false,
         standalone: false,
     })
-}
-
-fn handler(name: String) -> Result<String> {
-    match name.as_str() {
-        "" | super::RUNTIME_HANDLER => Ok(name),
-        _ => invalid(format!(
-            "there is no runtime handler {name:?}; the only one is {:?}, which is also the default",
-            super::RUNTIME_HANDLER
-        )),
-    }
 }
 
 /// Only parameters that a namespace of the pod has; others would change the host.
@@ -150,7 +140,7 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
     let Some(image) = config.image.clone().filter(|image| !image.image.is_empty()) else {
         return invalid(format!("container {:?} names no image", metadata.name));
     };
-    refuse_unsupported(&config)?;
+    let annotations = config.annotations.into_iter().collect();
     let linux = config.linux.unwrap_or_default();
     let stop_signal = match config.stop_signal {
         0 => None,
@@ -176,8 +166,12 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
                 permissions: if device.permissions.is_empty() { "rwm".into() } else { device.permissions },
             })
             .collect(),
+        cdi_devices: cdi::asked(
+            config.cdi_devices.into_iter().map(|device| device.name).collect(),
+            &annotations,
+        ),
         labels: config.labels.into_iter().collect(),
-        annotations: config.annotations.into_iter().collect(),
+        annotations,
         log_path: config.log_path,
         resources: linux.resources.map(resources).transpose()?.unwrap_or_default(),
         security: linux.security_context.map(security).transpose()?.unwrap_or_default(),
@@ -186,18 +180,6 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
         tty: config.tty,
         stdin_once: config.stdin_once,
     })
-}
-
-/// What this version cannot do is said, and not left out in silence.
-fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<()> {
-    let unsupported = [
-        (!config.cdi_devices.is_empty(), "CDI devices"),
-        (config.mounts.iter().any(|mount| !mount.uid_mappings.is_empty()), "id-mapped mounts"),
-    ];
-    match unsupported.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(Error::Unimplemented(format!("{what} of a container: not supported yet"))),
-        None => Ok(()),
-    }
 }
 
 fn environment(pair: cri::KeyValue) -> Result<(String, String)> {
@@ -226,13 +208,15 @@ fn mount(mount: cri::Mount) -> Result<MountConfig> {
     if image.is_some() && !mount.host_path.is_empty() {
         return invalid(format!("mount {:?} has both an image and a host path", mount.container_path));
     }
-    if image.is_some() && !mount.mount_options.is_empty() {
-        return Err(Error::Unimplemented(format!(
-            "mount_options of the image mount {:?}: not supported yet",
-            mount.container_path
-        )));
-    }
+    check_options(&mount.mount_options, image.is_some())
+        .map_err(|problem| Error::Invalid(format!("mount {:?}: {problem}", mount.container_path)))?;
+    let owners = (!mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty())
+        .then(|| id_mappings(mount.uid_mappings, mount.gid_mappings))
+        .transpose()
+        .map_err(|problem| Error::Invalid(format!("mount {:?}: {problem}", mount.container_path)))?;
     Ok(MountConfig {
+        options: mount.mount_options,
+        owners,
         container_path: mount.container_path.into(),
         host_path: mount.host_path.into(),
         readonly: mount.readonly || image.is_some(),
@@ -240,6 +224,40 @@ fn mount(mount: cri::Mount) -> Result<MountConfig> {
         recursive_readonly: mount.recursive_read_only,
         propagation,
     })
+}
+
+/// What may be said of an image's mount: less than what a mount allows, and nothing of its place.
+fn check_options(options: &[String], image: bool) -> Result<(), String> {
+    const KNOWN: [&str; 10] = [
+        "ro",
+        "nodev",
+        "nosuid",
+        "noexec",
+        "nosymfollow",
+        "noatime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+    ];
+    match options.iter().find(|option| !KNOWN.contains(&option.as_str())) {
+        _ if !options.is_empty() && !image => Err("mount_options are for images".to_owned()),
+        Some(unknown) => Err(format!("mount_options has {unknown:?}; known are {}", KNOWN.join(", "))),
+        None => Ok(()),
+    }
+}
+
+fn id_mappings(uids: Vec<cri::IdMapping>, gids: Vec<cri::IdMapping>) -> Result<IdMappings, String> {
+    let run = |mapping: cri::IdMapping| match mapping.length {
+        0 => Err("an id mapping has length 0".to_owned()),
+        length => Ok(IdRun { outside: mapping.host_id, inside: mapping.container_id, length }),
+    };
+    let runs = |mappings: Vec<cri::IdMapping>| mappings.into_iter().map(run).collect::<Result<Vec<_>, _>>();
+    let mappings = IdMappings { uids: runs(uids)?, gids: runs(gids)? };
+    if mappings.uids.is_empty() || mappings.gids.is_empty() {
+        return Err("uidMappings and gidMappings are given both or not at all".to_owned());
+    }
+    Ok(mappings)
 }
 
 /// Limits as they are asked for.
@@ -266,6 +284,10 @@ pub(super) fn resources(asked: cri::LinuxContainerResources) -> Result<Resources
 }
 
 fn security(asked: cri::LinuxContainerSecurityContext) -> Result<Security> {
+    // Elsewhere labels have no meaning, and clusters with both kinds of nodes send them to all.
+    if asked.selinux_options.is_some() && std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        return Err(Error::Unimplemented("SELinux labels of a container: not supported yet".into()));
+    }
     let namespaces = asked.namespace_options.clone();
     let capabilities = asked.capabilities.unwrap_or_default();
     let or_default = |paths: Vec<String>| (!paths.is_empty()).then_some(paths);
@@ -284,6 +306,7 @@ fn security(asked: cri::LinuxContainerSecurityContext) -> Result<Security> {
         masked_paths: or_default(asked.masked_paths),
         readonly_paths: or_default(asked.readonly_paths),
         seccomp: seccomp(asked.seccomp, &asked.seccomp_profile_path)?,
+        apparmor: apparmor(asked.apparmor, asked.apparmor_profile)?,
         pid: namespaces.map(|namespaces| pid_mode(&namespaces.target_id, namespaces.pid)),
     })
 }
@@ -305,6 +328,30 @@ fn seccomp(profile: Option<cri::SecurityProfile>, path: &str) -> Result<SeccompP
                     Ok(SeccompProfile::Localhost(format!("/{}", file.trim_start_matches('/')).into()))
                 }
                 None => invalid(format!("seccomp_profile_path {other:?} is not understood")),
+            },
+        },
+    }
+}
+
+/// The same of AppArmor, whose profiles have names instead of paths.
+fn apparmor(profile: Option<cri::SecurityProfile>, older: String) -> Result<AppArmorProfile> {
+    use cri::security_profile::ProfileType;
+    let named = |name: &str| match name {
+        "" => invalid("an AppArmor profile of the host is asked for without its name"),
+        name => Ok(AppArmorProfile::Localhost(name.to_owned())),
+    };
+    match profile {
+        Some(profile) => match profile.profile_type() {
+            ProfileType::RuntimeDefault => Ok(AppArmorProfile::Default),
+            ProfileType::Unconfined => Ok(AppArmorProfile::Unconfined),
+            ProfileType::Localhost => named(profile.localhost_ref.trim_start_matches("localhost/")),
+        },
+        None => match older.as_str() {
+            "" | "runtime/default" => Ok(AppArmorProfile::Default),
+            "unconfined" => Ok(AppArmorProfile::Unconfined),
+            other => match other.strip_prefix("localhost/") {
+                Some(name) => named(name),
+                None => invalid(format!("apparmor_profile {other:?} is not understood")),
             },
         },
     }

@@ -5,13 +5,25 @@ use std::collections::HashMap;
 use sampan_proto::cri;
 use tonic::Status;
 
-use crate::pods::Pods;
+use crate::{config::RUNTIME_HANDLER, pods::Pods};
 
 pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri::StatusResponse, Status> {
     let condition =
         |kind: &str| cri::RuntimeCondition { r#type: kind.into(), status: true, ..Default::default() };
-    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
-    let handler = |name: &str| cri::RuntimeHandler { name: name.into(), features: Some(features) };
+    let mut network = condition("NetworkReady");
+    if let Err(error) = pods.context().network_ready().await {
+        // The reason that kubelet knows from every runtime.
+        network.status = false;
+        network.reason = "NetworkPluginNotReady".into();
+        network.message = error.chain();
+    }
+    let handler = |name: &str, recursive_read_only_mounts| {
+        let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts, user_namespaces: false };
+        cri::RuntimeHandler { name: name.into(), features: Some(features) }
+    };
+    let built_in = ["", RUNTIME_HANDLER].map(|name| handler(name, true));
+    // What others can do is not known here; too little said costs a feature, too much a pod.
+    let others = pods.context().config.runtime.handlers.keys().map(|name| handler(name, false));
     let mut info = HashMap::new();
     if request.verbose {
         let config = &pods.context().config;
@@ -20,11 +32,13 @@ pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri
         info.insert("bridge".into(), config.network.bridge.clone());
     }
     Ok(cri::StatusResponse {
-        status: Some(cri::RuntimeStatus {
-            conditions: vec![condition("RuntimeReady"), condition("NetworkReady")],
-        }),
+        status: Some(cri::RuntimeStatus { conditions: vec![condition("RuntimeReady"), network] }),
         info,
-        runtime_handlers: vec![handler(""), handler(super::RUNTIME_HANDLER)],
-        features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        runtime_handlers: built_in.into_iter().chain(others).collect(),
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            mount_options: true,
+            ..Default::default()
+        }),
     })
 }

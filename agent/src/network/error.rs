@@ -5,7 +5,7 @@ use std::io;
 use ipnet::IpNet;
 
 use super::port::PortMapping;
-use super::{namespace, netlink, sysctl};
+use super::{cni, namespace, netlink, sysctl};
 
 /// The kind of a failure, in the vocabulary that callers are answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +18,10 @@ pub enum Kind {
     FailedPrecondition,
     /// Nothing is left to give.
     ResourceExhausted,
-    /// The kernel did not answer in time.
+    /// The kernel, or a plugin, did not answer in time.
     DeadlineExceeded,
+    /// It may work later.
+    Unavailable,
     /// Anything else.
     Internal,
 }
@@ -118,6 +120,9 @@ pub enum Error {
     /// The pod's network namespace could not be entered.
     #[error("enter the network namespace of the pod")]
     Namespace(#[from] namespace::Error),
+    /// The pod's network is that of CNI plugins, and there it went wrong.
+    #[error(transparent)]
+    Cni(#[from] cni::Error),
     /// Undoing a failed operation failed too.
     #[error("{failure} (and undoing it failed: {undo})")]
     Undo {
@@ -156,6 +161,7 @@ impl Error {
                 _ => Kind::Internal,
             },
             Error::Sysctl(_) | Error::Namespace(_) => Kind::Internal,
+            Error::Cni(error) => error.kind(),
             Error::Undo { failure, .. } => failure.kind(),
             Error::Several { errors } => errors.first().map_or(Kind::Internal, Error::kind),
         }

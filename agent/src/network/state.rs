@@ -61,8 +61,13 @@ impl State {
             self.give_back(&addresses);
             return Err(error);
         }
-        let attachment =
-            Attachment { host_interface, mac: display_address(link_address(&addresses)), addresses, ports };
+        let attachment = Attachment {
+            host_interface,
+            mac: display_address(link_address(&addresses)),
+            addresses,
+            ports,
+            plugins: None,
+        };
         self.pods.insert(pod_id.to_owned(), attachment.clone());
         Ok(attachment)
     }

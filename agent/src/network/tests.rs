@@ -383,9 +383,8 @@ fn pods_cannot_make_the_host_accept_router_advertisements() {
 #[test]
 fn pod_without_a_network_has_its_loopback() {
     on_a_host(|_| {
-        let network = network();
         let netns = new_namespace();
-        network.loopback(&netns).unwrap();
+        Network::loopback(&netns).unwrap();
         let _server = Server::start(Some(&netns), 80);
         ask(Some(&netns), ip("127.0.0.1"), 80).unwrap();
         ask(Some(&netns), ip("::1"), 80).unwrap();

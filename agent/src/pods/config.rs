@@ -118,6 +118,9 @@ pub struct ContainerConfig {
     pub mounts: Vec<MountConfig>,
     /// Host devices.
     pub devices: Vec<DeviceConfig>,
+    /// Devices that vendors describe (CDI), as `VENDOR/CLASS=NAME`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cdi_devices: Vec<String>,
     /// Labels, verbatim.
     pub labels: BTreeMap<String, String>,
     /// Annotations, verbatim.
@@ -157,6 +160,32 @@ pub struct MountConfig {
     pub recursive_readonly: bool,
     /// Which mount events cross.
     pub propagation: Propagation,
+    /// Further options, such as `noexec`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+    /// How the container sees the owners of its files; `None`: as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owners: Option<IdMappings>,
+}
+
+/// Ids of users and groups, each by runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMappings {
+    /// Of users.
+    pub uids: Vec<IdRun>,
+    /// Of groups.
+    pub gids: Vec<IdRun>,
+}
+
+/// Ids that follow each other outside and inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRun {
+    /// The first one outside.
+    pub outside: u32,
+    /// The first one inside.
+    pub inside: u32,
+    /// How many; not 0.
+    pub length: u32,
 }
 
 /// An image whose files a container sees.
@@ -289,6 +318,8 @@ pub struct Security {
     pub readonly_paths: Option<Vec<String>>,
     /// The system call filter.
     pub seccomp: SeccompProfile,
+    /// The AppArmor profile.
+    pub apparmor: AppArmorProfile,
     /// Process namespace; `None`: the pod's choice.
     pub pid: Option<PidMode>,
 }
@@ -304,4 +335,17 @@ pub enum SeccompProfile {
     Unconfined,
     /// A profile in JSON on the host.
     Localhost(PathBuf),
+}
+
+/// An AppArmor profile.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AppArmorProfile {
+    /// `sampan-default` where it is loaded.
+    #[default]
+    Default,
+    /// None.
+    Unconfined,
+    /// One that is loaded on the host, by its name.
+    Localhost(String),
 }

@@ -151,6 +151,7 @@ mod tests {
             addresses: vec!["10.0.0.2/24".parse().unwrap(), "fd00::2/64".parse().unwrap()],
             mac: String::new(),
             ports: vec![],
+            plugins: None,
         };
         let text = hosts("web", Some(&attachment));
         assert!(text.contains("10.0.0.2\tweb\n") && text.contains("fd00::2\tweb\n"));

@@ -25,14 +25,21 @@ impl Pods {
             (pod.boot_id == self.context.boot_id).then(|| (pod.id.to_string(), attachment))
         });
         let attachments: Vec<(String, Attachment)> = attachments.collect();
+        let (plugged, bridged): (Vec<_>, Vec<_>) =
+            attachments.into_iter().partition(|(_, attachment)| attachment.plugins.is_some());
         let context = self.context.clone();
         // Before any task runs: what a pod holds must not be given to another.
-        blocking(move || context.network().restore(&attachments)).await?;
+        blocking(move || match context.open_network() {
+            None if bridged.is_empty() => Ok(()),
+            _ => Ok::<_, Error>(context.network()?.restore(&bridged)?),
+        })
+        .await?;
+        collect_for(&self.context, &plugged).await;
         let mut resumed = Vec::new();
         for (record, containers) in loaded.pods {
             let pod = record.id.clone();
             let containers =
-                containers.into_iter().map(|container| (container.id.clone(), container)).collect();
+                containers.into_iter().map(|container| (container.id.clone(), Arc::new(container))).collect();
             let start = self.enter(&mut self.index(), record, containers);
             let (answer, done) = oneshot::channel();
             let pods = self.clone();
@@ -49,6 +56,19 @@ impl Pods {
         blocking(move || remove_strangers(&context, &pods, &loaded.torn_pods)).await;
         info!(pods = self.list().len(), containers = self.containers().len(), "recovered");
         Ok(())
+    }
+}
+
+/// Has CNI plugins give back what they hold for pods of which nothing is known any more. No pod comes or goes meanwhile.
+async fn collect_for(context: &Context, pods: &[(String, Attachment)]) {
+    // A broken configuration is told with every pod and by `Status`.
+    let Ok(Some(list)) = context.cni.installed() else { return };
+    let of_list = |attachment: &Attachment| {
+        attachment.plugins.as_ref().is_some_and(|binding| binding.network() == list.name)
+    };
+    let known: Vec<&str> = pods.iter().filter(|(_, a)| of_list(a)).map(|(pod, _)| pod.as_str()).collect();
+    if let Err(error) = context.cni.collect(&list, &known).await {
+        warn!(error = %Error::from(error).chain(), "CNI plugins may hold addresses of pods that are gone");
     }
 }
 

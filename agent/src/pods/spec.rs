@@ -11,13 +11,14 @@ use std::{
 use oci_spec::runtime::{
     Capability, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
-    LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
-    LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder, Process, ProcessBuilder,
-    RootBuilder, Spec, SpecBuilder, User, UserBuilder,
+    LinuxHugepageLimitBuilder, LinuxIdMapping, LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
+    Mount, MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 
 use super::config::{
-    ContainerConfig, MountConfig, NetworkMode, PidMode, PodConfig, Propagation, Resources, Security,
+    AppArmorProfile, ContainerConfig, IdRun, MountConfig, NetworkMode, PidMode, PodConfig, Propagation,
+    Resources, Security,
 };
 use super::record::UserIds;
 use crate::error::{Error, Result};
@@ -41,6 +42,8 @@ pub(crate) struct Input<'a> {
     pub(crate) volumes: &'a [MountConfig],
     /// Devices of the host, with their numbers looked up.
     pub(crate) devices: &'a [HostDevice],
+    /// The default AppArmor profile, if it is loaded.
+    pub(crate) default_apparmor: Option<&'a str>,
 }
 
 /// A host device and its numbers.
@@ -95,7 +98,7 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 pub(crate) fn build(input: &Input<'_>) -> Result<Spec> {
     let security = &input.container.security;
     let root = RootBuilder::default().path(input.rootfs).readonly(security.readonly_rootfs).build();
-    SpecBuilder::default()
+    let mut spec = SpecBuilder::default()
         .version("1.2.0")
         .root(root.map_err(internal)?)
         .process(process(input)?)
@@ -103,7 +106,10 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Spec> {
         .linux(linux(input)?)
         .annotations(input.container.annotations.clone().into_iter().collect::<HashMap<_, _>>())
         .build()
-        .map_err(internal)
+        .map_err(internal)?;
+    // Names are the pod's, as its UTS namespace is; the builder has an idea of its own.
+    spec.set_hostname(None).set_domainname(None);
+    Ok(spec)
 }
 
 /// The command line: the request's command and arguments over the image's entrypoint and command, as
@@ -223,7 +229,20 @@ fn process(input: &Input<'_>) -> Result<Process> {
         .capabilities(process_capabilities(input)?)
         .oom_score_adj(i32::try_from(container.resources.oom_score_adj).unwrap_or(0).clamp(-1000, 1000))
         .no_new_privileges(container.security.no_new_privileges);
+    let builder = match apparmor(input) {
+        Some(profile) => builder.apparmor_profile(profile),
+        None => builder,
+    };
     builder.build().map_err(internal)
+}
+
+/// A privileged container is confined by what it names and by nothing else.
+fn apparmor<'a>(input: &Input<'a>) -> Option<&'a str> {
+    match &input.container.security.apparmor {
+        AppArmorProfile::Localhost(name) => Some(name),
+        AppArmorProfile::Unconfined => None,
+        AppArmorProfile::Default => input.default_apparmor.filter(|_| !input.container.security.privileged),
+    }
 }
 
 fn user(ids: &UserIds) -> Result<User> {
@@ -345,13 +364,29 @@ fn bind(request: &MountConfig) -> Result<Mount> {
         (true, false) => "ro",
         (false, _) => "rw",
     };
-    MountBuilder::default()
+    let own = ["rbind", propagation, access].into_iter().map(str::to_owned);
+    let builder = MountBuilder::default()
         .destination(&request.container_path)
         .typ("bind")
         .source(&request.host_path)
-        .options(vec!["rbind".to_owned(), propagation.to_owned(), access.to_owned()])
-        .build()
-        .map_err(internal)
+        .options(own.chain(request.options.iter().cloned()).collect::<Vec<_>>());
+    let builder = match &request.owners {
+        Some(owners) => builder.uid_mappings(runs(&owners.uids)?).gid_mappings(runs(&owners.gids)?),
+        None => builder,
+    };
+    builder.build().map_err(internal)
+}
+
+fn runs(runs: &[IdRun]) -> Result<Vec<LinuxIdMapping>> {
+    let mapping = |run: &IdRun| {
+        LinuxIdMappingBuilder::default()
+            .host_id(run.outside)
+            .container_id(run.inside)
+            .size(run.length)
+            .build()
+            .map_err(internal)
+    };
+    runs.iter().map(mapping).collect()
 }
 
 fn linux(input: &Input<'_>) -> Result<Linux> {

@@ -28,15 +28,16 @@ use super::{
     },
     files,
     id::{ContainerId, PodId},
+    layout::{default_apparmor, resolve_user, write_bundle},
     monitor::{self, Connection, Launch},
     record::UserIds,
     spec,
-    task::{empty_cgroup, pod_cgroup, resolve_user, write_bundle},
+    task::{empty_cgroup, pod_cgroup},
 };
 use crate::{
     context::{Context, blocking, private_folder},
     error::{Error, Result, at},
-    network::{AttachRequest, Attachment},
+    network::{AttachRequest, Attachment, Network},
     services::container::logs::Reader,
 };
 
@@ -179,6 +180,7 @@ impl Running {
             pid: ProtocolPidMode::Private,
             stdin: false,
             terminal: false,
+            runtime: None,
         };
         match control.request(&create).await? {
             Response::Created { .. } => {}
@@ -223,11 +225,11 @@ impl Running {
             let path = format!("/proc/{pid}/ns/net");
             let netns = fs::File::open(&path).map_err(at("open", path))?.into();
             if mode == NetworkMode::None {
-                context.network().loopback(&netns)?;
+                Network::loopback(&netns)?;
                 return Ok(None);
             }
             let request = AttachRequest { pod_id: pod.as_str(), netns: &netns, ports: &[] };
-            Ok::<_, Error>(Some(context.network().attach(&request)?))
+            Ok::<_, Error>(Some(context.network()?.attach(&request)?))
         });
         self.attachment = attachment.await?;
         Ok(())
@@ -251,7 +253,7 @@ impl Running {
             let killed = pid.map_or(Ok(()), |pid| monitor::kill(pid, &pod));
             let emptied = empty_cgroup(&cgroup);
             let detached = attachment.map_or(Ok(()), |attachment| {
-                context.network().detach(pod.as_str(), &attachment).map_err(Error::from)
+                context.network()?.detach(pod.as_str(), &attachment).map_err(Error::from)
             });
             let unmounted = files::remove(&folder)
                 .map_err(|source| Error::Mount { container: pod.to_string(), source })
@@ -387,6 +389,7 @@ fn lay_out(
         env: step.env.clone(),
         mounts: vec![],
         devices: vec![],
+        cdi_devices: vec![],
         labels: Default::default(),
         annotations: Default::default(),
         log_path: String::new(),
@@ -412,6 +415,7 @@ fn lay_out(
         pod_files: &files::mounts(folder, pod),
         volumes: &[],
         devices: &[],
+        default_apparmor: default_apparmor(),
     })?;
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     let memory = step.mounts.iter().any(|mount| matches!(mount.source, StepSource::File { .. }));
@@ -420,7 +424,7 @@ fn lay_out(
         mounts.push(described(mount, secrets.as_deref(), number)?);
     }
     spec.set_mounts(Some(mounts));
-    write_bundle(context, &folder.join(id.as_str()), spec, &container.security)?;
+    write_bundle(context, &folder.join(id.as_str()), spec, &container.security, false)?;
     if let Some(directory) = step.log.parent() {
         fs::create_dir_all(directory).map_err(at("create", directory))?;
     }

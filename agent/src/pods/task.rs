@@ -36,10 +36,11 @@ use crate::{
 };
 
 mod container;
+mod network;
 mod resume;
 mod teardown;
 
-pub(super) use container::{empty_cgroup, pod_cgroup, resolve_user, write_bundle};
+pub(super) use container::{empty_cgroup, pod_cgroup};
 
 /// Longest wait for processes to be gone after SIGKILL.
 const KILLED: Duration = Duration::from_secs(10);
@@ -90,7 +91,8 @@ pub(crate) enum Command {
 pub(crate) struct Task {
     context: Arc<Context>,
     record: PodRecord,
-    containers: BTreeMap<ContainerId, ContainerRecord>,
+    /// Shared with what is shown, so that showing many is cheap.
+    containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     /// Carries requests to the monitor; `None` when there is no monitor.
     control: Option<Connection>,
     /// Brings its events.
@@ -108,7 +110,7 @@ pub(crate) struct Task {
 pub(crate) struct Start {
     pub(crate) context: Arc<Context>,
     pub(crate) record: PodRecord,
-    pub(crate) containers: BTreeMap<ContainerId, ContainerRecord>,
+    pub(crate) containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     pub(crate) view: watch::Sender<Arc<PodView>>,
     pub(crate) inbox: mpsc::Receiver<Command>,
 }
@@ -161,6 +163,8 @@ impl Start {
             let remains = task.resume().await;
             let _ = resumed.send(());
             if remains {
+                task.release_ended().await;
+                task.check_plugins().await;
                 task.serve().await;
             }
         }
@@ -287,30 +291,6 @@ impl Task {
         Ok(())
     }
 
-    async fn connect_network(&mut self) -> Result<()> {
-        let Some(pid) = self.record.monitor_pid else { return Ok(()) };
-        let mode = self.record.config.network;
-        if mode == NetworkMode::Host {
-            return Ok(());
-        }
-        let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let ports = self.record.config.ports.clone();
-        let attachment = blocking(move || {
-            let path = format!("/proc/{pid}/ns/net");
-            let netns = std::fs::File::open(&path).map_err(at("open", path))?.into();
-            if mode == NetworkMode::None {
-                context.network().loopback(&netns)?;
-                return Ok(None);
-            }
-            let request =
-                crate::network::AttachRequest { pod_id: pod.as_str(), netns: &netns, ports: &ports };
-            Ok::<_, Error>(Some(context.network().attach(&request)?))
-        });
-        self.record.attachment = attachment.await?;
-        // From here on a crash finds the addresses in the record.
-        self.context.records.write_pod(&self.record)
-    }
-
     /// The name that the pod's containers have.
     fn hostname(&self) -> String {
         match (&*self.record.config.hostname, self.record.config.network) {
@@ -346,7 +326,8 @@ impl Task {
             self.tell(Action::Die);
         }
         let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let keys: Vec<String> = self.containers.values().flat_map(ContainerRecord::snapshots).collect();
+        let keys: Vec<String> =
+            self.containers.values().flat_map(|container| container.snapshots()).collect();
         blocking(move || {
             for key in &keys {
                 context.store.snapshots().remove(key)?;
@@ -372,7 +353,7 @@ impl Task {
 
     fn save_container(&mut self, record: ContainerRecord) -> Result<()> {
         let result = self.context.records.write_container(&self.record.id, &record);
-        self.containers.insert(record.id.clone(), record);
+        self.containers.insert(record.id.clone(), Arc::new(record));
         self.publish();
         result
     }
@@ -387,8 +368,7 @@ impl Task {
 
     /// Shows the world what is known now.
     fn publish(&self) {
-        let containers =
-            self.containers.iter().map(|(id, record)| (id.clone(), Arc::new(record.clone()))).collect();
+        let containers = self.containers.clone();
         self.view.send_replace(Arc::new(PodView { record: self.record.clone(), containers, gone: false }));
     }
 

@@ -235,9 +235,8 @@ async fn told(
                 match next(messages).await? {
                     Some(Part::Entries(entries)) => {
                         let added = blocking(move || {
-                            let added = entries.entries.into_iter().map(convert::entry);
-                            let added =
-                                added.map(|entry| telling.add(entry)).collect::<std::result::Result<(), _>>();
+                            let mut added = entries.entries.into_iter().map(convert::entry);
+                            let added = added.try_for_each(|entry| telling.add(entry));
                             added.map(|()| telling)
                         });
                         telling = added.await.map_err(refused)?;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, DirBuilder},
+    fs::DirBuilder,
     io::Write,
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
@@ -256,13 +256,6 @@ impl Inner {
     /// What was used since then may be in use.
     pub(super) fn oldest_running(&self) -> i64 {
         self.running().values().min().copied().unwrap_or(i64::MAX)
-    }
-
-    /// Takes away what is known of contexts.
-    pub(super) fn forget_contexts(&self) {
-        for entry in fs::read_dir(&self.contexts).into_iter().flatten().flatten() {
-            let _ = fs::remove_file(entry.path());
-        }
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<u64, i64>> {

@@ -53,7 +53,7 @@ pub struct Built {
 #[error("{text}")]
 pub struct Failure {
     /// What went wrong.
-    pub error: Error,
+    pub error: Box<Error>,
     /// As a compiler would show it.
     pub text: String,
     /// Which Dockerfile.
@@ -83,7 +83,8 @@ impl Failure {
             file = diagnostic.file.to_string();
             line = diagnostic.span.map_or(0, |span| span.line);
         }
-        Failure { text: crate::error::chain(&error), error, file, line, step: None, debug_image: None }
+        let text = crate::error::chain(&error);
+        Failure { text, error: Box::new(error), file, line, step: None, debug_image: None }
     }
 }
 

@@ -177,9 +177,14 @@ impl From<OwnedFd> for Reporter {
 }
 
 impl Reporter {
+    /// Says `Ready`; [`Reporter::wait`] comes next.
+    pub(crate) fn ready(&self) -> sys::Result<()> {
+        self.send(&[READY])
+    }
+
     /// Says `Ready` and blocks until the parent starts the program. False when the parent is gone.
     pub(crate) fn wait_for_start(&self) -> sys::Result<bool> {
-        self.send(&[READY])?;
+        self.ready()?;
         self.wait()
     }
 
@@ -220,7 +225,8 @@ impl Reporter {
         }
     }
 
-    fn wait(&self) -> sys::Result<bool> {
+    /// Blocks until the parent says to start. False when it is gone.
+    pub(crate) fn wait(&self) -> sys::Result<bool> {
         let mut buffer = [0u8; 1];
         loop {
             match rustix::io::read(self, &mut buffer) {
@@ -253,6 +259,13 @@ impl Reporter {
     /// Says that the next thing is exec.
     pub(crate) fn executing(&self) -> sys::Result<()> {
         self.send(&[EXECUTING])
+    }
+
+    /// For one that goes on without being the program: says that the program is there, and closes the channel.
+    pub(crate) fn executed(&self) -> sys::Result<()> {
+        self.executing()?;
+        rustix::net::shutdown(self, rustix::net::Shutdown::Both)
+            .map_err(|errno| sys::Error::new("shutdown(report)", errno))
     }
 
     /// Says what went wrong, and returns the code to exit with.

@@ -11,6 +11,8 @@ use crate::sys;
 /// A step that failed, and on what.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    #[error(transparent)]
+    Delegate(#[from] crate::delegate::Error),
     #[error("arrange descriptors")]
     Descriptors(#[source] sys::Error),
     #[error("reset signals")]

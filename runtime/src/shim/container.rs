@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use super::log::{Buffers, Log, Progress, Stream};
-use super::protocol::{ContainerState, ErrorKind, Exit, PidMode, Status};
+use super::protocol::{ContainerState, ErrorKind, Exit, PidMode, Runtime, Status};
 use crate::container::Channel;
 
 /// How far it is. A client is the number of the connection that waits for the answer.
@@ -30,6 +30,10 @@ pub(super) struct Container {
     pub(super) bundle: PathBuf,
     pub(super) cgroup: String,
     pub(super) pid_mode: PidMode,
+    /// The other runtime that makes it, if there is one.
+    pub(super) runtime: Option<Runtime>,
+    /// Whom the shim waits for: the container's process, or its delegate.
+    pub(super) child: i32,
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
     /// Until the program is executed.

@@ -9,7 +9,10 @@ pub(super) struct Exec {
     pub(super) number: u32,
     /// The connection that it belongs to, until that is closed.
     pub(super) client: Option<u32>,
-    pub(super) cgroup: String,
+    /// None when another runtime runs it, which has none for it alone.
+    pub(super) cgroup: Option<String>,
+    /// Whom the shim waits for: the process, or its delegate.
+    pub(super) child: i32,
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
     /// Until the program is executed.
@@ -25,6 +28,7 @@ impl Exec {
         // It may not have reached its cgroup yet. One that is gone already is what we want.
         let _ = crate::sys::signal::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
         // What this misses is found when the process has been reaped and the cgroup is removed.
-        let _ = crate::cgroup::Cgroup::new_exec(&self.cgroup).and_then(|cgroup| cgroup.kill());
+        let cgroup = self.cgroup.as_deref().map(crate::cgroup::Cgroup::new_exec);
+        let _ = cgroup.map(|cgroup| cgroup.and_then(|cgroup| cgroup.kill()));
     }
 }

@@ -20,6 +20,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::delegate::Runtime;
+
 /// The protocol of this version of the program.
 pub const VERSION: u32 = 1;
 
@@ -66,6 +68,9 @@ pub enum Request {
         /// [`Request::Attach`] gives is the terminal's master.
         #[serde(default)]
         terminal: bool,
+        /// Another runtime that makes it; none: the shim itself does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        runtime: Option<Runtime>,
     },
     /// Executes a created container's program; answered with [`Response::Started`].
     ///
@@ -308,6 +313,7 @@ mod tests {
                 pid: PidMode::Target("app".into()),
                 stdin: true,
                 terminal: false,
+                runtime: None,
             },
             r#"{"create":{"id":"web","bundle":"web","cgroup":"/sampan/p/web","log":"/var/log/web.log","pid":{"target":"app"},"stdin":true,"terminal":false}}"#,
         );

@@ -86,10 +86,12 @@ fn a_failed_creation_leaves_nothing() {
 
     fs::write(pod.path("a/config.json"), "{").unwrap();
     assert!(client.refused(&request).1.contains("config.json"));
-    let Request::Create { bundle: _, cgroup, log, pid, id, stdin, terminal } = request.clone() else {
+    let Request::Create { bundle: _, cgroup, log, pid, id, stdin, terminal, runtime } = request.clone()
+    else {
         unreachable!()
     };
-    let missing = Request::Create { bundle: "missing".into(), cgroup, log, pid, id, stdin, terminal };
+    let missing =
+        Request::Create { bundle: "missing".into(), cgroup, log, pid, id, stdin, terminal, runtime };
     assert!(client.refused(&missing).1.contains("missing/config.json"));
 }
 
@@ -105,6 +107,7 @@ fn senseless_requests_are_refused() {
         pid: Default::default(),
         stdin: false,
         terminal: false,
+        runtime: None,
     };
     for request in
         [create("", "/c"), create("a/b", "/c"), create(&"a".repeat(129), "/c"), create("a", "/c/../d")]

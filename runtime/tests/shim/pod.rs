@@ -109,6 +109,7 @@ impl Pod {
             pid: variation.pid,
             stdin: variation.stdin,
             terminal: variation.terminal,
+            runtime: None,
         }
     }
 

@@ -79,7 +79,7 @@ async fn a_command_sees_its_network_its_user_and_no_privilege() {
     with_agent(async |agent| {
         let base = fixture().image("busybox");
         let dockerfile = format!(
-            "FROM {base}\nRUN adduser -D -u 1234 me\nUSER me\nWORKDIR /home/me\n\
+            "FROM {base}\nRUN echo me:x:1234:1234::/home/me:/bin/sh >> /etc/passwd\nUSER me\nWORKDIR /home/me\n\
              RUN id -u; pwd; echo home=$HOME; hostname; grep -E 'NoNewPrivs|Seccomp:|CapInh|CapAmb' /proc/self/status\n\
              RUN ls /proc/self/fd | wc -l\n\
              USER root\nRUN ip -o addr | grep -c eth0\nRUN --network=none ip -o addr | grep -v ' lo ' | wc -l\n\

@@ -198,3 +198,25 @@ async fn mounts_are_there_and_read_only_ones_are() {
     })
     .await;
 }
+
+#[allow(deprecated, reason = "the field that kubelets before 1.30 send")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_apparmor_profile_that_is_not_there_is_not_done_without() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("confined"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let confined = |name: &str, profile: &str| {
+            Ctr::sleeper(name, &image, &pod).security(|security| security.apparmor_profile = profile.into())
+        };
+        let status = cri.run(&pod_id, &confined("a", "localhost/sampan-no-such"), &pod).await.unwrap_err();
+        assert!(status.message().contains("sampan-no-such"), "{status}");
+        let status = cri.run(&pod_id, &confined("b", "nonsense"), &pod).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+        for (name, profile) in [("c", "runtime/default"), ("d", "unconfined")] {
+            cri.run(&pod_id, &confined(name, profile), &pod).await.unwrap();
+        }
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}

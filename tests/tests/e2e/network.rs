@@ -9,7 +9,7 @@ use super::{SOON, busybox, pulled};
 const GREETING: &str = "Hello from nginx in a Sampan pod";
 
 /// A port that nobody uses now.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -23,7 +23,7 @@ fn first_of(pod: IpAddr) -> IpAddr {
 }
 
 /// Whether the page of nginx is served there.
-async fn page(address: SocketAddr) -> Option<()> {
+pub(super) async fn page(address: SocketAddr) -> Option<()> {
     let answer = tokio::task::spawn_blocking(move || http_get(address, "/")).await.unwrap();
     answer.ok().filter(|text| text.contains(GREETING)).map(drop)
 }

@@ -97,3 +97,66 @@ async fn an_image_is_mounted_as_a_volume_and_never_written() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_and_options_of_a_mount_are_as_asked() {
+    use sampan_proto::cri;
+    use std::os::unix::fs::MetadataExt;
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("mapped"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
+        let spec = |image: &str| cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "text").unwrap();
+        let run = |host_id, length| vec![cri::IdMapping { host_id, container_id: 0, length }];
+        let mapped = |uids, gids| cri::Mount {
+            container_path: "/mapped".into(),
+            host_path: folder.path().to_string_lossy().into(),
+            uid_mappings: uids,
+            gid_mappings: gids,
+            ..Default::default()
+        };
+        let programs = |options: &[&str]| cri::Mount {
+            container_path: "/programs".into(),
+            image: Some(spec(&image)),
+            mount_options: options.iter().map(|&option| option.to_owned()).collect(),
+            ..Default::default()
+        };
+        let config = |mounts: Vec<cri::Mount>| cri::CreateContainerRequest {
+            pod_sandbox_id: pod_id.clone(),
+            config: Some(cri::ContainerConfig {
+                metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
+                image: Some(spec(&image)),
+                command: vec!["sleep".into(), "1000".into()],
+                mounts,
+                ..Default::default()
+            }),
+            sandbox_config: Some(cri::PodSandboxConfig::default()),
+        };
+        for (mount, problem) in [
+            (mapped(run(7, 1), vec![]), "both or not at all"),
+            (mapped(run(7, 0), run(7, 1)), "length 0"),
+            (programs(&["bind"]), "has \"bind\""),
+            (cri::Mount { mount_options: vec!["ro".into()], ..mapped(vec![], vec![]) }, "are for images"),
+        ] {
+            let status = runtime.create_container(config(vec![mount])).await.unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+            assert!(status.message().contains(problem), "{status}");
+        }
+        let mounts = vec![mapped(run(1000, 1), run(2000, 1)), programs(&["noexec"])];
+        let id = runtime.create_container(config(mounts)).await.unwrap().into_inner().container_id;
+        cri.start(&id).await.unwrap();
+        assert_eq!(cri.sh(&id, "stat -c %u:%g /mapped/file").await, "1000:2000");
+        // Root in the container has no place in this mapping, the mapped user has.
+        let script = "touch /mapped/x 2>/dev/null || echo refused";
+        assert_eq!(cri.sh(&id, script).await, "refused");
+        let owner = std::fs::metadata(folder.path().join("file")).unwrap();
+        assert_eq!((owner.uid(), owner.gid()), (0, 0), "on the host nothing is changed");
+        let answer = cri.sh(&id, "/programs/bin/busybox true 2>&1 || echo not executed").await;
+        assert!(answer.contains("not executed"), "{answer}");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}

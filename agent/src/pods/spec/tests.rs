@@ -38,6 +38,7 @@ fn container() -> ContainerConfig {
         env: vec![],
         mounts: vec![],
         devices: vec![],
+        cdi_devices: vec![],
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         log_path: String::new(),
@@ -73,6 +74,7 @@ fn build_with(pod: &PodConfig, container: &ContainerConfig, user: &UserIds) -> R
         volumes: &[],
         pod_files: &[("/etc/hosts", "/state/hosts".into()), ("/dev/shm", "/state/shm".into())],
         devices: &[],
+        default_apparmor: None,
     })
 }
 
@@ -140,6 +142,8 @@ fn only_root_holds_capabilities_from_the_start() {
 #[test]
 fn requested_mounts_come_sorted_and_hide_the_pods_files() {
     let mount = |path: &str, readonly| MountConfig {
+        options: Vec::new(),
+        owners: None,
         image: None,
         container_path: path.into(),
         host_path: "/h".into(),

@@ -4,7 +4,7 @@ use std::fs;
 
 use sampan_runtime::shim::protocol::{ContainerState, Exit, Status};
 
-use super::container::exit_record;
+use super::container::{exit_record, release};
 use super::*;
 
 impl Task {
@@ -60,7 +60,7 @@ impl Task {
         self.record.monitor_pid = Some(control.pid);
         self.control = Some(control);
         self.events = Some(events);
-        for record in self.containers.values().cloned().collect::<Vec<_>>() {
+        for record in self.living() {
             let state = states.iter().find(|state| state.id == record.id.as_str());
             self.reconcile(record, state).await;
         }
@@ -69,10 +69,6 @@ impl Task {
 
     /// One container: what the record says against what the monitor says.
     async fn reconcile(&mut self, mut record: ContainerRecord, state: Option<&ContainerState>) {
-        if record.phase == ContainerPhase::Exited {
-            let _ = self.release(&record).await;
-            return;
-        }
         let half_made = record.phase == ContainerPhase::Creating;
         match state {
             _ if half_made => {
@@ -106,10 +102,7 @@ impl Task {
     pub(super) async fn lost(&mut self, reason: &str, message: &str) {
         self.control = None;
         self.events = None;
-        for record in self.containers.values().cloned().collect::<Vec<_>>() {
-            if record.phase == ContainerPhase::Exited {
-                continue;
-            }
+        for record in self.living() {
             let exit = self.recorded_exit(&record);
             let exit = exit.unwrap_or_else(|| ExitRecord { reason: reason.into(), ..unknown_exit(message) });
             self.ended(record, exit).await;
@@ -121,6 +114,27 @@ impl Task {
         if let Err(error) = self.save_pod() {
             warn!(error = %error.chain(), "the pod's end could not be recorded on disk");
         }
+    }
+
+    /// Gives back what containers that ended long ago may still hold: the earlier agent may have been killed right then.
+    pub(super) async fn release_ended(&self) {
+        let ended = self.containers.values().filter(|container| container.phase == ContainerPhase::Exited);
+        let (context, ended) = (self.context.clone(), ended.cloned().collect::<Vec<_>>());
+        // All of them in one go: there may be thousands.
+        blocking(move || {
+            for record in ended {
+                if let Err(error) = release(&context, &record) {
+                    debug!(container.id = %record.id, error = %error.chain(), "the ended container's mounts or cgroup are left");
+                }
+            }
+        })
+        .await;
+    }
+
+    /// The containers that have not ended, as far as is known.
+    fn living(&self) -> Vec<ContainerRecord> {
+        let living = self.containers.values().filter(|container| container.phase != ContainerPhase::Exited);
+        living.map(|container| ContainerRecord::clone(container)).collect()
     }
 
     /// The exit record that a monitor wrote before it told anyone.

@@ -2,7 +2,7 @@
 
 use std::{fs, io};
 
-use super::container::{empty_cgroup, pod_cgroup};
+use super::container::{empty_cgroup, pod_cgroup, release};
 use super::*;
 
 impl Task {
@@ -13,13 +13,21 @@ impl Task {
     pub(super) async fn take_down(&mut self, reason: &str) -> Result<()> {
         let mut failures = Failures::default();
         self.end_containers(reason, &mut failures).await;
+        failures.take(self.disconnect_plugins().await);
         if let Err(error) = self.end_monitor().await {
             failures.add(error);
         }
-        for record in self.containers.values().cloned().collect::<Vec<_>>() {
-            failures.take(self.release(&record).await);
-        }
-        self.disconnect_network(&mut failures).await;
+        let (context, containers) =
+            (self.context.clone(), self.containers.values().cloned().collect::<Vec<_>>());
+        let released = blocking(move || {
+            let mut failures = Failures::default();
+            for record in containers {
+                failures.take(release(&context, &record));
+            }
+            failures.result()
+        });
+        failures.take(released.await);
+        failures.take(self.detach_from_bridge().await);
         let context = self.context.clone();
         let pod = self.record.id.clone();
         let own_cgroup = self.record.config.cgroup_parent.is_none();
@@ -43,8 +51,8 @@ impl Task {
     /// Kills what runs and waits for each end to be recorded.
     async fn end_containers(&mut self, reason: &str, failures: &mut Failures) {
         const SIGKILL: i32 = 9;
-        let alive = |container: &&ContainerRecord| container.phase != ContainerPhase::Exited;
-        let alive: Vec<ContainerRecord> = self.containers.values().filter(alive).cloned().collect();
+        let alive = |container: &&Arc<ContainerRecord>| container.phase != ContainerPhase::Exited;
+        let alive: Vec<Arc<ContainerRecord>> = self.containers.values().filter(alive).cloned().collect();
         for container in &alive {
             if self.control.is_some() && container.phase == ContainerPhase::Running {
                 failures.take(self.signal(&container.id, SIGKILL, true).await);
@@ -57,7 +65,7 @@ impl Task {
             let still = self.containers.get(&container.id).filter(|now| now.phase != ContainerPhase::Exited);
             if let Some(record) = still.cloned() {
                 let exit = self.recorded_exit(&record).unwrap_or_else(|| unknown_exit(reason));
-                self.ended(record, exit).await;
+                self.ended(ContainerRecord::clone(&record), exit).await;
             }
         }
     }
@@ -77,17 +85,6 @@ impl Task {
         }
         let (pid, pod) = (self.record.monitor_pid.take(), self.record.id.clone());
         blocking(move || pid.map_or(Ok(()), |pid| monitor::kill(pid, &pod))).await
-    }
-
-    async fn disconnect_network(&mut self, failures: &mut Failures) {
-        let Some(attachment) = self.record.attachment.clone() else { return };
-        let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let detached = blocking(move || context.network().detach(pod.as_str(), &attachment)).await;
-        if detached.is_ok() {
-            // The address is kept in the record of a stopped pod no longer than it is the pod's.
-            self.record.attachment = None;
-        }
-        failures.take(detached.map_err(Error::from));
     }
 }
 

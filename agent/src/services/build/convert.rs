@@ -156,7 +156,7 @@ pub(super) fn event(event: Event) -> Said {
 }
 
 pub(super) fn failure(failure: Failure) -> sampan::BuildFailure {
-    let exit_code = match failure.error {
+    let exit_code = match *failure.error {
         sampan_imagestore::build::Error::Command { code, .. } => code,
         _ => 0,
     };

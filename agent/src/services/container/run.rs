@@ -126,6 +126,7 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
         env: request.env.iter().map(|pair| environment(pair)).collect::<Result<_>>()?,
         mounts: request.volumes.iter().map(volume).collect::<Result<_>>()?,
         devices: vec![],
+        cdi_devices: vec![],
         labels: request.labels.clone().into_iter().collect(),
         annotations: BTreeMap::new(),
         log_path: "container.log".into(),
@@ -166,6 +167,8 @@ fn volume(volume: &sampan::Volume) -> Result<MountConfig> {
         }
     }
     Ok(MountConfig {
+        options: Vec::new(),
+        owners: None,
         container_path: volume.destination.clone().into(),
         host_path: volume.source.clone().into(),
         image: None,

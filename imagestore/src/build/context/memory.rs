@@ -141,7 +141,7 @@ fn decode(bytes: &[u8], boot: &str) -> Option<HashMap<Vec<u8>, Seen>> {
     let mut seen = HashMap::new();
     while let Some(length) = take(4) {
         let path = take(u32::from_le_bytes(length.try_into().ok()?) as usize)?.to_vec();
-        let mut number = || Some(<[u8; 8]>::try_from(take(8)?).ok()?);
+        let mut number = || <[u8; 8]>::try_from(take(8)?).ok();
         let (size, mtime) = (u64::from_le_bytes(number()?), i64::from_le_bytes(number()?));
         let (ctime, inode) = (i64::from_le_bytes(number()?), u64::from_le_bytes(number()?));
         seen.insert(path, Seen { size, mtime, ctime, inode, digest: take(32)?.try_into().ok()? });

@@ -83,7 +83,8 @@ impl Site {
         }
         let (key, materials) = {
             let key = self.copy_key(task, copy);
-            blocking(move || contents(key, &materials).map(|key| (key, materials))).await?
+            let sources = copy.sources.clone();
+            blocking(move || contents(key, &sources, &materials).map(|key| (key, materials))).await?
         };
         if let Some(done) = self.cached(task, &key.digest()).await? {
             if let Some(quick) = &quick {
@@ -258,10 +259,16 @@ fn material(
 }
 
 /// Adds what the files count for.
-fn contents(mut key: Key, materials: &[Material]) -> Result<Key, Error> {
-    for material in materials {
+fn contents(mut key: Key, sources: &[Source], materials: &[Material]) -> Result<Key, Error> {
+    for (number, (source, material)) in sources.iter().zip(materials).enumerate() {
         let print = transfer::fingerprint(material.files.tree(), &material.picks)?;
-        key.add("files", format!("{} {}", hex::encode(print), if material.unpack { "unpacked" } else { "" }));
+        let unpacked = if material.unpack { " unpacked" } else { "" };
+        let name = match source {
+            Source::Path { path, .. } => path,
+            Source::Url { url, .. } => url,
+            Source::Inline { name, .. } => name,
+        };
+        key.add(&format!("content of {name} ({number})"), format!("{}{unpacked}", hex::encode(print)));
     }
     Ok(key)
 }

@@ -93,7 +93,7 @@ fn patterns_find_and_exclusions_leave_out() {
 #[test]
 fn owners_and_modes_change_on_the_way() {
     let (from, root) = (source(), tempfile::tempdir().unwrap());
-    let mode = Some(crate::build::plan::ModeChange::Octal(0o604));
+    let mode = Some(crate::build::ModeChange::Octal(0o604));
     let changes = Changes { owner: Some((7, 8)), mode };
     copy_with(from.path(), "/a/b.txt", root.path(), "/x/b", &changes).unwrap();
     let file = fs::metadata(root.path().join("x/b")).unwrap();

@@ -12,12 +12,14 @@ use super::{Server, Waiting, report_dropping};
 use crate::cgroup::Cgroup;
 use crate::console;
 use crate::container::{ExecFailure, Report};
+use crate::delegate::OUT_OF_MEMORY;
 use crate::shim::container::{Container, Phase, Terminal};
 use crate::shim::log::Stream;
 use crate::shim::poll::{EventFlags, Poll, Source};
 use crate::shim::protocol::{ErrorKind, Event, Exit, PidMode, Response};
 use crate::shim::removal::{Removal, Rest};
 use crate::shim::{chain, record, say};
+use crate::sys;
 
 impl Server {
     /// Signals have arrived: children have ended, or somebody wants us to.
@@ -38,9 +40,9 @@ impl Server {
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get();
-            if let Some(container) = self.containers.iter().find(|c| c.pid == pid && !c.has_exited()) {
+            if let Some(container) = self.containers.iter().find(|c| c.child == pid && !c.has_exited()) {
                 self.container_ended(container.number, status);
-            } else if let Some(exec) = self.execs.iter().find(|exec| exec.pid == pid) {
+            } else if let Some(exec) = self.execs.iter().find(|exec| exec.child == pid) {
                 self.exec_ended(exec.number, status);
             } else if self.pod_init.as_ref().is_some_and(|init| init.pid == pid) {
                 if self.shutdown.is_none() {
@@ -63,6 +65,10 @@ impl Server {
                 Err(error) => Report::Failed { message: chain(&error), exec: None },
             };
             match (report, container.phase.clone()) {
+                (Report::Born { pid }, Phase::Creating { .. }) => match sys::process::pidfd_open(pid) {
+                    Ok(pidfd) => (container.pid, container.pidfd) = (pid, pidfd),
+                    Err(error) => container.failure = Some((ErrorKind::Internal, chain(&error))),
+                },
                 (Report::Ready, Phase::Creating { client }) => {
                     if let Err(message) = take_terminal(&self.poll, container) {
                         container.failure = Some((ErrorKind::Internal, message));
@@ -118,7 +124,11 @@ impl Server {
         container.channel = None;
         let (code, signal) = ending(status);
         let killed = code == 128 + libc::SIGKILL;
-        let oom_killed = killed && cgroup.is_ok_and(|cgroup| cgroup.oom_kills().is_ok_and(|kills| kills > 0));
+        let out_of_memory = match &container.runtime {
+            None => cgroup.is_ok_and(|cgroup| cgroup.oom_kills().is_ok_and(|kills| kills > 0)),
+            Some(_) => container.bundle.join(OUT_OF_MEMORY).exists(),
+        };
+        let oom_killed = killed && out_of_memory;
         let ran = container.failure.is_none() && container.phase == Phase::Running;
         let started_at = if ran { container.started_at } else { 0 };
         let exit = Exit { code, signal, oom_killed, started_at, finished_at };
@@ -180,10 +190,15 @@ impl Server {
         while let Some(channel) = &exec.channel {
             match channel.receive() {
                 Ok(None) => return,
-                // The last three are said to a command line only, which asks for what leads to them.
-                Ok(Some(
-                    Report::Ready | Report::Born { .. } | Report::Environment | Report::Listener { .. },
-                )) => {}
+                Ok(Some(Report::Born { pid })) => {
+                    exec.pid = pid;
+                    // One that has ended already needs none: its delegate is about to end too.
+                    if let Ok(pidfd) = sys::process::pidfd_open(pid) {
+                        exec.pidfd = pidfd;
+                    }
+                }
+                // The last two are said to a command line only, which asks for what leads to them.
+                Ok(Some(Report::Ready | Report::Environment | Report::Listener { .. })) => {}
                 Ok(Some(Report::Executed)) => {
                     exec.channel = None;
                     let (client, pid) = (exec.client, exec.pid);
@@ -220,9 +235,10 @@ impl Server {
         };
         // Without its client it was killed, and all that it made goes with it.
         let rest = if exec.client.is_some() && self.shutdown.is_none() { rest } else { Rest::Killed };
-        match Cgroup::new_exec(&exec.cgroup) {
-            Ok(cgroup) => self.removals.push(Removal::new(cgroup, rest, None)),
-            Err(error) => say(&chain(&error)),
+        match exec.cgroup.as_deref().map(Cgroup::new_exec) {
+            Some(Ok(cgroup)) => self.removals.push(Removal::new(cgroup, rest, None)),
+            Some(Err(error)) => say(&chain(&error)),
+            None => {}
         }
         if let Some(client) = exec.client {
             self.reply(client, response);

@@ -12,13 +12,16 @@ use super::{SHUTDOWN, Server, Shutdown};
 use crate::cgroup::Cgroup;
 use crate::console;
 use crate::container::{Child, PidNamespace, SpawnOptions, spawn};
+use crate::delegate;
 use crate::exec::ExecOptions;
 use crate::shim::connection::Message;
 use crate::shim::container::{Attachment, Container, Phase, Terminal};
 use crate::shim::exec::Exec;
 use crate::shim::log::{Log, Stream};
 use crate::shim::poll::{EventFlags, Source};
-use crate::shim::protocol::{ATTACH_DESCRIPTORS, ErrorKind, MAX_ID, PidMode, Request, Response, VERSION};
+use crate::shim::protocol::{
+    ATTACH_DESCRIPTORS, ErrorKind, MAX_ID, PidMode, Request, Response, Runtime, VERSION,
+};
 use crate::shim::{chain, say};
 use crate::sys;
 
@@ -70,8 +73,8 @@ impl Server {
         }
         match request {
             Request::Hello { version } => self.hello(client, version),
-            Request::Create { id, bundle, cgroup, log, pid, stdin, terminal } => {
-                self.create(client, New { id, bundle, cgroup, log, pid, stdin, terminal })
+            Request::Create { id, bundle, cgroup, log, pid, stdin, terminal, runtime } => {
+                self.create(client, New { id, bundle, cgroup, log, pid, stdin, terminal, runtime })
             }
             Request::Start { id } => self.start(client, &id),
             Request::Kill { id, signal, all } => self.kill(&id, signal, all),
@@ -128,16 +131,24 @@ impl Server {
             Some((theirs, ours)) => (Some(theirs), Terminal::Awaited(ours)),
             None => (None, Terminal::None),
         };
-        let options = SpawnOptions {
-            bundle: &new.bundle,
-            cgroup: &new.cgroup,
-            pid_namespace: self.pid_namespace(&new.pid)?,
-            stdio: [&input, &out, &err].map(|end| end.as_ref().unwrap_or(&self.null).as_fd()),
-            console: console.as_ref().map(AsFd::as_fd),
-            command_line: None,
+        let stdio = [&input, &out, &err].map(|end| end.as_ref().unwrap_or(&self.null).as_fd());
+        let console = console.as_ref().map(AsFd::as_fd);
+        let (bundle, cgroup) = (&*new.bundle, &*new.cgroup);
+        let child = match &new.runtime {
+            None => {
+                let pid_namespace = self.pid_namespace(&new.pid)?;
+                let options =
+                    SpawnOptions { bundle, cgroup, pid_namespace, stdio, console, command_line: None };
+                self.with_original_oom_score(|| spawn(&options))
+            }
+            Some(runtime) => {
+                let (id, pid_namespace_of) = (&*new.id, self.pid_namespace_of(&new.pid)?);
+                let wanted =
+                    delegate::Container { runtime, id, bundle, cgroup, pid_namespace_of, stdio, console };
+                self.with_original_oom_score(|| delegate::create(&wanted))
+            }
         };
-        let Child { pid, pidfd, channel } =
-            self.with_original_oom_score(|| spawn(&options)).map_err(internal_error)?;
+        let Child { pid, pidfd, channel } = child.map_err(internal_error)?;
         if let Err(refusal) = self.watch_child(Source::Container(number), &channel) {
             // It is reaped as somebody whom nobody knows.
             let _ = sys::signal::pidfd_send_signal(&pidfd, libc::SIGKILL);
@@ -149,6 +160,8 @@ impl Server {
             bundle: new.bundle,
             cgroup: new.cgroup,
             pid_mode: new.pid,
+            runtime: new.runtime,
+            child: pid,
             pid,
             pidfd,
             channel: Some(channel),
@@ -178,12 +191,25 @@ impl Server {
     }
 
     fn pid_namespace(&self, mode: &PidMode) -> Result<PidNamespace<'_>, Refusal> {
+        Ok(match (mode, self.shares_pids_with(mode)?) {
+            (_, Some((_, pidfd))) => PidNamespace::Join(pidfd.as_fd()),
+            (PidMode::Host, None) => PidNamespace::Inherit,
+            (_, None) => PidNamespace::New,
+        })
+    }
+
+    /// The same for another runtime, which is told a path.
+    fn pid_namespace_of(&self, mode: &PidMode) -> Result<Option<i32>, Refusal> {
+        Ok(self.shares_pids_with(mode)?.map(|(pid, _)| pid))
+    }
+
+    /// The process in whose pid namespace a container lives, if it is one of the pod's.
+    fn shares_pids_with(&self, mode: &PidMode) -> Result<Option<(i32, &OwnedFd)>, Refusal> {
         let missing = |what: String| (ErrorKind::FailedPrecondition, what);
         match mode {
-            PidMode::Private => Ok(PidNamespace::New),
-            PidMode::Host => Ok(PidNamespace::Inherit),
+            PidMode::Private | PidMode::Host => Ok(None),
             PidMode::Pod => match &self.pod_init {
-                Some(init) => Ok(PidNamespace::Join(init.pidfd.as_fd())),
+                Some(init) => Ok(Some((init.pid, &init.pidfd))),
                 None => Err(missing("the pod has no pid namespace to share".to_owned())),
             },
             PidMode::Target(id) => {
@@ -191,7 +217,7 @@ impl Server {
                     self.containers.iter().find(|container| container.id == *id && !container.has_exited());
                 let target = target
                     .ok_or_else(|| missing(format!("no container {id:?} whose pids could be shared")))?;
-                Ok(PidNamespace::Join(target.pidfd.as_fd()))
+                Ok(Some((target.pid, &target.pidfd)))
             }
         }
     }
@@ -293,26 +319,40 @@ impl Server {
         let cgroup = format!("{}/exec-{number}", container.cgroup);
         let (bundle, pidfd, container_pid) =
             (container.bundle.clone(), clone(&container.pidfd)?, container.pid);
-        let options = ExecOptions {
-            pidfd: pidfd.as_fd(),
-            container_pid,
-            bundle: &bundle,
-            cgroup: &cgroup,
-            process: process.as_fd(),
-            stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
-            console: console.as_ref().map(AsFd::as_fd),
-            command_line: None,
+        let runtime = container.runtime.clone();
+        let process = process.as_fd();
+        let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let console = console.as_ref().map(AsFd::as_fd);
+        let failed = |text: String| (ErrorKind::Internal, format!("exec {name:?}: {text}"));
+        let (child, cgroup) = match &runtime {
+            None => {
+                let options = ExecOptions {
+                    pidfd: pidfd.as_fd(),
+                    container_pid,
+                    bundle: &bundle,
+                    cgroup: &cgroup,
+                    process,
+                    stdio,
+                    console,
+                    command_line: None,
+                };
+                let child = self.with_original_oom_score(|| crate::exec::exec(&options));
+                (child.map_err(|error| failed(chain(&error)))?, Some(cgroup))
+            }
+            Some(runtime) => {
+                let wanted = delegate::Exec { runtime, id, bundle: &bundle, number, process, stdio, console };
+                let child = self.with_original_oom_score(|| delegate::exec(&wanted));
+                (child.map_err(|error| failed(chain(&error)))?, None)
+            }
         };
-        let child = self.with_original_oom_score(|| crate::exec::exec(&options));
-        let child =
-            child.map_err(|error| (ErrorKind::Internal, format!("exec {name:?}: {}", chain(&error))))?;
         let Child { pid, pidfd, channel } = child;
         if let Err(refusal) = self.watch_child(Source::Exec(number), &channel) {
             let _ = sys::signal::pidfd_send_signal(&pidfd, libc::SIGKILL);
             return Err(refusal);
         }
         let channel = Some(channel);
-        self.execs.push(Exec { number, client: Some(client), cgroup, pid, pidfd, channel, failure: None });
+        let client = Some(client);
+        self.execs.push(Exec { number, client, cgroup, child: pid, pid, pidfd, channel, failure: None });
         Ok(None)
     }
 
@@ -384,6 +424,7 @@ struct New {
     pid: PidMode,
     stdin: bool,
     terminal: bool,
+    runtime: Option<Runtime>,
 }
 
 impl New {

@@ -12,6 +12,7 @@ use clap::Parser;
 use sampan_tests::{Agent, Options, fixture};
 
 mod containerd;
+mod growth;
 mod measure;
 mod memory;
 mod report;
@@ -39,6 +40,10 @@ struct Arguments {
     /// Pulls of the large image; 0: none, and it is not made
     #[arg(long, default_value_t = 3, value_name = "COUNT")]
     pulls: usize,
+
+    /// Instead of the table: how figures grow up to so many pods; 0: the table
+    #[arg(long, default_value_t = 0, value_name = "PODS")]
+    growth: usize,
 
     /// Measure only this system
     #[arg(long, value_enum, value_name = "SYSTEM")]
@@ -69,6 +74,12 @@ async fn main() -> Result<()> {
     for system in &systems {
         system.cri.pull(&image).await?;
     }
+    if arguments.growth > 0 {
+        for system in &systems {
+            print!("{}", growth::growth(system, &image, arguments.growth).await?);
+        }
+        return Ok(());
+    }
     measure::pod_up(&systems, &image, arguments.rounds, &mut report).await?;
     measure::ten_at_once(&systems, &image, arguments.rounds.div_ceil(10), &mut report).await?;
     measure::exec(&systems, &image, arguments.rounds * 5, &mut report).await?;
@@ -81,5 +92,6 @@ async fn main() -> Result<()> {
 }
 
 async fn start_agent(binaries: Option<PathBuf>) -> Agent {
-    Agent::start_with(Options { binaries, log_level: Some("info".into()), ..Options::default() }).await
+    let log_level = Some("info".into());
+    Agent::start_with(Options { binaries, log_level, subnet_bits: Some(20), ..Options::default() }).await
 }

@@ -174,7 +174,7 @@ async fn all(futures: impl Iterator<Item = impl Future<Output = Result<()>>>) ->
     futures_util::future::try_join_all(futures).await.map(drop)
 }
 
-fn median(times: &[Duration]) -> f64 {
+pub(crate) fn median(times: &[Duration]) -> f64 {
     percentile(times, 50)
 }
 

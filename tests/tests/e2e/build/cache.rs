@@ -39,7 +39,7 @@ async fn contents_count_and_times_do_not() {
         assert_ne!(changed.image(), first.image());
         assert_eq!(changed.titles(State::Done).len(), 2, "the command stands on what was copied");
         let copy = changed.steps.values().find(|step| step.title.starts_with("COPY")).unwrap();
-        assert!(copy.explanation.contains("files"), "{copy:?}");
+        assert!(copy.explanation.starts_with("content of /b (1) was"), "{copy:?}");
         let argument = build_with(agent, context.path(), |start| {
             start.explain = true;
             start.build_args.insert("WHO".into(), "me".into());
@@ -103,7 +103,7 @@ async fn a_time_of_its_own_makes_two_builds_one() {
         let second = build_with(agent, context.path(), change).await;
         let (first, second) = (first.result.unwrap(), second.result.unwrap());
         assert_eq!((first.image_id, first.digest), (second.image_id.clone(), second.digest));
-        assert_eq!(inspect(agent, &second.image_id)["Created"], "2023-11-14T22:13:20.000000000Z");
+        assert_eq!(inspect(agent, &second.image_id)["Created"], "2023-11-14T22:13:20Z");
     })
     .await;
 }

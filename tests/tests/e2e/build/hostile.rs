@@ -2,6 +2,9 @@
 
 use std::os::unix::fs::symlink;
 
+use sampan_proto::sampan::PruneBuildCacheRequest;
+use sampan_proto::sampan::build_service_client::BuildServiceClient;
+
 use super::*;
 
 /// A directory of the host that no build may reach; its path is known to the build.
@@ -54,6 +57,8 @@ async fn mounts_do_not_reach_the_host_nor_remove_its_files() {
         let built = build(agent, &context_of(&dockerfile), "confined").await;
         assert!(!built.log.contains("alive"), "{}", built.log);
         is_well(&canary);
+        let mut client = BuildServiceClient::new(agent.channel());
+        client.prune_build_cache(PruneBuildCacheRequest::default()).await.unwrap();
         for source in ["/x/out/file", "/x/out"] {
             let dockerfile = format!(
                 "FROM {base} AS evil\nRUN mkdir -p /x && ln -s {host} /x/out\n\
@@ -113,7 +118,6 @@ async fn foreign_frontends_and_privileges_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn contexts_that_are_not_plain_are_refused() {
     use sampan_proto::sampan::build_request::Part;
-    use sampan_proto::sampan::build_service_client::BuildServiceClient;
     use sampan_proto::sampan::{BuildRequest, ContextEnd, ContextEntries, ContextEntry, build_start};
     with_agent(async |agent| {
         let file = |path: &str| ContextEntry { path: path.into(), mode: 0o100_644, ..Default::default() };

@@ -1,0 +1,143 @@
+//! One call of the other runtime.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Error, Result, Runtime};
+use crate::{console, sys};
+
+/// As much of a log as is looked through for the reason of a failure.
+const MAX_LOG: u64 = 1 << 16;
+
+pub(super) struct Call<'a> {
+    pub(super) runtime: &'a Runtime,
+    /// Where the log of a call is.
+    pub(super) bundle: &'a Path,
+    pub(super) limit: Duration,
+}
+
+impl Call<'_> {
+    /// Runs a verb to its end. With `stdio`, our standard descriptors are to become the container's.
+    pub(super) fn run(&self, verb: &'static str, arguments: &[&OsStr], stdio: bool) -> Result<()> {
+        let program = &self.runtime.program;
+        let failed = |source| Error::Call { program: program.clone(), source };
+        let log = self.bundle.join(format!("{verb}-{}.log", rustix::process::getpid().as_raw_nonzero()));
+        let mut command = Command::new(program);
+        command.arg("--root").arg(&self.runtime.root).arg("--log").arg(&log).args([
+            "--log-format",
+            "json",
+            verb,
+        ]);
+        command.args(arguments).env_clear();
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        if !stdio {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        }
+        let mut child = command.spawn().map_err(failed)?;
+        let in_time = self.wait(child.id()).map_err(failed)?;
+        if !in_time {
+            child.kill().map_err(failed)?;
+        }
+        let status = child.wait().map_err(failed)?;
+        let said = reason(&log);
+        let _ = fs::remove_file(&log);
+        if in_time && status.success() {
+            return Ok(());
+        }
+        let message = match said {
+            _ if !in_time => format!("it was not done within {:?}", self.limit),
+            Some(said) => said,
+            None => status.to_string(),
+        };
+        Err(Error::Failed { program: program.clone(), verb, message })
+    }
+
+    /// Whether the process ends in time.
+    fn wait(&self, pid: u32) -> io::Result<bool> {
+        let pidfd = sys::process::pidfd_open(pid.cast_signed()).map_err(io::Error::other)?;
+        let limit = Timespec { tv_sec: self.limit.as_secs().cast_signed(), tv_nsec: 0 };
+        loop {
+            match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)) {
+                Ok(count) => return Ok(count > 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// The last error in a log of JSON lines, as all of these runtimes write it.
+fn reason(log: &Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(log).ok()?.take(MAX_LOG).read_to_string(&mut text).ok()?;
+    let error = |line: &str| {
+        let entry: serde_json::Value = serde_json::from_str(line).ok()?;
+        let grave = entry["level"].as_str().is_some_and(|level| matches!(level, "error" | "fatal"));
+        grave.then(|| entry["msg"].as_str().map(str::to_owned)).flatten()
+    };
+    text.lines().rev().find_map(error)
+}
+
+/// A socket that the runtime sends a terminal's master to.
+pub(super) struct Console {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Console {
+    pub(super) fn listen(bundle: &Path, number: u32) -> Result<Console> {
+        let path = bundle.join(format!("tty{number}"));
+        let listener = UnixListener::bind(&path).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        match listener {
+            Ok(listener) => Ok(Console { path, listener }),
+            Err(source) => Err(Error::File { path, source }),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The runtime has sent it before its call ended.
+    pub(super) fn receive(self) -> io::Result<OwnedFd> {
+        let (connection, _) = self.listener.accept()?;
+        Ok(console::receive(&connection)?)
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_is_the_last_error_of_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        assert_eq!(reason(&log), None);
+        let lines = [
+            r#"{"level":"warning","msg":"odd"}"#,
+            r#"{"level":"error","msg":"no such file"}"#,
+            r#"{"level":"debug","msg":"done"}"#,
+            "not json",
+        ];
+        fs::write(&log, lines.join("\n")).unwrap();
+        assert_eq!(reason(&log).as_deref(), Some("no such file"));
+    }
+}
