@@ -13,7 +13,7 @@ declare -A PACKAGES=(
     [build]="git gcc libc6-dev make pkg-config libseccomp-dev protobuf-compiler"
     [test]="ca-certificates docker-registry skopeo umoci mmdebstrap busybox-static nftables iproute2
         e2fsprogs procps curl jq shellcheck openssl strace python3-kubernetes
-        containernetworking-plugins iptables runc containerd buildah"
+        containernetworking-plugins iptables runc crun containerd buildah podman docker.io"
     [vm]="qemu-system-x86 mmdebstrap cpio busybox-static jq"
     [bench]="containerd runc containernetworking-plugins"
 )
