@@ -46,6 +46,7 @@ mod stop_pod_sandbox;
 mod update_container_resources;
 mod update_pod_sandbox_resources;
 mod update_runtime_config;
+mod users;
 mod version;
 
 /// `runtime.v1.RuntimeService`.

@@ -97,13 +97,29 @@ impl Pods {
         &self.context
     }
 
+    /// Whether pods can have users of their own.
+    fn check_users(&self, handler: &str, delegated: bool) -> Result<()> {
+        if delegated {
+            return Err(Error::Invalid(format!("runtime handler {handler:?} makes no user namespaces")));
+        }
+        if !sampan_runtime::mount::maps_layers() {
+            let text =
+                "user namespaces take an overlayfs whose layers can be mapped one by one: Linux 6.8 or newer";
+            return Err(Error::Precondition(text.into()));
+        }
+        Ok(())
+    }
+
     /// Makes a pod. A second request for the same while the first is in flight, or whose caller never heard of
     /// its end, joins that one.
     ///
     /// # Errors
     /// `AlreadyExists` when the name is in use; whatever kept the pod from being made, all undone then.
     pub async fn run(&self, config: PodConfig) -> Result<PodId> {
-        self.context.delegate(&config.runtime_handler)?;
+        let delegate = self.context.delegate(&config.runtime_handler)?;
+        if config.users.is_some() {
+            self.check_users(&config.runtime_handler, delegate.is_some())?;
+        }
         let (id, made) = match self.admit(config)? {
             Admission::Joins(id) => return self.join(id).await,
             Admission::Starts(id, made) => (id, made),

@@ -5,7 +5,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use sampan_runtime::shim;
+use oci_spec::runtime::LinuxIdMapping;
+use sampan_runtime::{shim, users};
 
 /// Makes and watches containers.
 #[derive(Debug, Parser)]
@@ -55,6 +56,12 @@ struct Shim {
     /// A sysctl of the pod's namespaces.
     #[arg(long = "sysctl", value_name = "NAME=VALUE", value_parser = name_and_value)]
     sysctls: Vec<(String, String)>,
+    /// Users of the pod's own: whom on the host a run of them stands for. Takes --gid-map too.
+    #[arg(long = "uid-map", value_name = "INSIDE:OUTSIDE:LENGTH", value_parser = users::parse, requires = "gids", conflicts_with = "host_ipc")]
+    uids: Vec<LinuxIdMapping>,
+    /// The same of groups.
+    #[arg(long = "gid-map", value_name = "INSIDE:OUTSIDE:LENGTH", value_parser = users::parse, requires = "uids")]
+    gids: Vec<LinuxIdMapping>,
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -72,6 +79,7 @@ impl Shim {
             host_ipc: self.host_ipc,
             shared_pid: self.shared_pid,
             sysctls: self.sysctls,
+            users: (!self.uids.is_empty()).then_some(users::Mappings { uids: self.uids, gids: self.gids }),
         };
         match shim::run(options) {
             Ok(()) => ExitCode::SUCCESS,

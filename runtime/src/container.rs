@@ -53,6 +53,9 @@ pub struct SpawnOptions<'a> {
     pub stdio: [BorrowedFd<'a>; 3],
     /// A socket to send the master of the process's terminal to. None: there is no terminal to make.
     pub console: Option<BorrowedFd<'a>>,
+    /// The pod's user namespace, which its configuration doesn't name. None: it has none, or the command line's
+    /// configuration tells.
+    pub users: Option<BorrowedFd<'a>>,
     /// What a caller of the command line asks for on top; None for a monitor.
     pub command_line: Option<&'a CommandLine<'a>>,
 }
@@ -123,7 +126,8 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
     let cgroup = Cgroup::new(options.cgroup).map_err(|source| Error::cgroup(options.cgroup, source))?;
     let directory = directory_to_be_born_in(&cgroup)?;
     // With a user or time namespace the process that is cloned here only prepares the birth of the container's own.
-    let midwife = options.command_line.is_some_and(|asked| init::needs_midwife(asked.spec));
+    let midwife =
+        options.users.is_some() || options.command_line.is_some_and(|asked| init::needs_midwife(asked.spec));
     let birth = Birth {
         pid_namespace: if midwife { PidNamespace::Inherit } else { options.pid_namespace },
         cgroup: directory.as_ref().map(AsFd::as_fd),
@@ -131,17 +135,28 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
         preserved: options.command_line.map_or(0, |asked| asked.preserved),
     };
     let start = options.command_line.and_then(|asked| asked.start);
-    let inherited: Vec<_> = options.console.into_iter().chain(start).collect();
+    let pids = match options.pid_namespace {
+        PidNamespace::Join(namespace) if options.users.is_some() => Some(namespace),
+        _ => None,
+    };
+    let inherited: Vec<_> = [options.console, start, options.users, pids].into_iter().flatten().collect();
     birth.clone_process(&inherited, |reporter, inherited| {
         let mut inherited = inherited.into_iter();
         let console = options.console.and_then(|_| inherited.next());
-        let command_line = options.command_line.map(|asked| init::Asked {
-            line: asked,
-            start: asked.start.and_then(|_| inherited.next()),
-            midwife,
-        });
+        let start = start.and_then(|_| inherited.next());
+        let command_line = options.command_line.map(|line| init::Asked { line, start });
+        let users = options.users.and_then(|_| inherited.next());
+        let pids = pids.and_then(|_| inherited.next());
         let in_cgroup = directory.is_some();
-        let setup = init::Setup { bundle: options.bundle, cgroup: &cgroup, in_cgroup, console, command_line };
+        let setup = init::Setup {
+            bundle: options.bundle,
+            cgroup: &cgroup,
+            in_cgroup,
+            console,
+            command_line,
+            pod: init::PodNamespaces { users, pids },
+            midwife,
+        };
         init::run(setup, reporter)
     })
 }

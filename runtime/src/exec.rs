@@ -36,6 +36,8 @@ pub struct ExecOptions<'a> {
     pub stdio: [BorrowedFd<'a>; 3],
     /// A socket to send the master of the process's terminal to. None: there is no terminal to make.
     pub console: Option<BorrowedFd<'a>>,
+    /// The container's user namespace, unless it is the caller's.
+    pub users: Option<BorrowedFd<'a>>,
     /// What a caller of the command line asks for on top; None for a monitor.
     pub command_line: Option<&'a CommandLine<'a>>,
 }
@@ -49,8 +51,6 @@ pub struct CommandLine<'a> {
     pub(crate) seccomp: Option<&'a Filter>,
     /// How many descriptors above the standard ones the program keeps.
     pub(crate) preserved: u32,
-    /// The container's user namespace, unless it is the caller's.
-    pub(crate) users: Option<BorrowedFd<'a>>,
 }
 
 /// Clones a process into a container and returns at once.
@@ -67,7 +67,7 @@ pub fn exec(options: &ExecOptions<'_>) -> Result<Child, Error> {
     };
     let mut inherited = vec![options.pidfd, options.process];
     inherited.extend(options.console);
-    inherited.extend(line.and_then(|line| line.users));
+    inherited.extend(options.users);
     birth.clone_process(&inherited, |reporter, inherited| {
         run(options, &cgroup, directory.is_some(), reporter, inherited)
     })
@@ -86,7 +86,7 @@ fn run(
         return Err(init::Error::Missing { field: "descriptor" });
     };
     let console = options.console.and_then(|_| inherited.next());
-    let users = line.and_then(|line| line.users).and_then(|_| inherited.next());
+    let users = options.users.and_then(|_| inherited.next());
     let read;
     let (process, filter) = match line {
         Some(line) => (line.process, line.seccomp.cloned()),

@@ -38,7 +38,7 @@ pub(crate) mod terminal;
 
 pub(crate) use bundle::seccomp_of_exec;
 pub(crate) use error::Error;
-pub(crate) use identity::{become_root, needs_midwife};
+pub(crate) use identity::{become_root, needs_midwife, write_maps};
 pub(crate) use process::Prepared;
 use rootfs::Rootfs;
 pub(crate) use scheduling::{set_final_affinity, set_initial_affinity};
@@ -58,14 +58,24 @@ pub(crate) struct Setup<'a> {
     /// Where the master of the process's terminal goes, if it has one.
     pub(crate) console: Option<OwnedFd>,
     pub(crate) command_line: Option<Asked<'a>>,
+    /// Those of the pod that a process gets by being born in them.
+    pub(crate) pod: PodNamespaces,
+    /// Whether this process only prepares the birth of the container's own.
+    pub(crate) midwife: bool,
+}
+
+/// Namespaces of a pod with users of its own; of any other pod there are none here.
+#[derive(Default)]
+pub(crate) struct PodNamespaces {
+    pub(crate) users: Option<OwnedFd>,
+    /// Unless the container has its own.
+    pub(crate) pids: Option<OwnedFd>,
 }
 
 /// What the command line asks for, with the child's own copies of the descriptors.
 pub(crate) struct Asked<'a> {
     pub(crate) line: &'a CommandLine<'a>,
     pub(crate) start: Option<OwnedFd>,
-    /// Whether this process only prepares the birth of the container's own.
-    pub(crate) midwife: bool,
 }
 
 /// Makes the container around the calling process, waits for the start and executes its program.
@@ -90,12 +100,12 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     if let Some(prepared) = &prepared {
         prepared.set_oom_score()?;
     }
-    let namespaces = namespace::Namespaces::of(linux)?;
+    let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod))?;
     enter_cgroup(&setup, linux.resources().as_ref())?;
     let path = setup.bundle.join(root.path());
-    let mut sources = mounts::Sources::open(setup.bundle, spec)?;
+    let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod())?;
     let tree = namespaces.of_users().then(|| Rootfs::open_tree(&path, linux)).transpose()?;
-    if asked.as_ref().is_some_and(|asked| asked.midwife) {
+    if setup.midwife {
         identity::deliver(&namespaces, linux, reporter)?;
     }
     namespaces.enter()?;

@@ -20,5 +20,6 @@ pub mod seccomp;
 pub mod shim;
 mod sys;
 pub mod user;
+pub mod users;
 
 pub use sys::{Error as SystemCallError, child::end_with_parent};

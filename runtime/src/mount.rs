@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::sys;
+use crate::users::UserNamespace;
 
 mod option;
 mod overlay;
@@ -95,12 +96,18 @@ impl Error {
     }
 }
 
+/// Whether [`mount_all`] can stack layers for a user namespace: the kernel has Linux 6.8's overlay.
+pub fn maps_layers() -> bool {
+    overlay::has_layer_parameters()
+}
+
 /// Performs `mounts` at `target`, each on top of the one before; their own destinations don't count.
 ///
-/// When one fails, those before it are undone.
-pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), Error> {
+/// With `users`, what is bound or stacked is seen as that namespace has it: a file of root's on the disk is one of the
+/// root there. When one fails, those before it are undone.
+pub fn mount_all(mounts: &[Mount], target: &Path, users: Option<&UserNamespace>) -> Result<(), Error> {
     for (done, mount) in mounts.iter().enumerate() {
-        if let Err(error) = mount_one(mount, target) {
+        if let Err(error) = mount_one(mount, target, users) {
             for _ in 0..done {
                 // The first failure is the one to be told.
                 let _ = sys::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
@@ -126,7 +133,7 @@ pub fn unmount(target: &Path) -> Result<(), Error> {
     }
 }
 
-fn mount_one(mount: &Mount, target: &Path) -> Result<(), Error> {
+fn mount_one(mount: &Mount, target: &Path, users: Option<&UserNamespace>) -> Result<(), Error> {
     let options =
         Options::parse(mount.options().iter().flatten()).map_err(|option| Error::Option { option })?;
     for (asked, option) in
@@ -139,20 +146,29 @@ fn mount_one(mount: &Mount, target: &Path) -> Result<(), Error> {
     let kind = mount.typ().as_deref().unwrap_or("none");
     if let Some(bind) = options.bind {
         let source = mount.source().as_deref().ok_or(Error::NoSource)?;
-        return bind_mount(source, bind, &options, target);
+        return bind_mount(source, bind, &options, target, users);
     }
     if kind == "overlay" {
-        return overlay::mount(&options, target);
+        return overlay::mount(&options, target, users);
     }
     let attached = filesystem(kind, mount.source().as_deref(), &options)
         .and_then(|detached| sys::mount::attach_at(detached, CWD, target));
     attached.map_err(Error::mount(kind, target))
 }
 
-fn bind_mount(source: &Path, bind: Bind, options: &Options, target: &Path) -> Result<(), Error> {
+fn bind_mount(
+    source: &Path,
+    bind: Bind,
+    options: &Options,
+    target: &Path,
+    users: Option<&UserNamespace>,
+) -> Result<(), Error> {
     let tree = sys::mount::clone_tree(CWD, source, bind == Bind::Recursive)
         .map_err(|error| Error::Source { path: source.to_owned(), source: error })?;
-    let attached = restrict(&tree, options).and_then(|()| sys::mount::attach_at(&tree, CWD, target));
+    let attached = users
+        .map_or(Ok(()), |users| sys::mount::set_mapping(&tree, users, bind == Bind::Recursive))
+        .and_then(|()| restrict(&tree, options))
+        .and_then(|()| sys::mount::attach_at(&tree, CWD, target));
     attached.map_err(Error::mount("bind", target))
 }
 

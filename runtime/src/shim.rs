@@ -24,6 +24,7 @@ pub(crate) use log::timestamp;
 use std::io;
 
 use crate::sys;
+use crate::users::Mappings;
 
 /// What a shim is started with. Its standard input is the listening socket, its working directory the pod's.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +43,8 @@ pub struct Options {
     pub shared_pid: bool,
     /// Names and values, of the pod's namespaces only.
     pub sysctls: Vec<(String, String)>,
+    /// The pod has users of its own, which are these on the host. It has IPC of its own then.
+    pub users: Option<Mappings>,
 }
 
 /// Why a shim can't serve.
@@ -84,6 +87,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The pod's users can't be made.
+    #[error("make the pod's user namespace")]
+    Users {
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The shared pid namespace can't be made.
     #[error("make the pod's pid namespace")]
     PodInit {
@@ -118,10 +128,7 @@ pub fn run(options: Options) -> Result<(), Error> {
     sys::descriptor::close_inherited().map_err(setup("close inherited descriptors"))?;
     let mut server = server::Server::new().map_err(setup("set up the event loop"))?;
     let oom_score = pod::settle(&options);
-    let made = pod::make_namespaces(&options).and_then(|()| match options.shared_pid {
-        true => pod::fork_init(server.null()).map(|init| server.adopt(init)),
-        false => Ok(()),
-    });
+    let made = pod::make(&options, server.null()).map(|made| server.adopt(made));
     server.protected(oom_score);
     drop(options);
     match made {

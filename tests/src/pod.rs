@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortMapping,
+    ContainerConfig, ContainerMetadata, IdMapping, Int64Value, KeyValue, LinuxContainerConfig,
+    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    PortMapping, UserNamespace,
 };
 
 use crate::client::image_spec;
@@ -79,6 +80,14 @@ impl Pod {
 
     pub fn shared_pid(mut self) -> Pod {
         self.namespaces().pid = NamespaceMode::Pod.into();
+        self
+    }
+
+    /// With users of its own, whose root is `first` on the host.
+    pub fn users(mut self, first: u32) -> Pod {
+        let run = vec![IdMapping { host_id: first, container_id: 0, length: 65_536 }];
+        let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: run.clone(), gids: run };
+        self.namespaces().userns_options = Some(users);
         self
     }
 

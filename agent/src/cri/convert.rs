@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use sampan_proto::cri;
 
+use super::users;
 use crate::{
     error::{Error, Result},
     network::{PortMapping, Protocol},
@@ -33,9 +34,7 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
         return invalid("the pod's run_as_group needs run_as_user");
     }
     let namespaces = security.namespace_options.unwrap_or_default();
-    if namespaces.userns_options.is_some_and(|user| user.mode() == cri::NamespaceMode::Pod) {
-        return Err(Error::Unimplemented("user namespaces are not supported yet".into()));
-    }
+    let users = users::of_pod(&namespaces)?;
     let sysctls = sysctls(linux.sysctls)?;
     Ok(PodConfig {
         name: PodName {
@@ -62,6 +61,7 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
         },
         pid: pid_mode(&namespaces.target_id, namespaces.pid),
         host_ipc: namespaces.ipc == cri::NamespaceMode::Node as i32,
+        users,
         privileged: security.privileged,
         runtime_handler,
         auto_remove: false,
@@ -441,7 +441,7 @@ fn namespace_options(config: &PodConfig) -> cri::NamespaceOption {
         pid: pid as i32,
         ipc: host(config.host_ipc) as i32,
         target_id,
-        userns_options: None,
+        userns_options: config.users.as_ref().map(users::told),
     }
 }
 

@@ -3,7 +3,7 @@
 use sampan_proto::cri;
 use tonic::Status;
 
-use super::convert;
+use super::{convert, users};
 use crate::pods::Pods;
 
 pub(super) async fn call(
@@ -12,6 +12,10 @@ pub(super) async fn call(
 ) -> Result<cri::CreateContainerResponse, Status> {
     let config = request.config.ok_or_else(|| Status::invalid_argument("the request has no config"))?;
     let pod = pods.find(&request.pod_sandbox_id)?;
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    if let Some(namespaces) = security.and_then(|security| security.namespace_options.as_ref()) {
+        users::of_container(namespaces, pod.record.config.users.as_ref())?;
+    }
     let mut config = convert::container_config(config)?;
     if config.security.privileged && !pod.record.config.privileged {
         return Err(Status::invalid_argument("a privileged container needs a privileged pod"));

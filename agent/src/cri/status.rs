@@ -17,8 +17,12 @@ pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri
         network.reason = "NetworkPluginNotReady".into();
         network.message = error.chain();
     }
-    let handler = |name: &str, recursive_read_only_mounts| {
-        let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts, user_namespaces: false };
+    let maps_layers = sampan_runtime::mount::maps_layers();
+    let handler = |name: &str, able| {
+        let features = cri::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: able,
+            user_namespaces: able && maps_layers,
+        };
         cri::RuntimeHandler { name: name.into(), features: Some(features) }
     };
     let built_in = ["", RUNTIME_HANDLER].map(|name| handler(name, true));
@@ -38,7 +42,7 @@ pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             mount_options: true,
-            ..Default::default()
+            user_namespaces_host_network: maps_layers,
         }),
     })
 }

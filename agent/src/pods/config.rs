@@ -48,6 +48,9 @@ pub struct PodConfig {
     pub pid: PidMode,
     /// IPC namespace.
     pub host_ipc: bool,
+    /// Users of the pod's own; `None`: the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<IdMappings>,
     /// Whether its containers may be privileged.
     pub privileged: bool,
     /// The runtime handler asked for; empty: the default.
@@ -176,6 +179,20 @@ pub struct IdMappings {
     /// Of groups.
     pub gids: Vec<IdRun>,
 }
+
+impl IdMappings {
+    /// User and group outside that are root inside, if anybody is; nobody else.
+    pub fn root(&self) -> (u32, u32) {
+        let of = |runs: &[IdRun]| {
+            let with_root = runs.iter().find(|run| run.inside == 0);
+            with_root.map_or(NOBODY, |run| run.outside)
+        };
+        (of(&self.uids), of(&self.gids))
+    }
+}
+
+/// Whom the kernel shows for one that has no number.
+const NOBODY: u32 = 65_534;
 
 /// Ids that follow each other outside and inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -95,7 +95,7 @@ fn mount_memory(path: &Path, options: &[&str]) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         made => made.map_err(at("create", path))?,
     }
-    sampan_runtime::mount::mount_all(&[mount], path)
+    sampan_runtime::mount::mount_all(&[mount], path, None)
         .map_err(|source| Error::Mount { container: format!("shared memory at {}", path.display()), source })
 }
 

@@ -17,6 +17,7 @@ use sampan_runtime::{
     delegate::Runtime,
     seccomp,
     user::{self, User},
+    users::UserNamespace,
 };
 
 use super::{
@@ -28,7 +29,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    error::{Error, Result, at},
+    error::{Error, Result, at, chain},
 };
 
 /// Prepares the writable layer, mounts the root, resolves the user against it, and writes the bundle. Tells which other
@@ -44,11 +45,13 @@ pub(super) fn lay_out(
     let snapshots = context.store.snapshots();
     let mounts = snapshots.prepare(key, Some(image.chain_id()))?;
     let rootfs = snapshots.directories(key)?.merged;
-    sampan_runtime::mount::mount_all(&mounts, &rootfs)
+    let users = users(pod)?;
+    sampan_runtime::mount::mount_all(&mounts, &rootfs, users.as_ref())
         .map_err(|source| Error::Mount { container: key.to_owned(), source })?;
     for number in 0..record.config.mounts.len() {
         if let Some(volume) = record.config.mounts[number].image.clone() {
-            let host_path = mount_image(context, &record, &record.image_volume_key(number), &volume)?;
+            let key = record.image_volume_key(number);
+            let host_path = mount_image(context, &record, &key, &volume, users.as_ref())?;
             record.config.mounts[number].host_path = host_path;
         }
     }
@@ -90,11 +93,22 @@ pub(super) fn lay_out(
     let hooked = spec.hooks().is_some();
     let delegate =
         context.delegate(&pod.config.runtime_handler)?.or_else(|| hooked.then(|| context.own_delegate()));
+    if delegate.is_some() && pod.config.users.is_some() {
+        return Err(Error::Precondition("hooks of devices do not go with a pod's user namespace".into()));
+    }
     write_bundle(context, &folder.join(key), spec, &record.config.security, delegate.is_some())?;
     if let Some(directory) = record.log_path.as_deref().and_then(Path::parent) {
         fs::create_dir_all(directory).map_err(at("create", directory))?;
     }
     Ok((record, delegate))
+}
+
+/// The user namespace of a pod that has users of its own.
+fn users(pod: &PodRecord) -> Result<Option<UserNamespace>> {
+    let Some(mappings) = &pod.config.users else { return Ok(None) };
+    let gone = || Error::Precondition(format!("pod {} is not ready: it has no monitor", pod.id.short()));
+    let found = UserNamespace::of_monitor(pod.monitor_pid.ok_or_else(gone)?, mappings.root());
+    found.map(Some).map_err(|error| Error::Internal(chain(&error)))
 }
 
 /// Mounts an image for a container to look at; gives the folder of it that is meant.
@@ -103,13 +117,14 @@ fn mount_image(
     record: &ContainerRecord,
     key: &str,
     volume: &ImageVolume,
+    users: Option<&UserNamespace>,
 ) -> Result<PathBuf> {
     let image = context.store.find(&volume.image)?;
     let image = image.ok_or_else(|| Error::NotFound { object: "image", id: volume.image.clone() })?;
     let snapshots = context.store.snapshots();
     let mounts = snapshots.view(key, image.chain_id())?;
     let root = snapshots.directories(key)?.merged;
-    sampan_runtime::mount::mount_all(&mounts, &root)
+    sampan_runtime::mount::mount_all(&mounts, &root, users)
         .map_err(|source| Error::Mount { container: record.id.to_string(), source })?;
     let root = root.canonicalize().map_err(at("resolve", &root))?;
     // Nobody can change what is found here: it is read-only.

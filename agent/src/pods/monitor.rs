@@ -28,7 +28,10 @@ use sampan_runtime::shim::protocol::{
 };
 use tokio::{io::Interest, net::UnixStream, process::Command, time::timeout};
 
-use super::id::{ContainerId, PodId};
+use super::{
+    config::{IdMappings, IdRun},
+    id::{ContainerId, PodId},
+};
 use crate::error::{Error, Kind, Result, at};
 
 /// Longest wait for any answer of a monitor. Making a container mounts file systems, which can be slow.
@@ -63,6 +66,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) host_ipc: bool,
     pub(crate) shared_pid: bool,
     pub(crate) sysctls: Vec<(String, String)>,
+    pub(crate) users: Option<&'a IdMappings>,
 }
 
 /// Starts a monitor and gives a connection to it, once it has made the pod's namespaces.
@@ -87,6 +91,13 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
     }
     for (key, value) in &launch.sysctls {
         command.arg("--sysctl").arg(format!("{key}={value}"));
+    }
+    if let Some(mappings) = launch.users {
+        for (flag, runs) in [("--uid-map", &mappings.uids), ("--gid-map", &mappings.gids)] {
+            for IdRun { outside, inside, length } in runs {
+                command.arg(flag).arg(format!("{inside}:{outside}:{length}"));
+            }
+        }
     }
     let log = File::options().append(true).create(true).open(launch.folder.join("shim.log")).map_err(gone)?;
     command

@@ -331,12 +331,15 @@ fn mounts(input: &Input<'_>) -> Result<Vec<Mount>> {
         input.container.mounts.iter().map(|mount| mount.container_path.clone()).collect();
     for (destination, source) in input.pod_files {
         if !requested.contains(Path::new(destination)) {
-            let options: &[&str] = if *destination == "/dev/shm" {
-                &["rbind", "nosuid", "nodev", "noexec"]
-            } else {
-                &["rbind", "nosuid", "nodev"]
-            };
-            all.push(mount(destination, "bind", &source.to_string_lossy(), options)?);
+            let mut options = vec!["rbind", "nosuid", "nodev"];
+            if *destination == "/dev/shm" {
+                options.push("noexec");
+            }
+            if input.pod.users.is_some() {
+                // They are the host root's on the host, and are the pod's root's there.
+                options.push("ridmap");
+            }
+            all.push(mount(destination, "bind", &source.to_string_lossy(), &options)?);
         }
     }
     // Parents before children, whatever order the request has them in.

@@ -153,6 +153,7 @@ impl Running {
             hostname: (!host).then_some(config.hostname.as_str()),
             host_network: host,
             host_ipc: false,
+            users: None,
             shared_pid: false,
             sysctls: if host { vec![] } else { vec![sysctl] },
         };
@@ -354,6 +355,7 @@ fn pod_config(step: &Step) -> PodConfig {
         network: step.network,
         pid: PidMode::Container,
         host_ipc: false,
+        users: None,
         privileged: false,
         runtime_handler: String::new(),
         auto_remove: false,
@@ -474,7 +476,7 @@ fn write_secret(path: &Path, content: &[u8], (uid, gid): (u32, u32), mode: u32) 
 
 /// Performs the mounts of a snapshot.
 pub(crate) fn mount(mounts: &[Mount], target: &Path) -> Result<()> {
-    mount_all(mounts, target)
+    mount_all(mounts, target, None)
         .map_err(|source| Error::Mount { container: target.display().to_string(), source })
 }
 

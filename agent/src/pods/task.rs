@@ -270,6 +270,7 @@ impl Task {
             host_ipc: config.host_ipc,
             shared_pid: config.pid == PidMode::Pod,
             sysctls: sysctls(&config),
+            users: config.users.as_ref(),
         };
         let control = monitor::launch(&launch).await?;
         let events = Connection::open(&self.record.id, &folder).await?;

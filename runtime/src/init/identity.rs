@@ -86,7 +86,8 @@ fn map(pid: i32, linux: &Linux) -> Result<()> {
     write_maps(pid, uids, gids)
 }
 
-fn write_maps(pid: i32, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<()> {
+/// Tells the kernel whom the users and groups of a new user namespace stand for.
+pub(crate) fn write_maps(pid: i32, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<()> {
     for (name, mappings) in [("gid_map", gids), ("uid_map", uids)] {
         let path = PathBuf::from(format!("/proc/{pid}/{name}"));
         let mut text = String::new();
@@ -150,5 +151,5 @@ fn pid_on_host(pidfd: &OwnedFd) -> Result<i32> {
 
 /// Gives a detached mount the mapping of a user namespace.
 pub(super) fn map_mount(tree: impl AsFd, namespace: impl AsFd, recursive: bool) -> sys::Result<()> {
-    sys::mount::set_mapping(tree, namespace.as_fd().as_raw_fd(), recursive)
+    sys::mount::set_mapping(tree, namespace, recursive)
 }

@@ -3,7 +3,7 @@
 //! Every destination is a descriptor before anything is mounted on it; one that is missing is made.
 //! Sources of bind mounts are paths of the host, which whoever wrote the configuration vouches for.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
@@ -24,25 +24,23 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Opens what the container will not be able to open by itself.
-    pub(super) fn open(bundle: &Path, spec: &Spec) -> Result<Sources> {
+    /// Opens what the container will not be able to open by itself. `of_pod` is the user namespace of its pod.
+    pub(super) fn open(bundle: &Path, spec: &Spec, of_pod: Option<BorrowedFd<'_>>) -> Result<Sources> {
         let mut sources = Sources { bundle: bundle.to_owned(), trees: Vec::new() };
-        let linux = spec.linux().as_ref();
-        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
-        let users = namespaces.clone().find(|namespace| namespace.typ() == LinuxNamespaceType::User);
+        let users = Users::of(spec, of_pod);
         for mount in spec.mounts().iter().flatten() {
             let options = parse(mount)?;
             let tree = match (bind_of(mount, &options), mapping(mount, &options)) {
                 (Some(bind), Some(recursive)) => {
                     let tree = sources.tree(mount, bind)?;
-                    map(&tree, mount, spec, users.map(|users| users.path().as_deref()), recursive)?;
+                    map(&tree, mount, spec, &users, recursive)?;
                     Some(tree)
                 }
                 (None, Some(_)) => {
                     let problem = "only bind mounts can have their ids mapped".to_owned();
                     return Err(refused(mount.destination(), problem));
                 }
-                (Some(bind), None) if users.is_some() => {
+                (Some(bind), None) if !matches!(users, Users::Host) => {
                     let tree = sources.tree(mount, bind)?;
                     let slave = Attributes { propagation: libc::MS_SLAVE, ..Attributes::default() };
                     sys::mount::set_attributes(&tree, slave, true)
@@ -93,14 +91,34 @@ fn mapping(mount: &Mount, options: &Options) -> Option<bool> {
     }
 }
 
-/// `users` is the container's user namespace, if it has one, and its path, if it is joined.
-fn map(
-    tree: &OwnedFd,
-    mount: &Mount,
-    spec: &Spec,
-    users: Option<Option<&Path>>,
-    recursive: bool,
-) -> Result<()> {
+/// The user namespace that a container is going to have.
+enum Users<'a> {
+    /// None but the host's.
+    Host,
+    /// One of its own, by the configuration's mappings.
+    New,
+    /// That of a path.
+    Path(&'a Path),
+    /// That of its pod.
+    Pod(BorrowedFd<'a>),
+}
+
+impl<'a> Users<'a> {
+    fn of(spec: &'a Spec, of_pod: Option<BorrowedFd<'a>>) -> Users<'a> {
+        let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        let named = namespaces.into_iter().flatten().find(|named| named.typ() == LinuxNamespaceType::User);
+        match (of_pod, named) {
+            (Some(users), _) => Users::Pod(users),
+            (None, None) => Users::Host,
+            (None, Some(named)) => match named.path().as_deref() {
+                Some(path) if !path.as_os_str().is_empty() => Users::Path(path),
+                _ => Users::New,
+            },
+        }
+    }
+}
+
+fn map(tree: &OwnedFd, mount: &Mount, spec: &Spec, users: &Users<'_>, recursive: bool) -> Result<()> {
     let destination = mount.destination();
     let linux = spec.linux().as_ref();
     let own = (mount.uid_mappings().as_deref(), mount.gid_mappings().as_deref());
@@ -109,16 +127,19 @@ fn map(
             return Err(refused(destination, "uidMappings without gidMappings, or the reverse".to_owned()));
         }
         ((Some(uids @ [_, ..]), Some(gids)), _) => identity::namespace_of(uids, gids)?,
-        (_, Some(Some(path))) if !path.as_os_str().is_empty() => {
-            sys::file::openat2(CWD, path, OFlags::RDONLY, rustix::fs::ResolveFlags::empty())
+        (_, Users::Pod(users)) => {
+            return identity::map_mount(tree, users, recursive).map_err(failed("idmap", destination));
+        }
+        (_, Users::Path(path)) => {
+            sys::file::openat2(CWD, *path, OFlags::RDONLY, rustix::fs::ResolveFlags::empty())
                 .map_err(failed("idmap", destination))?
         }
-        (_, Some(_)) => {
+        (_, Users::New) => {
             let of = |list: Option<&Option<Vec<_>>>| list.cloned().flatten().unwrap_or_default();
             let uids = of(linux.map(|linux| linux.uid_mappings()));
             identity::namespace_of(&uids, &of(linux.map(|linux| linux.gid_mappings())))?
         }
-        (_, None) => {
+        (_, Users::Host) => {
             let problem = "idmap takes mappings of its own or a user namespace".to_owned();
             return Err(refused(destination, problem));
         }

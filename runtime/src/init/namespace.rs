@@ -4,15 +4,18 @@
 //! midwife's (see `identity`). A mount namespace
 //! of its own is a must: what follows would change the host's mounts otherwise.
 
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
-use super::{Error, Result};
+use super::{Error, PodNamespaces, Result};
 use crate::sys;
+
+/// What stands for the path of a namespace that is known by its descriptor.
+const OF_POD: &str = "(the pod's)";
 
 pub(super) struct Namespaces {
     join: Vec<Join>,
@@ -39,9 +42,13 @@ fn is_of_birth(kind: LinuxNamespaceType) -> bool {
 }
 
 impl Namespaces {
-    /// Opens those to be joined, which needs the host's mounts.
-    pub(super) fn of(linux: &Linux) -> Result<Namespaces> {
-        let mut namespaces = Namespaces { join: Vec::new(), new: UnshareFlags::empty() };
+    /// Opens those to be joined, which needs the host's mounts. Those of the pod are open already.
+    pub(super) fn of(linux: &Linux, pod: PodNamespaces) -> Result<Namespaces> {
+        let of_pod =
+            |kind, file: Option<OwnedFd>| file.map(|file| Join { kind, path: PathBuf::from(OF_POD), file });
+        let users = of_pod(LinuxNamespaceType::User, pod.users);
+        let join = users.into_iter().chain(of_pod(LinuxNamespaceType::Pid, pod.pids)).collect();
+        let mut namespaces = Namespaces { join, new: UnshareFlags::empty() };
         for namespace in linux.namespaces().iter().flatten() {
             let kind = namespace.typ();
             match namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
@@ -79,6 +86,12 @@ impl Namespaces {
         let of = |kind| self.join.iter().filter(move |join| join.kind == kind);
         let others = of(LinuxNamespaceType::Pid).chain(of(LinuxNamespaceType::Time));
         others.chain(of(LinuxNamespaceType::User)).try_for_each(Join::enter)
+    }
+
+    /// The user namespace of the pod, if it has one.
+    pub(super) fn users_of_pod(&self) -> Option<BorrowedFd<'_>> {
+        let of_pod = |join: &&Join| join.kind == LinuxNamespaceType::User && join.path == Path::new(OF_POD);
+        self.join.iter().find(of_pod).map(|join| join.file.as_fd())
     }
 
     /// Whether the container has a user namespace of its own, new or joined.

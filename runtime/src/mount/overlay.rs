@@ -17,6 +17,7 @@ use rustix::thread::UnshareFlags;
 
 use super::{Error, Options};
 use crate::sys::{self, mount::Context};
+use crate::users::UserNamespace;
 
 /// What an overlay is made of. Paths as they are, nothing escaped.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,8 +35,11 @@ struct Upper {
     work: PathBuf,
 }
 
-pub(super) fn mount(options: &Options, target: &Path) -> Result<(), Error> {
+pub(super) fn mount(options: &Options, target: &Path, users: Option<&UserNamespace>) -> Result<(), Error> {
     let layers = Layers::of(options)?;
+    if let Some(users) = users {
+        return mapped::mount(&layers, options, target, users);
+    }
     if has_layer_parameters() {
         return with_context(&layers, options, target).map_err(Error::mount("overlay", target));
     }
@@ -92,7 +96,7 @@ impl Layers {
 
 /// Whether overlay knows `lowerdir+`. A kernel whose overlay doesn't use contexts yet takes any
 /// word without looking at it, so a word that can't exist is tried as well.
-fn has_layer_parameters() -> bool {
+pub(super) fn has_layer_parameters() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
         Context::open("overlay").is_ok_and(|context| {
@@ -112,6 +116,12 @@ fn with_context(layers: &Layers, options: &Options, target: &Path) -> sys::Resul
         path_parameter(&context, "upperdir", upper, &mut long)?;
         path_parameter(&context, "workdir", work, &mut long)?;
     }
+    let detached = finish(&context, layers, options)?;
+    sys::mount::attach_at(detached, rustix::fs::CWD, target)
+}
+
+/// The mount of a context that knows its layers.
+fn finish(context: &Context, layers: &Layers, options: &Options) -> sys::Result<OwnedFd> {
     for (key, value) in &layers.rest {
         match value {
             Some(value) => context.string(key, value)?,
@@ -119,8 +129,7 @@ fn with_context(layers: &Layers, options: &Options, target: &Path) -> sys::Resul
         }
     }
     let attributes = options.attributes.set | options.recursive.set;
-    let detached = context.mount(MountAttrFlags::from_bits_retain(attributes as u32))?;
-    sys::mount::attach_at(detached, rustix::fs::CWD, target)
+    context.mount(MountAttrFlags::from_bits_retain(attributes as u32))
 }
 
 /// A parameter takes 255 bytes, and which of them mean themselves differs between parameters and
@@ -235,6 +244,8 @@ fn escape(path: &Path) -> String {
     }
     escaped
 }
+
+mod mapped;
 
 #[cfg(test)]
 mod tests;

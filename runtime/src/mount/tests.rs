@@ -24,7 +24,7 @@ fn mounts_stack_at_the_target_and_are_undone_together() {
     fs::write(source.join("file"), "").unwrap();
     let mounts =
         [mount("tmpfs", "tmpfs", &["size=64k"]), mount("bind", source.to_str().unwrap(), &["rbind", "ro"])];
-    mount_all(&mounts, &target).unwrap();
+    mount_all(&mounts, &target, None).unwrap();
     assert_eq!(mounts_at(&target), 2);
     assert!(target.join("file").exists());
     assert_eq!(fs::write(target.join("x"), "").unwrap_err().raw_os_error(), Some(libc::EROFS));
@@ -48,7 +48,7 @@ fn unmount_does_not_follow_symlinks() {
     let (target, link) = (dir.path().join("target"), dir.path().join("link"));
     fs::create_dir(&target).unwrap();
     std::os::unix::fs::symlink(&target, &link).unwrap();
-    mount_all(&[mount("tmpfs", "tmpfs", &[])], &target).unwrap();
+    mount_all(&[mount("tmpfs", "tmpfs", &[])], &target, None).unwrap();
     let _ = unmount(&link);
     assert_eq!(mounts_at(&target), 1);
     unmount(&target).unwrap();
@@ -58,7 +58,7 @@ fn unmount_does_not_follow_symlinks() {
 fn failure_undoes_what_was_mounted_before() {
     let dir = tempfile::tempdir().unwrap();
     let mounts = [mount("tmpfs", "tmpfs", &[]), mount("bind", "/no/such/source", &["bind"])];
-    let error = mount_all(&mounts, dir.path()).unwrap_err();
+    let error = mount_all(&mounts, dir.path(), None).unwrap_err();
     assert!(error.is_not_found());
     assert_eq!(error.to_string(), "mount source /no/such/source");
     assert_eq!(mounts_at(dir.path()), 0);
@@ -67,7 +67,7 @@ fn failure_undoes_what_was_mounted_before() {
 #[test]
 fn requests_that_make_no_sense_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let failure = |mount: Mount| mount_all(&[mount], dir.path()).unwrap_err().to_string();
+    let failure = |mount: Mount| mount_all(&[mount], dir.path(), None).unwrap_err().to_string();
     assert_eq!(failure(mount("overlay", "overlay", &["upperdir=/x"])), "overlay mount without lowerdir");
     assert_eq!(
         failure(mount("overlay", "overlay", &["lowerdir=/", "upperdir=/x"])),

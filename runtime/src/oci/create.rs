@@ -159,6 +159,7 @@ fn spawn_and_wait(
         pid_namespace,
         stdio: sys::process::stdio(),
         console,
+        users: None,
         command_line: Some(line),
     };
     let mut child = spawn(&options).map_err(|source| Error::Child { what: WHAT, source })?;

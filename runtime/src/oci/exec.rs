@@ -50,12 +50,8 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
         process: null.as_fd(),
         stdio: sys::process::stdio(),
         console: console.socket.as_ref().map(AsFd::as_fd),
-        command_line: Some(&CommandLine {
-            process: &process,
-            seccomp: filter.as_ref(),
-            preserved,
-            users: users.as_ref().map(AsFd::as_fd),
-        }),
+        users: users.as_ref().map(AsFd::as_fd),
+        command_line: Some(&CommandLine { process: &process, seccomp: filter.as_ref(), preserved }),
     })
     .map_err(|source| Error::Child { what: WHAT, source })?;
     let mut state = record.state()?;

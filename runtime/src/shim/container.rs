@@ -59,6 +59,11 @@ pub(super) struct Container {
 const MAX_DRAIN: usize = 2 << 20;
 
 impl Container {
+    /// Whether its process is still on its way to be one.
+    pub(super) fn is_being_made(&self) -> bool {
+        matches!(self.phase, Phase::Creating { .. })
+    }
+
     pub(super) fn has_exited(&self) -> bool {
         matches!(self.phase, Phase::Exited(_))
     }

@@ -7,13 +7,24 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 use super::server::OomScore;
 use super::{Error, Options, say};
 use crate::cgroup::Cgroup;
+use crate::init;
 use crate::sys;
 use crate::sys::process::Forked;
+use crate::users::{Mappings, UserNamespace};
+
+/// What a pod has beyond the namespaces that its monitor lives in.
+#[derive(Default)]
+pub(super) struct Made {
+    /// If its containers can share their pids.
+    pub(super) init: Option<PodInit>,
+    /// If it has users of its own.
+    pub(super) users: Option<UserNamespace>,
+}
 
 /// The first process of a pod's shared pid namespace.
 pub(super) struct PodInit {
@@ -64,15 +75,59 @@ pub(super) fn set_oom_score(value: &str) -> io::Result<()> {
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
 /// Makes the pod's namespaces and sets what belongs to them.
-pub(super) fn make_namespaces(options: &Options) -> Result<(), Error> {
+pub(super) fn make(options: &Options, null: &OwnedFd) -> Result<Made, Error> {
     let mut flags = UnshareFlags::empty();
     flags.set(UnshareFlags::NEWNET, !options.host_network);
     // A pod on the host's network has the host's name too, as its connections show it.
     flags.set(UnshareFlags::NEWUTS, !options.host_network);
     flags.set(UnshareFlags::NEWIPC, !options.host_ipc);
-    if !flags.is_empty() {
-        sys::process::unshare(flags).map_err(|source| Error::Namespaces { source })?;
-    }
+    let made = match &options.users {
+        Some(mappings) => with_users(options, mappings, flags, null)?,
+        None => {
+            if !flags.is_empty() {
+                sys::process::unshare(flags).map_err(|source| Error::Namespaces { source })?;
+            }
+            let init = options.shared_pid.then(|| fork_init(libc::CLONE_NEWPID as u64, None, null));
+            Made { init: init.transpose()?, users: None }
+        }
+    };
+    settle_namespaces(options)?;
+    Ok(made)
+}
+
+/// The namespaces of a pod with users of its own belong to these. So a process that is born into all of them makes
+/// them, and the monitor, which stays one of the host's users, joins what it is to live in.
+fn with_users(
+    options: &Options,
+    mappings: &Mappings,
+    flags: UnshareFlags,
+    null: &OwnedFd,
+) -> Result<Made, Error> {
+    let failed = |error: init::Error| Error::Users { source: error.into() };
+    let root = mappings.root().ok_or_else(|| failed(init::Error::Missing { field: "mapping of root" }))?;
+    let (waiting, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|errno| failed(init::Error::Descriptors(sys::Error::new("pipe2(O_CLOEXEC)", errno))))?;
+    let mut all = u64::from(flags.bits()) | libc::CLONE_NEWUSER as u64;
+    all |= if options.shared_pid { libc::CLONE_NEWPID as u64 } else { 0 };
+    let holder = fork_init(all, Some(&waiting), null)?;
+    init::write_maps(holder.pid, &mappings.uids, &mappings.gids).map_err(failed)?;
+    let join = ThreadNameSpaceType::from_bits_retain(flags.bits());
+    sys::process::setns(&holder.pidfd, join).map_err(|source| Error::Namespaces { source })?;
+    let own = std::process::id() as i32;
+    let users = UserNamespace::of_monitor(own, root).map_err(|error| Error::Setup {
+        step: "find the pod's user namespace",
+        source: io::Error::other(super::chain(&error)),
+    })?;
+    let go_on = if options.shared_pid { GO_ON } else { GO_AWAY };
+    rustix::io::write(&go, go_on)
+        .map_err(|errno| Error::PodInit { source: sys::Error::new("write(pipe)", errno) })?;
+    // The other's end is noticed as that of an orphan.
+    let init = options.shared_pid.then_some(holder);
+    Ok(Made { init, users: Some(users) })
+}
+
+/// Sets what belongs to the namespaces that the monitor is in now.
+fn settle_namespaces(options: &Options) -> Result<(), Error> {
     if let Some(hostname) = options.hostname.as_deref().filter(|_| !options.host_network) {
         let set = rustix::system::sethostname(hostname.as_bytes());
         set.map_err(|errno| Error::Hostname { hostname: hostname.to_owned(), source: errno.into() })?;
@@ -109,17 +164,24 @@ fn write_file(path: &str, value: &str) -> io::Result<()> {
     Ok(rustix::io::write(&file, value.as_bytes()).map(drop)?)
 }
 
+/// What a first process hears that waits for its mappings.
+const GO_ON: &[u8] = b"o";
+/// What one hears that was only to make namespaces.
+const GO_AWAY: &[u8] = b"a";
+
 /// Makes the pod's own pid namespace: a process that does nothing but be its first and have its orphans reaped.
 ///
-/// It is in the monitor's cgroup, so that it is out of reach of the containers' limits.
-pub(super) fn fork_init(null: &OwnedFd) -> Result<PodInit, Error> {
+/// It is in the monitor's cgroup, so that it is out of reach of the containers' limits. With `waiting` it has users of
+/// its own, and becomes their root when it hears that they are mapped.
+fn fork_init(flags: u64, waiting: Option<&OwnedFd>, null: &OwnedFd) -> Result<PodInit, Error> {
     let failed = |source| Error::PodInit { source };
-    match sys::process::fork(libc::CLONE_NEWPID as u64, None).map_err(failed)? {
+    match sys::process::fork(flags, None).map_err(failed)? {
         Forked::Parent { pid, pidfd } => Ok(PodInit { pid, pidfd }),
         Forked::Child => {
             use std::os::fd::AsFd;
             let null = null.as_fd();
-            let ready = sys::process::keep_only([null, null, null], 0, &[]).is_ok()
+            let waiting: Vec<_> = waiting.map(AsFd::as_fd).into_iter().collect();
+            let ready = sys::process::keep_only([null, null, null], 0, &waiting).is_ok_and(becomes_root)
                 && sys::signal::ignore(libc::SIGCHLD).is_ok();
             if ready {
                 let _ = rustix::thread::set_name(c"sampan-pod");
@@ -131,6 +193,14 @@ pub(super) fn fork_init(null: &OwnedFd) -> Result<PodInit, Error> {
             sys::process::exit(1)
         }
     }
+}
+
+/// Whether whoever had to wait for mappings may go on.
+fn becomes_root(waiting: Vec<OwnedFd>) -> bool {
+    waiting.iter().all(|waiting| {
+        let mut word = [0u8; 1];
+        matches!(rustix::io::read(waiting, &mut word), Ok(1)) && word == GO_ON && init::become_root().is_ok()
+    })
 }
 
 #[cfg(test)]

@@ -17,12 +17,13 @@ use super::connection::{Connection, Received};
 use super::container::Container;
 use super::exec::Exec;
 use super::log::{Buffers, Progress};
-use super::pod::PodInit;
+use super::pod::{Made, PodInit};
 use super::poll::{EventFlags, Poll, Source};
 use super::protocol::{ErrorKind, Response};
 use super::removal::{self, Outcome, Removal};
 use super::{Error, chain, say};
 use crate::sys;
+use crate::users::UserNamespace;
 
 /// An agent connects before it even starts the shim. When none has come by then, it died in between.
 const FIRST_CLIENT: Duration = Duration::from_secs(30);
@@ -48,6 +49,7 @@ pub(super) struct Server {
     execs: Vec<Exec>,
     removals: Vec<Removal<Waiting>>,
     pod_init: Option<PodInit>,
+    users: Option<UserNamespace>,
     buffers: Buffers,
     first_client_until: Option<Instant>,
     shutdown: Option<Shutdown>,
@@ -88,6 +90,7 @@ impl Server {
             execs: Vec::new(),
             removals: Vec::new(),
             pod_init: None,
+            users: None,
             buffers: Buffers::new(),
             first_client_until: Some(Instant::now() + FIRST_CLIENT),
             shutdown: None,
@@ -99,8 +102,8 @@ impl Server {
         &self.null
     }
 
-    pub(super) fn adopt(&mut self, pod_init: PodInit) {
-        self.pod_init = Some(pod_init);
+    pub(super) fn adopt(&mut self, made: Made) {
+        (self.pod_init, self.users) = (made.init, made.users);
     }
 
     pub(super) fn protected(&mut self, oom_score: Option<OomScore>) {

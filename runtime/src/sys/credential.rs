@@ -26,6 +26,22 @@ pub(crate) fn setuid(uid: u32) -> Result<()> {
     named(rustix::thread::set_thread_res_uid(id, id, id), || format!("setresuid({uid})"))
 }
 
+/// `setfsgid(gid)` and `setfsuid(uid)` of this thread, which keeps every capability that it may have.
+pub(crate) fn set_filesystem_ids(uid: u32, gid: u32) -> Result<()> {
+    // SAFETY: both take an integer, concern this thread only and touch no memory. They tell the value before: whether
+    // the new one was taken shows only in the next call.
+    let taken = unsafe {
+        libc::syscall(libc::SYS_setfsgid, gid);
+        libc::syscall(libc::SYS_setfsuid, uid);
+        (libc::syscall(libc::SYS_setfsgid, gid), libc::syscall(libc::SYS_setfsuid, uid))
+    };
+    let result = if taken == (gid.into(), uid.into()) { Ok(()) } else { Err(rustix::io::Errno::PERM) };
+    named(result, || format!("setfsgid({gid}), setfsuid({uid})"))?;
+    // A file system's user that isn't root costs what root could do to files.
+    let sets = capget()?;
+    capset(CapabilitySets { effective: sets.permitted, ..sets })
+}
+
 /// `prctl(PR_SET_KEEPCAPS, keep)`.
 pub(crate) fn keep_capabilities(keep: bool) -> Result<()> {
     named(rustix::thread::set_keep_capabilities(keep), || format!("prctl(PR_SET_KEEPCAPS, {keep})"))

@@ -117,12 +117,12 @@ pub(crate) fn set_attributes(mount: impl AsFd, attributes: Attributes, recursive
 }
 
 /// `mount_setattr(mount, "", AT_EMPTY_PATH [| AT_RECURSIVE], MOUNT_ATTR_IDMAP)`, of a mount that isn't attached yet.
-pub(crate) fn set_mapping(mount: impl AsFd, user_namespace: i32, recursive: bool) -> Result<()> {
+pub(crate) fn set_mapping(mount: impl AsFd, users: impl AsFd, recursive: bool) -> Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
         attr_clr: 0,
         propagation: 0,
-        userns_fd: user_namespace as u64,
+        userns_fd: users.as_fd().as_raw_fd() as u64,
     };
     set(mount, attributes, recursive)
 }

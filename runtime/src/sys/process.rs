@@ -64,6 +64,17 @@ pub(crate) fn setns(fd: impl AsFd, kinds: ThreadNameSpaceType) -> Result<()> {
     named(result, || format!("setns({:#x})", kinds.bits()))
 }
 
+/// `ioctl(namespace, NS_GET_USERNS)`: the user namespace that a namespace belongs to (Linux 4.9).
+pub(crate) fn owning_users(namespace: impl AsFd) -> Result<OwnedFd> {
+    /// `_IO(0xb7, 0x1)` of linux/nsfs.h.
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: takes no argument and touches no memory.
+    let result = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
+    let number = named(check(result.into()), || "ioctl(NS_GET_USERNS)")?;
+    // SAFETY: the kernel made a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
+}
+
 /// `unshare(kinds)`, of namespaces and of the file system context.
 pub(crate) fn unshare(kinds: rustix::thread::UnshareFlags) -> Result<()> {
     debug_assert!(!kinds.contains(rustix::thread::UnshareFlags::FILES));

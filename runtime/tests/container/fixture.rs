@@ -94,6 +94,7 @@ impl Bundle {
             pid_namespace,
             stdio: stdio.for_child(),
             console: None,
+            users: None,
             command_line: None,
         };
         let child = spawn(&options).unwrap();
@@ -188,6 +189,7 @@ impl Container<'_> {
             process: file.as_fd(),
             stdio: stdio.for_child(),
             console: None,
+            users: None,
             command_line: None,
         })?;
         Ok(Process::new(child, stdio))

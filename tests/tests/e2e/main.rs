@@ -35,6 +35,7 @@ mod stats;
 mod store;
 mod streaming;
 mod update;
+mod users;
 mod volume;
 
 /// Longer than anything that is asked for takes, even on a loaded machine.

@@ -19,6 +19,7 @@ fn pod() -> PodConfig {
         network: NetworkMode::Pod,
         pid: PidMode::Container,
         host_ipc: false,
+        users: None,
         privileged: false,
         runtime_handler: String::new(),
         auto_remove: false,

@@ -166,7 +166,7 @@ fn paths_longer_than_a_parameter_are_mounted() {
     let stack = Stack::new();
     let long = format!("{}/{}/{}", "a".repeat(100), "b".repeat(100), "c".repeat(100));
     let options = stack.options(&[stack.layer(&long), stack.layer("short")]);
-    mount(&options, &stack.merged()).unwrap();
+    mount(&options, &stack.merged(), None).unwrap();
     assert_eq!(stack.read("who"), long);
 }
 
@@ -174,7 +174,7 @@ fn paths_longer_than_a_parameter_are_mounted() {
 fn layers_without_an_upper_directory_are_read_only() {
     let stack = Stack::new();
     let lower = format!("lowerdir={}:{}", stack.layer("a"), stack.layer("bb"));
-    mount(&Options::parse(&[lower]).unwrap(), &stack.merged()).unwrap();
+    mount(&Options::parse(&[lower]).unwrap(), &stack.merged(), None).unwrap();
     assert_eq!(stack.read("who"), "a");
     assert_eq!(fs::write(stack.merged().join("x"), "").unwrap_err().raw_os_error(), Some(libc::EROFS));
 }
@@ -191,7 +191,7 @@ fn failure_says_what_the_kernel_says() {
     }
     let mut options = stack.options(&[stack.layer("a")]);
     options.data.push(("nonsense".to_owned(), Some("1".to_owned())));
-    let error = mount(&options, &stack.merged()).unwrap_err();
+    let error = mount(&options, &stack.merged(), None).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     // The classic call logs for the whole machine only; its own text then has to do.
     let told = if has_layer_parameters() { "Unknown parameter 'nonsense'" } else { "nonsense=1" };

@@ -40,6 +40,11 @@ impl Server {
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get();
+            let making = self.containers.iter().find(|c| c.child == pid && c.is_being_made());
+            if let Some(number) = making.map(|container| container.number) {
+                // It may have been the midwife, who told of the container's process and left.
+                self.container_reports(number);
+            }
             if let Some(container) = self.containers.iter().find(|c| c.child == pid && !c.has_exited()) {
                 self.container_ended(container.number, status);
             } else if let Some(exec) = self.execs.iter().find(|exec| exec.child == pid) {
@@ -66,7 +71,13 @@ impl Server {
             };
             match (report, container.phase.clone()) {
                 (Report::Born { pid }, Phase::Creating { .. }) => match sys::process::pidfd_open(pid) {
-                    Ok(pidfd) => (container.pid, container.pidfd) = (pid, pidfd),
+                    Ok(pidfd) => {
+                        (container.pid, container.pidfd) = (pid, pidfd);
+                        // A delegate stays; a midwife goes, and the process that she brought is our own child.
+                        if container.runtime.is_none() {
+                            container.child = pid;
+                        }
+                    }
                     Err(error) => container.failure = Some((ErrorKind::Internal, chain(&error))),
                 },
                 (Report::Ready, Phase::Creating { client }) => {

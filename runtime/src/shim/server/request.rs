@@ -1,10 +1,10 @@
 //! What clients ask for.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -24,6 +24,7 @@ use crate::shim::protocol::{
 };
 use crate::shim::{chain, say};
 use crate::sys;
+use crate::users::UserNamespace;
 
 /// Containers in one message of a state: with the longest ids they fit.
 const STATE_BATCH: usize = 8;
@@ -137,9 +138,15 @@ impl Server {
         let child = match &new.runtime {
             None => {
                 let pid_namespace = self.pid_namespace(&new.pid)?;
+                self.give_to_root(stdio)?;
+                let users = self.users();
                 let options =
-                    SpawnOptions { bundle, cgroup, pid_namespace, stdio, console, command_line: None };
+                    SpawnOptions { bundle, cgroup, pid_namespace, stdio, console, users, command_line: None };
                 self.with_original_oom_score(|| spawn(&options))
+            }
+            Some(_) if self.users.is_some() => {
+                let text = "another runtime can't make a container for users of the pod's own";
+                return Err((ErrorKind::FailedPrecondition, text.to_owned()));
             }
             Some(runtime) => {
                 let (id, pid_namespace_of) = (&*new.id, self.pid_namespace_of(&new.pid)?);
@@ -176,6 +183,25 @@ impl Server {
             failure: None,
             forget: None,
         })
+    }
+
+    /// The user namespace of a pod that has its own.
+    fn users(&self) -> Option<BorrowedFd<'_>> {
+        self.users.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Lets the root of a pod with users of its own open `/dev/stdout` anew, which is a pipe of the host's root. What is
+    /// no pipe stays as it is.
+    fn give_to_root(&self, stdio: [BorrowedFd<'_>; 3]) -> Result<(), Refusal> {
+        let Some((uid, gid)) = self.users.as_ref().map(UserNamespace::root) else { return Ok(()) };
+        for end in stdio {
+            let stat = internal("look at a pipe", rustix::fs::fstat(end))?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+                let owner = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+                internal("give away a pipe", rustix::fs::fchown(end, Some(owner.0), Some(owner.1)))?;
+            }
+        }
+        Ok(())
     }
 
     /// A pipe whose end for reading is watched. Only that end is nonblocking: the other is the container's.
@@ -334,8 +360,10 @@ impl Server {
                     process,
                     stdio,
                     console,
+                    users: self.users(),
                     command_line: None,
                 };
+                self.give_to_root(stdio)?;
                 let child = self.with_original_oom_score(|| crate::exec::exec(&options));
                 (child.map_err(|error| failed(chain(&error)))?, Some(cgroup))
             }
