@@ -43,6 +43,8 @@ pub(crate) enum Error {
     NullByte { what: &'static str },
     #[error("session keyring")]
     Keyring(#[source] sys::Error),
+    #[error("HOME has more than one line")]
+    Home,
     #[error("begin a session")]
     Session(#[source] sys::Error),
     #[error("terminal")]
