@@ -54,6 +54,14 @@ pub fn layout() -> Result<Layout, Error> {
     Ok(Hierarchies::of_host()?.layout())
 }
 
+/// Moves the calling process, which must be single-threaded, into the cgroup of one directory.
+pub(crate) fn enter_directory(path: &Path) -> Result<(), Error> {
+    let directory = Directory::open(path)?;
+    // See `Cgroup::enter`; version 2 has no such file.
+    let file = if directory.has("tasks") { "tasks" } else { "cgroup.procs" };
+    directory.write(file, "0")
+}
+
 /// A cgroup by its path below the hierarchies' roots.
 pub struct Cgroup {
     hierarchies: Arc<Hierarchies>,
@@ -195,6 +203,25 @@ impl Cgroup {
         match journal.undo() {
             Ok(()) => Err(failure),
             Err(undo) => Err(Error::Undo { failure: Box::new(failure), source: Box::new(undo) }),
+        }
+    }
+
+    /// Fails when huge pages are limited of a size that this host can't limit, which the limits above pass over.
+    pub fn require_huge_pages(&self, resources: &LinuxResources) -> Result<(), Error> {
+        let Some(limits) = resources.hugepage_limits().as_deref().filter(|limits| !limits.is_empty()) else {
+            return Ok(());
+        };
+        let (directory, file) = match self.unified() {
+            Some(root) => (Some(Directory::open(&root.join(&self.path))?), "max"),
+            None => (self.place().find("hugetlb")?, "limit_in_bytes"),
+        };
+        let has = |size: &str| {
+            let name = format!("hugetlb.{size}.{file}");
+            directory.as_ref().is_some_and(|directory| directory.has(&name))
+        };
+        match limits.iter().all(|limit| has(limit.page_size())) {
+            true => Ok(()),
+            false => Err(Error::Unavailable { controller: "hugetlb", limit: "hugepageLimits" }),
         }
     }
 

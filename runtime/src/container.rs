@@ -75,6 +75,8 @@ pub struct CommandLine<'a> {
     pub(crate) preserved: u32,
     /// Whether the root is changed by pivot_root, which a root on a RAM disk doesn't take.
     pub(crate) pivot: bool,
+    /// Whether it gets a session keyring of its own.
+    pub(crate) keyring: bool,
 }
 
 /// A process that is on its way to exec.

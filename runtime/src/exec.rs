@@ -49,6 +49,10 @@ pub struct CommandLine<'a> {
     pub(crate) process: &'a Process,
     /// The filter to load, compiled.
     pub(crate) seccomp: Option<&'a Filter>,
+    /// Directories of cgroups below the container's own to be entered in their hierarchies.
+    pub(crate) below: &'a [PathBuf],
+    /// Whether the process joins the session keyring of the container.
+    pub(crate) keyring: bool,
     /// How many descriptors above the standard ones the program keeps.
     pub(crate) preserved: u32,
 }
@@ -58,7 +62,11 @@ pub fn exec(options: &ExecOptions<'_>) -> Result<Child, Error> {
     let line = options.command_line;
     let cgroup = if line.is_some() { Cgroup::new(options.cgroup) } else { Cgroup::new_exec(options.cgroup) };
     let cgroup = cgroup.map_err(|source| Error::cgroup(options.cgroup, source))?;
-    let directory = container::directory_to_be_born_in(&cgroup)?;
+    let directory = match line {
+        // It is there, and it is not for an exec to change what it hands down.
+        Some(_) => cgroup.directory().map_err(|source| Error::cgroup(cgroup.path(), source))?,
+        None => container::directory_to_be_born_in(&cgroup)?,
+    };
     let birth = Birth {
         pid_namespace: PidNamespace::Join(options.pidfd),
         cgroup: directory.as_ref().map(AsFd::as_fd),
@@ -100,10 +108,15 @@ fn run(
     prepared.set_oom_score()?;
     let affinity = process.exec_cpu_affinity().as_ref();
     init::set_initial_affinity(affinity)?;
+    let failed = |source| init::Error::Cgroup { path: cgroup.path().to_owned(), source };
     if !in_cgroup {
-        let failed = |source| init::Error::Cgroup { path: cgroup.path().to_owned(), source };
-        cgroup.create().map_err(failed)?;
+        if line.is_none() {
+            cgroup.create().map_err(failed)?;
+        }
         cgroup.enter().map_err(failed)?;
+    }
+    for directory in line.map(|line| line.below).unwrap_or_default() {
+        crate::cgroup::enter_directory(directory).map_err(failed)?;
     }
     init::set_final_affinity(affinity)?;
     let label = prepared.open_label()?;
@@ -120,6 +133,10 @@ fn run(
     drop(container);
     if users.is_some() {
         init::become_root()?;
+    }
+    match line {
+        Some(line) if !line.keyring => {}
+        _ => init::join_keyring_of(options.bundle)?,
     }
     if let Some(console) = &console {
         let root = sys::mount::open_directory(Path::new("/")).map_err(init::Error::Terminal)?;

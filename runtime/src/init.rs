@@ -101,7 +101,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         prepared.set_oom_score()?;
     }
     let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod))?;
-    enter_cgroup(&setup, linux.resources().as_ref())?;
+    enter_cgroup(&setup, linux.resources().as_ref(), asked.is_some())?;
     let path = setup.bundle.join(root.path());
     let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod())?;
     let tree = namespaces.of_users().then(|| Rootfs::open_tree(&path, linux)).transpose()?;
@@ -109,6 +109,14 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         identity::deliver(&namespaces, linux, reporter)?;
     }
     namespaces.enter()?;
+    // Of the container's user namespace, or its processes could not use it.
+    match line {
+        Some(line) if line.keyring => {
+            sys::credential::join_keyring(line.state.id()).map_err(Error::Keyring)?
+        }
+        Some(_) => {}
+        None => join_keyring_of(setup.bundle)?,
+    }
 
     let rootfs = Rootfs::prepare(&path, linux.rootfs_propagation().as_deref(), tree)?;
     let mounts = spec.mounts().as_deref().unwrap_or_default();
@@ -203,15 +211,25 @@ fn wait_for_start(asked: Option<&Asked<'_>>, reporter: &Reporter) -> Result<()> 
     }
 }
 
-fn enter_cgroup(setup: &Setup<'_>, resources: Option<&LinuxResources>) -> Result<()> {
+/// `strictly`: what the host can't limit is an error even where an agent has it passed over.
+fn enter_cgroup(setup: &Setup<'_>, resources: Option<&LinuxResources>, strictly: bool) -> Result<()> {
     let failed = |source| Error::Cgroup { path: setup.cgroup.path().to_owned(), source };
     if !setup.in_cgroup {
         setup.cgroup.create().map_err(failed)?;
     }
     if let Some(resources) = resources {
+        if strictly {
+            setup.cgroup.require_huge_pages(resources).map_err(failed)?;
+        }
         setup.cgroup.apply(resources).map_err(failed)?;
     }
     if setup.in_cgroup { Ok(()) } else { setup.cgroup.enter().map_err(failed) }
+}
+
+/// The session keyring that the processes of a monitor's container share. It goes with the last of them.
+pub(crate) fn join_keyring_of(bundle: &Path) -> Result<()> {
+    let id = bundle.file_name().unwrap_or_default().to_string_lossy();
+    sys::credential::join_keyring(&id).map_err(Error::Keyring)
 }
 
 fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<()> {

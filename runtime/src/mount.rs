@@ -199,9 +199,9 @@ pub(crate) fn filesystem(
 /// File systems that share one superblock among mounts, or that are empty when they are new.
 const PSEUDO: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "overlay"];
 
-/// Gives a detached bind mount the options that make it stricter.
+/// Gives a detached bind mount what its options name.
 pub(crate) fn restrict(tree: &std::os::fd::OwnedFd, options: &Options) -> sys::Result<()> {
-    let attributes = options.stricter();
+    let attributes = options.attributes;
     if !attributes.is_empty() {
         sys::mount::set_attributes(tree, attributes, false)?;
     }

@@ -41,6 +41,10 @@ pub(crate) enum Error {
     Duplicate { what: String },
     #[error("{what} holds a null byte")]
     NullByte { what: &'static str },
+    #[error("session keyring")]
+    Keyring(#[source] sys::Error),
+    #[error("HOME has more than one line")]
+    Home,
     #[error("begin a session")]
     Session(#[source] sys::Error),
     #[error("terminal")]

@@ -25,6 +25,11 @@ pub(super) struct Program {
 
 impl Program {
     pub(super) fn new(arguments: &[String], environment: &[String]) -> Result<Program> {
+        // A line of its own in a file of users, for whoever copies it there.
+        if environment.iter().any(|variable| variable.starts_with("HOME=") && variable.contains(['\n', '\r']))
+        {
+            return Err(Error::Home);
+        }
         let name = arguments.first().filter(|name| !name.is_empty()).ok_or(Error::NoProgram)?;
         let candidates = if name.contains('/') {
             vec![c_string(name.clone(), "an argument")?]
@@ -131,6 +136,8 @@ mod tests {
         assert!(matches!(Program::new(&strings(&[""]), &[]), Err(Error::NoProgram)));
         assert!(matches!(Program::new(&strings(&["a", "b\0"]), &[]), Err(Error::NullByte { .. })));
         assert!(matches!(Program::new(&strings(&["a"]), &strings(&["A=\0"])), Err(Error::NullByte { .. })));
+        let home = strings(&["A=b\nc", "HOME=/\nroot2:x:0:0::/:/bin/sh"]);
+        assert!(matches!(Program::new(&strings(&["a"]), &home), Err(Error::Home)));
     }
 
     #[test]

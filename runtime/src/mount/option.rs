@@ -1,8 +1,8 @@
 //! The options of an OCI mount, sorted into what the kernel takes by different ways.
 //!
 //! `ro` and its like belong to the mount, `sync` and all that is unknown here to the file system.
-//! A bind mount keeps what its source has and only gets stricter: `rw`, `suid`, `dev` and `exec`
-//! have no effect on it, their recursive forms (`rrw`, …) do.
+//! A bind mount keeps what its source has but for what is named: `nosuid` makes it stricter, and `rw`, `suid`, `dev`
+//! and `exec` take away what the source has, as with mount(8).
 
 use crate::sys::mount::Attributes;
 
@@ -88,11 +88,6 @@ impl Options {
             }
         }
         Ok(())
-    }
-
-    /// For a bind mount: without the options that would loosen what the source has.
-    pub(crate) fn stricter(&self) -> Attributes {
-        Attributes { clear: self.attributes.clear & libc::MOUNT_ATTR__ATIME, ..self.attributes }
     }
 
     /// Whether the mount is to be read-only.
@@ -182,9 +177,14 @@ mod tests {
     }
 
     #[test]
-    fn bind_mounts_only_get_stricter() {
-        assert!(parse("bind,rw,suid,dev,exec").stricter().is_empty());
-        assert_eq!(parse("bind,nosuid").stricter().set, libc::MOUNT_ATTR_NOSUID);
+    fn words_that_loosen_clear_what_a_source_has() {
+        let loose = libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC;
+        let parsed = parse("bind,rw,suid,dev,exec");
+        assert_eq!(parsed.attributes, Attributes { set: 0, clear: loose, propagation: 0 });
+        assert!(parse("bind").attributes.is_empty());
         assert_eq!(parse("rbind,rrw").recursive.clear, libc::MOUNT_ATTR_RDONLY);
     }
 

@@ -110,7 +110,7 @@ pub(super) struct Create {
     /// Don't use pivot_root, for roots on a RAM disk.
     #[arg(long)]
     pub(super) no_pivot: bool,
-    /// Accepted: no session keyring is made in either case.
+    /// Leave the container in the caller's session keyring instead of making one for it.
     #[arg(long)]
     pub(super) no_new_keyring: bool,
     /// How many descriptors above the standard ones to pass on.
@@ -282,6 +282,18 @@ pub(super) struct Update {
     /// Memory and swap together.
     #[arg(long, allow_negative_numbers = true, value_parser = bytes)]
     pub(super) memory_swap: Option<i64>,
+    /// Accepted: the kernel counts its own memory with the rest.
+    #[arg(long, hide = true, allow_negative_numbers = true, value_parser = bytes)]
+    pub(super) kernel_memory: Option<i64>,
+    /// Accepted: the kernel counts its own memory with the rest.
+    #[arg(long, hide = true, allow_negative_numbers = true, value_parser = bytes)]
+    pub(super) kernel_memory_tcp: Option<i64>,
+    /// Intel RDT, which is refused.
+    #[arg(long, hide = true)]
+    pub(super) l3_cache_schema: Option<String>,
+    /// Intel RDT, which is refused.
+    #[arg(long, hide = true)]
+    pub(super) mem_bw_schema: Option<String>,
     /// Most tasks.
     #[arg(long, allow_negative_numbers = true)]
     pub(super) pids_limit: Option<i64>,

@@ -113,6 +113,7 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
             start: start.as_ref().map(AsFd::as_fd),
             preserved,
             pivot: !arguments.no_pivot,
+            keyring: !arguments.no_new_keyring,
         };
         let console = console.socket.as_ref().map(AsFd::as_fd);
         let (record, child) = spawn_and_wait(&folder, record, &line, console)?;
@@ -239,22 +240,38 @@ fn record_of(
         cgroup: cgroup_path(context, &arguments.id, linux.and_then(|linux| linux.cgroups_path().as_deref()))?,
         own_pid_namespace: configuration::namespace(spec, LinuxNamespaceType::Pid) == Some(None),
         own_user_namespace: configuration::namespace(spec, LinuxNamespaceType::User).is_some(),
+        keyring: !arguments.no_new_keyring,
         annotations: spec.annotations().clone().unwrap_or_default(),
     })
 }
 
-/// Below the hierarchies' roots; a container that names none gets one of its id.
+/// Below the hierarchies' roots, or a scope; a container that names none gets one of its id.
 fn cgroup_path(context: &Context, id: &str, asked: Option<&Path>) -> Result<String> {
-    if context.systemd {
-        return Err(Error::refused("--systemd-cgroup: this version makes cgroups by itself only"));
-    }
     let text = match asked {
         Some(path) => path.to_str().ok_or_else(|| Error::refused("cgroupsPath is not UTF-8"))?,
-        None => id,
+        None => "",
     };
+    if context.systemd {
+        return scope(id, text);
+    }
     let text = if text.is_empty() { id } else { text };
     let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     Ok(format!("/{}", parts.join("/")))
+}
+
+/// `SLICE:PREFIX:NAME`, by runc's prefix where the configuration says nothing.
+fn scope(id: &str, asked: &str) -> Result<String> {
+    // sd_booted(3).
+    if !Path::new("/run/systemd/system").is_dir() {
+        return Err(Error::refused("--systemd-cgroup: systemd is not the first process of this machine"));
+    }
+    let text = if asked.is_empty() { format!("system.slice:runc:{id}") } else { asked.to_owned() };
+    if text.split(':').count() != 3 || text.contains('/') {
+        return Err(Error::refused(format!(
+            "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {text:?} instead"
+        )));
+    }
+    Ok(text)
 }
 
 /// How many descriptors above the standard ones go to the program: those of socket activation too.

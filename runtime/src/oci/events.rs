@@ -1,11 +1,13 @@
 //! `events`: statistics of a container, once or again and again, and what befalls it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::record::{Folder, Record, Status};
 use super::{Context, Error, Result, arguments, write_out};
+use crate::cgroup::{Counter, Details, DeviceIo, RdmaStats, Stall, Stalls};
 
 /// How often it is looked whether something has happened.
 const LOOK: Duration = Duration::from_millis(200);
@@ -49,38 +51,104 @@ fn tell(record: &Record, kind: &str, data: Value) -> Result<()> {
     write_out(format!("{event}\n").as_bytes())
 }
 
+/// In the form that runc prints, with what it has no place for under names of their own (`rdma`, `misc`).
 fn statistics(record: &Record) -> Result<Value> {
-    let stats = record.cgroup()?.stats().map_err(Error::cgroup(&record.cgroup))?;
-    let (cpu, memory, pids, io) = (stats.cpu, stats.memory, stats.pids, stats.io);
-    let entries =
-        |read: u64, write: u64| json!([{ "op": "Read", "value": read }, { "op": "Write", "value": write }]);
+    let cgroup = record.cgroup()?;
+    let failed = || Error::cgroup(&record.cgroup);
+    let stats = cgroup.stats().map_err(failed())?;
+    let details = cgroup.details().map_err(failed())?;
+    let (cpu, pids) = (stats.cpu, stats.pids);
+    let pressure = details.pressure.unwrap_or_default();
     Ok(json!({
         "cpu": {
-            "usage": { "total": cpu.usage_ns, "kernel": cpu.system_ns, "user": cpu.user_ns },
+            "usage": {
+                "total": cpu.usage_ns,
+                "percpu": details.per_cpu_ns,
+                "kernel": cpu.system_ns,
+                "user": cpu.user_ns,
+            },
             "throttling": {
                 "periods": cpu.periods,
                 "throttledPeriods": cpu.throttled_periods,
                 "throttledTime": cpu.throttled_ns,
             },
+            "psi": pressure.cpu.as_ref().map(stalls),
         },
-        "memory": {
-            "usage": { "usage": memory.usage_bytes, "limit": memory.limit_bytes.unwrap_or(u64::MAX), "failcnt": 0 },
-            "swap": { "usage": memory.swap_bytes, "limit": 0, "failcnt": 0 },
-            "raw": {
-                "rss": memory.rss_bytes,
-                "pgfault": memory.page_faults,
-                "pgmajfault": memory.major_page_faults,
-                "oom_kill": memory.oom_kills,
-                "working_set": memory.working_set_bytes,
-            },
-        },
+        "memory": memory(&details, stats.memory.oom_kills, pressure.memory.as_ref()),
         "pids": { "current": pids.current, "limit": pids.limit.unwrap_or(0) },
         "blkio": {
-            "ioServiceBytesRecursive": entries(io.read_bytes, io.write_bytes),
-            "ioServicedRecursive": entries(io.read_ops, io.write_ops),
+            "ioServiceBytesRecursive": entries(&details.io, |device| &device.bytes),
+            "ioServicedRecursive": entries(&details.io, |device| &device.operations),
+            "psi": pressure.io.as_ref().map(stalls),
         },
-        "hugetlb": {},
+        "hugetlb": huge_pages(&details),
+        "rdma": rdma(&details),
+        "misc": details.misc.iter().map(|(name, counter)| {
+            (name.clone(), json!({ "usage": counter.usage, "max": counter.limit, "events": counter.failures }))
+        }).collect::<serde_json::Map<_, _>>(),
         "intel_rdt": {},
         "network_interfaces": null,
     }))
+}
+
+fn memory(details: &Details, oom_kills: u64, pressure: Option<&Stalls>) -> Value {
+    let entry = |counter: &Counter| {
+        json!({
+            "limit": counter.limit.unwrap_or(u64::MAX),
+            "usage": counter.usage,
+            "max": counter.peak.unwrap_or(0),
+            "failcnt": counter.failures,
+        })
+    };
+    let raw = &details.memory;
+    let cache = ["total_cache", "cache", "file"].iter().find_map(|name| raw.get(*name));
+    let mut raw = raw.clone();
+    // What callers of version 1 have to look for elsewhere.
+    raw.entry("oom_kill".to_owned()).or_insert(oom_kills);
+    json!({
+        "cache": cache.copied().unwrap_or(0),
+        "usage": entry(&details.memory_usage),
+        "swap": entry(&details.swap),
+        "kernel": entry(&details.kernel),
+        "kernelTCP": entry(&details.kernel_tcp),
+        "raw": raw,
+        "psi": pressure.map(stalls),
+    })
+}
+
+fn stalls(stalls: &Stalls) -> Value {
+    let of = |stall: &Stall| json!({ "avg10": stall.avg10, "avg60": stall.avg60, "avg300": stall.avg300, "total": stall.total_us });
+    json!({ "some": of(&stalls.some), "full": of(&stalls.full) })
+}
+
+fn entries(devices: &[DeviceIo], of: impl Fn(&DeviceIo) -> &BTreeMap<String, u64>) -> Value {
+    let entry = |device: &DeviceIo, (operation, value): (&String, &u64)| json!({ "major": device.major, "minor": device.minor, "op": operation, "value": value });
+    devices.iter().flat_map(|device| of(device).iter().map(|pair| entry(device, pair))).collect()
+}
+
+fn huge_pages(details: &Details) -> Value {
+    let entry = |counter: &Counter| json!({ "usage": counter.usage, "max": counter.peak.unwrap_or(0), "failcnt": counter.failures });
+    details
+        .hugetlb
+        .iter()
+        .map(|(size, counter)| (size.clone(), entry(counter)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn rdma(details: &Details) -> Value {
+    let entry = |stats: &RdmaStats| {
+        json!({
+            "hcaHandles": stats.handles,
+            "hcaObjects": stats.objects,
+            "hcaHandlesLimit": stats.handles_limit,
+            "hcaObjectsLimit": stats.objects_limit,
+        })
+    };
+    details
+        .rdma
+        .iter()
+        .map(|(name, stats)| (name.clone(), entry(stats)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capability, ContainerState, Process};
 
@@ -10,6 +10,7 @@ use super::child::{self, Notified};
 use super::create::{Console, preserved, write_pid};
 use super::record::{Folder, Record, Status};
 use super::{Context, Error, Result, arguments, configuration, filter, foreground, socket};
+use crate::cgroup::Cgroup;
 use crate::container::Report;
 use crate::exec::{CommandLine, ExecOptions};
 use crate::sys;
@@ -41,7 +42,9 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
     let users =
         record.own_user_namespace.then(|| open(&format!("/proc/{}/ns/user", record.pid))).transpose()?;
     let null = open("/dev/null")?;
-    let cgroup = cgroup_of(&record, &arguments.cgroup)?;
+    let cgroup = cgroup_of(&record)?;
+    let below = below(&cgroup, &arguments.cgroup)?;
+    let cgroup = format!("/{}", cgroup.path());
     let mut child = crate::exec::exec(&ExecOptions {
         pidfd: pidfd.as_fd(),
         container_pid: record.pid,
@@ -51,7 +54,13 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
         stdio: sys::process::stdio(),
         console: console.socket.as_ref().map(AsFd::as_fd),
         users: users.as_ref().map(AsFd::as_fd),
-        command_line: Some(&CommandLine { process: &process, seccomp: filter.as_ref(), preserved }),
+        command_line: Some(&CommandLine {
+            process: &process,
+            seccomp: filter.as_ref(),
+            below: &below,
+            keyring: record.keyring,
+            preserved,
+        }),
     })
     .map_err(|source| Error::Child { what: WHAT, source })?;
     let mut state = record.state()?;
@@ -77,22 +86,37 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
     }
 }
 
-/// The container's own, or the one below it that is asked for.
-fn cgroup_of(record: &Record, asked: &[String]) -> Result<String> {
-    let below = match asked {
-        [] => return Ok(record.cgroup.clone()),
-        [one] if !one.contains(':') => one.trim_matches('/'),
-        _ => return Err(Error::refused("--cgroup takes one path for all controllers")),
-    };
-    if below.is_empty() {
-        return Ok(record.cgroup.clone());
+/// The container's own, as a path even if it is a scope, which an exec joins and doesn't make.
+fn cgroup_of(record: &Record) -> Result<Cgroup> {
+    let path = format!("/{}", record.cgroup()?.path());
+    Cgroup::new(&path).map_err(Error::cgroup(&path))
+}
+
+/// The directories of `PATH` and `CONTROLLER,...:PATH` below it.
+fn below(own: &Cgroup, asked: &[String]) -> Result<Vec<PathBuf>> {
+    let paths = own.paths();
+    let mut directories = Vec::new();
+    for text in asked {
+        let (controllers, below) = match text.split_once(':') {
+            Some((controllers, below)) => (controllers.split(',').collect(), below),
+            None => (paths.keys().map(String::as_str).collect::<Vec<_>>(), text.as_str()),
+        };
+        let below = below.trim_matches('/');
+        if below.split('/').any(|part| part == "..") {
+            return Err(Error::refused(format!("--cgroup {text:?} leads out of the container's cgroup")));
+        }
+        for controller in controllers {
+            let path = paths.get(controller);
+            let path =
+                path.ok_or_else(|| Error::refused(format!("--cgroup: unknown controller {controller:?}")))?;
+            let path = if below.is_empty() { path.clone() } else { path.join(below) };
+            if !path.is_dir() {
+                return Err(Error::refused(format!("cgroup {} does not exist", path.display())));
+            }
+            directories.push(path);
+        }
     }
-    let path = format!("{}/{below}", record.cgroup);
-    let cgroup = crate::cgroup::Cgroup::new(&path).map_err(Error::cgroup(&path))?;
-    match cgroup.paths().values().find(|path| !path.is_dir()) {
-        Some(missing) => Err(Error::refused(format!("cgroup {} does not exist", missing.display()))),
-        None => Ok(path),
-    }
+    Ok(directories)
 }
 
 fn process_of(context: &Context, arguments: &arguments::Exec, own: Option<Process>) -> Result<Process> {

@@ -1,5 +1,6 @@
 //! `state`, `list` and `ps`: what there is.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -10,10 +11,13 @@ use super::{Context, Error, OCI_VERSION, Result, write_json, write_out};
 
 pub(super) fn state(context: &Context, id: &str) -> Result<()> {
     let record = Folder::open(context, id)?.read()?;
-    write_json(&describe(&record))
+    write_json(&describe(context, &record))
 }
 
-fn describe(record: &Record) -> Value {
+fn describe(context: &Context, record: &Record) -> Value {
+    let uid = std::fs::metadata(context.root.join(&record.id)).map_or(0, |folder| folder.uid());
+    let owner = std::fs::read_to_string("/etc/passwd").ok().and_then(|text| name_of(&text, uid));
+    let owner = owner.unwrap_or_else(|| format!("#{uid}"));
     let status = record.status();
     let pid = if status == Status::Stopped { 0 } else { record.pid };
     json!({
@@ -25,7 +29,7 @@ fn describe(record: &Record) -> Value {
         "rootfs": record.rootfs,
         "created": record.created,
         "annotations": record.annotations,
-        "owner": "root",
+        "owner": owner,
     })
 }
 
@@ -36,7 +40,7 @@ pub(super) fn list(context: &Context, arguments: &arguments::List) -> Result<()>
             records.iter().map(|record| format!("{}\n", record.id)).collect::<String>().as_bytes(),
         );
     }
-    let states: Vec<Value> = records.iter().map(describe).collect();
+    let states: Vec<Value> = records.iter().map(|record| describe(context, record)).collect();
     match arguments.format {
         Format::Json => write_json(&states),
         Format::Table => {
@@ -50,6 +54,15 @@ pub(super) fn list(context: &Context, arguments: &arguments::List) -> Result<()>
             write_out(table(&rows).as_bytes())
         }
     }
+}
+
+/// Of the user with a number, in the form of passwd(5).
+fn name_of(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
 }
 
 fn table(rows: &[Vec<String>]) -> String {
@@ -107,6 +120,13 @@ fn of_processes(listing: &str, pids: &[i32]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn owners_have_names() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\ngames:x:5:60::/:\n";
+        assert_eq!(name_of(passwd, 5).as_deref(), Some("games"));
+        assert_eq!(name_of(passwd, 6), None);
+    }
 
     #[test]
     fn listings_are_cut_down_to_the_containers_processes() {

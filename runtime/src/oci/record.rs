@@ -48,6 +48,9 @@ pub(super) struct Record {
     /// Whether the kernel ends the container's other processes with its first.
     pub(super) own_pid_namespace: bool,
     pub(super) own_user_namespace: bool,
+    /// Whether its processes have a session keyring of their own.
+    #[serde(default)]
+    pub(super) keyring: bool,
     #[serde(default, skip_serializing_if = "HashMap::is_empty")]
     pub(super) annotations: HashMap<String, String>,
 }

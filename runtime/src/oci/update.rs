@@ -59,18 +59,24 @@ pub(super) fn update(context: &Context, arguments: &arguments::Update) -> Result
     if record.status() == Status::Stopped {
         return Err(Error::NotRunning { id: record.id, status: Status::Stopped.name() });
     }
+    let of_rdt = [&arguments.l3_cache_schema, &arguments.mem_bw_schema];
+    if of_rdt.into_iter().flatten().any(|schema| !schema.is_empty()) {
+        return Err(Error::refused("--l3-cache-schema and --mem-bw-schema: intelRdt is not supported"));
+    }
     let mut resources = match &arguments.resources {
         Some(path) => read(path)?,
         None => of_options(arguments),
     };
-    // Device rules stay as they are: whoever updates limits says nothing of them.
+    // Device rules stay as they are, as with runc: an update is of limits.
     resources["devices"] = Value::Null;
     if resources["memory"]["limit"] == json!(-1) && resources["memory"]["swap"].is_null() {
         resources["memory"]["swap"] = json!(-1);
     }
     let resources: LinuxResources = serde_json::from_value(without_zeros(resources))
         .map_err(|source| Error::Json { path: "the resources".to_owned(), source })?;
-    record.cgroup()?.apply(&resources).map_err(Error::cgroup(&record.cgroup))
+    let cgroup = record.cgroup()?;
+    let changed = cgroup.require_huge_pages(&resources).and_then(|()| cgroup.update(&resources));
+    changed.map_err(Error::cgroup(&record.cgroup))
 }
 
 fn read(path: &Path) -> Result<Value> {

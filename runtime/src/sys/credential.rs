@@ -83,6 +83,35 @@ pub(crate) fn no_new_privs() -> Result<()> {
     named(rustix::thread::set_no_new_privs(true), || "prctl(PR_SET_NO_NEW_PRIVS)")
 }
 
+/// Joins the session keyring of a container, which is made if it isn't there, and lets every user in the container find
+/// the keys in it. A kernel without keyrings has none to be kept apart.
+pub(crate) fn join_keyring(id: &str) -> Result<()> {
+    /// From linux/keyctl.h.
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    const SETPERM: libc::c_long = 5;
+    /// What the possessor of a key may do is in the highest byte, its owner's rights in the one below it.
+    const OWNER_SEARCHES: libc::c_long = 0x08_0000;
+    /// As the kernel has them for a new keyring: everything for its possessor, and view and read for its owner.
+    const NEW: libc::c_long = 0x3f03_0000;
+    let call = || format!("keyctl(KEYCTL_JOIN_SESSION_KEYRING, _ses.{id})");
+    let Ok(name) = std::ffi::CString::new(format!("_ses.{id}")) else {
+        return named(Err(rustix::io::Errno::INVAL), call);
+    };
+    // SAFETY: the kernel only reads the string, which lives through the call.
+    let joined = check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) });
+    let keyring = match joined {
+        Err(rustix::io::Errno::NOSYS) => return Ok(()),
+        result => named(result, call)?,
+    };
+    // SAFETY: takes integers only.
+    let permitted = check(unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, keyring, NEW | OWNER_SEARCHES) });
+    match permitted {
+        // An exec with another owner than the keyring's: who made it has set this.
+        Err(rustix::io::Errno::ACCESS) => Ok(()),
+        result => named(result, || format!("keyctl(KEYCTL_SETPERM, {keyring})")).map(drop),
+    }
+}
+
 /// The instructions of a seccomp program whose bytes are `struct sock_filter`s.
 pub(crate) fn filters(program: &[u8]) -> Vec<libc::sock_filter> {
     let (instructions, _) = program.as_chunks();

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use sampan_runtime::container::{PidNamespace, Report};
 use serde_json::json;
@@ -19,16 +19,18 @@ crate::cases![
     symlinked_dev_stays_inside,
     symlinked_masked_paths_stay_inside,
     symlinked_working_directory_stays_inside,
-    volume_that_is_swapped_while_mounting_stays_inside,
+    proc_that_is_a_volume_gets_no_writes,
+    sockets_of_the_kernels_own_are_refused,
+    masked_directories_and_files_tell_nothing,
     own_executable_is_out_of_reach,
     process_in_the_making_is_out_of_reach,
 ];
 
-/// The first argument of this program when it is to be the one who swaps.
-pub(crate) const COMPANION: &str = "--swap";
-
 /// The first argument of this program when it is to be the runtime's file, executed in a container.
 pub(crate) const LINGER: &str = "--linger";
+
+/// The first argument of this program when it is to try what a container must not get.
+pub(crate) const PROBE: &str = "--probe";
 
 /// Sleeps for as long as a test takes at most.
 pub(crate) fn linger() -> ! {
@@ -36,24 +38,14 @@ pub(crate) fn linger() -> ! {
     std::process::exit(0)
 }
 
-/// Exchanges two names in a directory until it is killed.
-pub(crate) fn companion(arguments: &[String]) -> ! {
-    let [directory, a, b] = arguments else { panic!("a directory and two names") };
-    let directory = fs::File::open(directory).unwrap();
-    loop {
-        let flags = rustix::fs::RenameFlags::EXCHANGE;
-        rustix::fs::renameat_with(&directory, a.as_str(), &directory, b.as_str(), flags).unwrap();
-    }
-}
-
 /// A directory of the host that an attacker aims at.
-struct Canary {
+pub(crate) struct Canary {
     dir: tempfile::TempDir,
     before: Vec<String>,
 }
 
 impl Canary {
-    fn new() -> Canary {
+    pub(crate) fn new() -> Canary {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("deep")).unwrap();
         fs::write(dir.path().join("file"), "content").unwrap();
@@ -62,11 +54,11 @@ impl Canary {
         Canary { dir, before }
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn assert_untouched(&self) {
+    pub(crate) fn assert_untouched(&self) {
         assert_eq!(describe(self.path()), self.before);
     }
 }
@@ -96,7 +88,7 @@ fn describe(directory: &Path) -> Vec<String> {
     found
 }
 
-fn without_mounts_below(mut bundle: Bundle, path: &str) -> Bundle {
+pub(crate) fn without_mounts_below(mut bundle: Bundle, path: &str) -> Bundle {
     let mounts = bundle.spec["mounts"].as_array_mut().unwrap();
     mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with(path));
     bundle
@@ -183,44 +175,78 @@ fn symlinked_working_directory_stays_inside() {
     canary.assert_untouched();
 }
 
-/// Kills the companion in the end.
-struct Swapper(Child);
-
-impl Drop for Swapper {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+/// CVE-2025-52881: whoever has /proc be a volume gets none of the writes that are meant for the kernel.
+fn proc_that_is_a_volume_gets_no_writes() {
+    let canary = Canary::new();
+    for on_tmpfs in [false, true] {
+        let volume = tempfile::tempdir().unwrap();
+        for directory in ["self/attr/apparmor", "thread-self/attr", "sys/net/ipv4", "sys/kernel"] {
+            fs::create_dir_all(volume.path().join(directory)).unwrap();
+        }
+        for (link, target) in [
+            ("sys/kernel/shm_rmid_forced", "file"),
+            ("self/oom_score_adj", "file"),
+            ("self/attr/exec", "file"),
+            ("sys/net/ipv4/ip_forward", "deep"),
+        ] {
+            symlink(canary.path().join(target), volume.path().join(link)).unwrap();
+        }
+        let before = describe(volume.path());
+        let mut bundle = without_mounts_below(Bundle::shell("cat /proc/sys/kernel/hostname"), "/proc");
+        if on_tmpfs {
+            // Copied up, the links are in a file system that nobody else sees.
+            let at = bundle.inside("proc");
+            fs::remove_dir(&at).unwrap();
+            assert!(Command::new("cp").arg("-a").arg(volume.path()).arg(&at).status().unwrap().success());
+            bundle = bundle.add_mount(mount("/proc", "tmpfs", "tmpfs", &["tmpcopyup"]));
+        } else {
+            bundle = bundle.add_mount(bind(volume.path(), "/proc", &[]));
+        }
+        let bundle = bundle
+            .set("/linux/sysctl", json!({ "kernel.shm_rmid_forced": "1" }))
+            .set("/process/oomScoreAdj", json!(500));
+        let outcome = bundle.run();
+        assert!(!outcome.stdout.contains("inner"), "{outcome:?}");
+        assert_eq!(describe(volume.path()), before);
+        canary.assert_untouched();
     }
 }
 
-fn volume_that_is_swapped_while_mounting_stays_inside() {
-    const STARTS: usize = 200;
-    let canary = Canary::new();
-    let volume = tempfile::tempdir().unwrap();
-    fs::create_dir(volume.path().join("dir")).unwrap();
-    symlink(canary.path(), volume.path().join("link")).unwrap();
-    let companion = Command::new("/proc/self/exe")
-        .arg(COMPANION)
-        .arg(volume.path())
-        .args(["dir", "link"])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let _swapper = Swapper(companion);
-    let mut bundle = without_mounts_below(Bundle::new(&["true"]), "/sys")
-        .add_mount(bind(volume.path(), "/volume", &[]))
-        .add_mount(mount("/volume/dir/tmpfs", "tmpfs", "tmpfs", &[]))
-        .add_mount(bind(volume.path(), "/volume/dir/bind", &[]))
-        .set("/process/cwd", json!("/volume/dir/deep/cwd"));
-    for list in ["maskedPaths", "readonlyPaths"] {
-        bundle.spec["linux"][list]
-            .as_array_mut()
-            .unwrap()
-            .extend([json!("/volume/dir"), json!("/volume/link/file")]);
-    }
-    let started = (0..STARTS).filter(|_| bundle.run().report == Report::Executed).count();
-    canary.assert_untouched();
-    assert!(started > 0, "some of them are a success");
+/// CVE-2026-31431: doors to the page cache and to the machine beneath, which no container needs.
+fn sockets_of_the_kernels_own_are_refused() {
+    let profile = sampan_runtime::seccomp::default_profile(&std::collections::HashSet::new());
+    let bundle =
+        Bundle::new(&["/bin/probe", PROBE]).set("/linux/seccomp", serde_json::to_value(&profile).unwrap());
+    fs::copy("/proc/self/exe", bundle.inside("bin/probe")).unwrap();
+    let refused = rustix::io::Errno::PERM;
+    assert_eq!(bundle.output(), format!("38: {refused:?}, 40: {refused:?}, 1: made\n"));
+}
+
+/// Tries families of sockets.
+pub(crate) fn probe() -> ! {
+    let outcome = |family: u16| {
+        let family = rustix::net::AddressFamily::from_raw(family);
+        // AF_ALG and AF_VSOCK both have sequenced packets.
+        match rustix::net::socket(family, rustix::net::SocketType::SEQPACKET, None) {
+            Ok(_) => "made".to_owned(),
+            Err(errno) => format!("{errno:?}"),
+        }
+    };
+    println!("38: {}, 40: {}, 1: {}", outcome(38), outcome(40), outcome(1));
+    std::process::exit(0)
+}
+
+/// Side channels that are directories are empty where they are masked, those that are files have nothing to say.
+fn masked_directories_and_files_tell_nothing() {
+    // As the agent masks thermal_throttle, which not every machine has.
+    let directory = ["/sys/devices/system/cpu/cpu0/topology", "/sys/devices/system/cpu/cpu0/cache"];
+    let directory = directory.into_iter().find(|path| Path::new(path).is_dir()).expect("a directory of cpu0");
+    let mut bundle =
+        Bundle::shell(&format!("ls -A {directory}; cat /proc/interrupts; echo x > {directory}/x"));
+    bundle.spec["linux"]["maskedPaths"].as_array_mut().unwrap().push(json!(directory));
+    let outcome = bundle.run();
+    assert_eq!(outcome.stdout, "", "{outcome:?}");
+    assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
 }
 
 /// A program that begins with `#!/proc/self/exe` has the kernel execute the runtime's own file in

@@ -86,6 +86,10 @@ impl Bundle {
     }
 
     pub(crate) fn spawn_in(&self, pid_namespace: PidNamespace<'_>) -> Container<'_> {
+        self.spawn_with(pid_namespace, None)
+    }
+
+    fn spawn_with(&self, pid_namespace: PidNamespace<'_>, console: Option<BorrowedFd<'_>>) -> Container<'_> {
         fs::write(self.path().join("config.json"), self.spec.to_string()).unwrap();
         let stdio = Stdio::new();
         let options = SpawnOptions {
@@ -93,7 +97,7 @@ impl Bundle {
             cgroup: &self.cgroup,
             pid_namespace,
             stdio: stdio.for_child(),
-            console: None,
+            console,
             users: None,
             command_line: None,
         };
@@ -103,7 +107,15 @@ impl Bundle {
 
     /// From the creation to the exit.
     pub(crate) fn run(&self) -> Outcome {
-        let container = self.spawn();
+        Bundle::run_to_the_end(self.spawn())
+    }
+
+    /// The same with a terminal, whose master goes to a socket.
+    pub(crate) fn run_with_console(&self, console: BorrowedFd<'_>) -> Outcome {
+        Bundle::run_to_the_end(self.spawn_with(PidNamespace::New, Some(console)))
+    }
+
+    fn run_to_the_end(container: Container<'_>) -> Outcome {
         let report = container.process.report();
         if report == Report::Ready {
             container.process.child.channel.start().unwrap();

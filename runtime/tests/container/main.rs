@@ -12,6 +12,7 @@ mod fixture;
 mod isolation;
 mod latency;
 mod process;
+mod race;
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
@@ -19,13 +20,16 @@ use std::process::ExitCode;
 type Case = (&'static str, fn());
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|first| first == attack::PROBE) {
+        attack::probe();
+    }
     // What the runtime does first, so that the cases run under the conditions that count.
     sampan_runtime::executable::protect().expect("run from a read-only mount");
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [companion, rest @ ..] = arguments.as_slice()
-        && companion == attack::COMPANION
+        && companion == race::COMPANION
     {
-        attack::companion(rest);
+        race::companion(rest);
     }
     if arguments.first().is_some_and(|first| first == attack::LINGER) {
         attack::linger();
@@ -33,10 +37,10 @@ fn main() -> ExitCode {
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let skipped: Vec<&str> =
         arguments.iter().filter_map(|argument| argument.strip_prefix("--skip=")).collect();
-    let cases =
-        [isolation::CASES, filesystem::CASES, process::CASES, exec::CASES, attack::CASES, latency::CASES];
-    let cases = cases
+    let of_files = [isolation::CASES, filesystem::CASES, process::CASES, exec::CASES];
+    let cases = of_files
         .into_iter()
+        .chain([attack::CASES, race::CASES, latency::CASES])
         .flatten()
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
         .filter(|(name, _)| !skipped.iter().any(|part| name.contains(part)));

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use sampan_runtime::cgroup::Cgroup;
 use serde_json::{Value, json};
 
 /// Nothing here takes as long, however loaded the machine is.
@@ -114,6 +115,25 @@ impl Bundle {
             .set("/linux/gidMappings", mapping)
     }
 
+    /// The cgroup as the machine arranges them, made by systemd where SAMPAN_TEST_CGROUP says so.
+    pub(crate) fn cgroup(&self) -> Cgroup {
+        match by_systemd() {
+            true => Cgroup::new(&format!("system.slice:runc:{}", self.id)).unwrap(),
+            false => Cgroup::new(&format!("/{}", self.id)).unwrap(),
+        }
+    }
+
+    /// A control file, by its name in version 2 and in version 1.
+    pub(crate) fn control(&self, v2: &str, v1: &str) -> String {
+        let paths = self.cgroup().paths();
+        let path = match paths.get("unified") {
+            Some(path) => path.join(v2),
+            None => paths[v1.split('.').next().unwrap()].join(v1),
+        };
+        let text = fs::read_to_string(&path);
+        text.unwrap_or_else(|error| panic!("{}: {error}", path.display())).trim().to_owned()
+    }
+
     pub(crate) fn write(&self) {
         fs::write(self.path().join("config.json"), self.spec.to_string()).unwrap();
     }
@@ -121,7 +141,11 @@ impl Bundle {
     /// A verb with its arguments, under the runtime's global options.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(RUNTIME);
-        command.arg("--root").arg(self.path().join("state")).args(arguments).stdin(Stdio::null());
+        command.arg("--root").arg(self.path().join("state")).stdin(Stdio::null());
+        if by_systemd() {
+            command.arg("--systemd-cgroup");
+        }
+        command.args(arguments);
         command
     }
 
@@ -174,9 +198,15 @@ impl Drop for Bundle {
         done.success();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(self.path().to_str().unwrap()), "a mount has got out");
-        let cgroup = Path::new("/sys/fs/cgroup/pids").join(&self.id);
-        assert!(!cgroup.exists(), "{} is left", cgroup.display());
+        for path in self.cgroup().paths().values() {
+            assert!(!path.exists(), "{} is left", path.display());
+        }
     }
+}
+
+/// Where systemd is the first process, the same cases run with scopes that it makes.
+fn by_systemd() -> bool {
+    std::env::var_os("SAMPAN_TEST_CGROUP").is_some_and(|driver| driver == "scope")
 }
 
 #[track_caller]

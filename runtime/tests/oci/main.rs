@@ -7,6 +7,7 @@ mod exec;
 mod fixture;
 mod hooks;
 mod lifecycle;
+mod limits;
 mod namespaces;
 mod process;
 mod security;

@@ -19,20 +19,23 @@ fn a_user_namespace_maps_root_to_an_ordinary_user() {
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 100_000);
 }
 
+/// CVE-2025-47291: a user namespace takes nothing away from the limits.
 #[test]
 fn limits_hold_with_a_user_namespace() {
-    let resources = json!({ "pids": { "limit": 20 }, "memory": { "limit": 64 << 20 } });
+    let resources = json!({
+        "pids": { "limit": 20 },
+        "memory": { "limit": 64 << 20 },
+        "cpu": { "quota": 50_000, "period": 100_000, "shares": 512 },
+    });
     let bundle = Bundle::new(&["sleep", "100"]).mapped().set("/linux/resources", resources).started();
-    let read = |file: &str| {
-        let (controller, _) = file.split_once('.').unwrap();
-        fs::read_to_string(format!("/sys/fs/cgroup/{controller}/{}/{file}", bundle.id))
-            .unwrap()
-            .trim()
-            .to_owned()
-    };
-    assert_eq!((read("pids.max").as_str(), read("memory.limit_in_bytes").as_str()), ("20", "67108864"));
+    assert_eq!(bundle.control("pids.max", "pids.max"), "20");
+    assert_eq!(bundle.control("memory.max", "memory.limit_in_bytes"), "67108864");
+    assert_eq!(bundle.control("cpu.max", "cpu.cfs_quota_us").split(' ').next(), Some("50000"));
     assert_eq!(bundle.exec(&["id", "-u"]).success(), "0\n");
-    assert_eq!(read("pids.current"), "1");
+    assert_eq!(bundle.control("pids.current", "pids.current"), "1");
+    // They hold the processes in, and not only in name.
+    let bomb = "i=0; while [ $i -lt 40 ]; do sleep 5 & i=$((i+1)); done; echo all";
+    assert!(!bundle.exec(&["sh", "-c", bomb]).stdout.contains("all"));
 }
 
 #[test]

@@ -10,14 +10,14 @@ use crate::fixture::{Bundle, RUNTIME};
 /// CVE-2024-21626, CVE-2016-9962.
 #[test]
 fn a_working_directory_among_the_runtimes_descriptors_is_refused() {
-    for number in 3..20 {
+    for number in 3..=64 {
         let cwd = format!("/proc/self/fd/{number}");
         let bundle = Bundle::new(&["sleep", "100"]).set("/process/cwd", json!(cwd));
         let done = bundle.run();
         assert_ne!(done.code, 0, "{cwd}");
     }
     let bundle = Bundle::new(&["sleep", "100"]).started();
-    for number in 3..20 {
+    for number in 3..=64 {
         let cwd = format!("/proc/self/fd/{number}");
         assert_ne!(bundle.verb(&["exec", "--cwd", &cwd, &bundle.id, "true"]).code, 0, "{cwd}");
     }
@@ -31,22 +31,56 @@ fn a_program_has_three_descriptors() {
     assert_eq!(listing.lines().collect::<Vec<_>>(), ["0", "1", "2"]);
 }
 
-/// CVE-2019-5736.
+/// CVE-2019-5736: a program that is the runtime's own file is executed again and again, as an entrypoint and by exec,
+/// while another in the same pid namespace opens for writing whatever anybody there executes.
 #[test]
 fn the_runtime_can_not_be_overwritten_by_what_it_executes() {
-    let before = fs::metadata(RUNTIME).unwrap();
-    let bundle = Bundle::new(&["sleep", "100"]);
-    fs::write(bundle.inside("bin/evil"), "#!/proc/self/exe --version\n").unwrap();
-    fs::set_permissions(bundle.inside("bin/evil"), fs::Permissions::from_mode(0o755)).unwrap();
-    let bundle = bundle.started();
-    bundle.exec(&["/bin/evil"]);
-    let attack = "(: > /proc/self/exe); for i in 1 2 3; do (: > /proc/1/exe) 2>/dev/null; done; true";
-    bundle.exec(&["sh", "-c", attack]);
-    let after = fs::metadata(RUNTIME).unwrap();
+    const ATTACK: &str = "while :; do for exe in /proc/[0-9]*/exe; do
+            (echo overwritten >> $exe) 2>/dev/null && echo $exe >> /tmp/written; (: > $exe) 2>/dev/null; done; done";
+    let before = (fs::metadata(RUNTIME).unwrap(), fs::read(RUNTIME).unwrap());
+    let evil = |bundle: &Bundle| {
+        fs::write(bundle.inside("bin/evil"), "#!/proc/self/exe --version\n").unwrap();
+        fs::set_permissions(bundle.inside("bin/evil"), fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    // Its own program is another file, or it would be the one that is written to.
+    let attacker = Bundle::shell(ATTACK);
+    evil(&attacker);
+    let attacker = attacker.started();
+    let state = attacker.verb(&["state", &attacker.id]).success();
+    let pid = serde_json::from_str::<serde_json::Value>(&state).unwrap()["pid"].clone();
+    let mut second = Bundle::new(&["/bin/evil"]);
+    for namespace in second.spec["linux"]["namespaces"].as_array_mut().unwrap() {
+        if namespace["type"] == "pid" {
+            namespace["path"] = json!(format!("/proc/{pid}/ns/pid"));
+        }
+    }
+    evil(&second);
+    for _ in 0..20 {
+        attacker.exec(&["/bin/evil"]);
+        second.run();
+    }
+    attacker.exec(&[
+        "sh",
+        "-c",
+        "(: > /proc/self/exe); for i in 1 2 3; do (: > /proc/1/exe) 2>/dev/null; done",
+    ]);
+    let after = (fs::metadata(RUNTIME).unwrap(), fs::read(RUNTIME).unwrap());
     assert_eq!(
-        (before.ino(), before.len(), before.mtime_nsec()),
-        (after.ino(), after.len(), after.mtime_nsec())
+        (before.0.ino(), before.0.len(), before.0.mtime_nsec()),
+        (after.0.ino(), after.0.len(), after.0.mtime_nsec())
     );
+    assert!(before.1 == after.1, "its content");
+}
+
+/// CVE-2022-4318.
+#[test]
+fn a_home_of_several_lines_is_refused() {
+    let home = json!(["PATH=/bin", "HOME=/\nroot2:x:0:0::/:/bin/sh"]);
+    let told = Bundle::new(&["true"]).set("/process/env", home).create().failure();
+    assert!(told.contains("HOME has more than one line"), "{told}");
+    let bundle = Bundle::new(&["sleep", "100"]).started();
+    let exec = bundle.verb(&["exec", "--env", "HOME=/\nx", &bundle.id, "true"]);
+    assert!(exec.failure().contains("HOME has more than one line"));
 }
 
 /// CVE-2022-29162.

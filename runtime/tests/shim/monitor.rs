@@ -28,6 +28,32 @@ fn a_shutdown_leaves_nothing() {
     assert!(pod.cgroup_of("monitor").pids().unwrap().is_empty(), "the pod's first process is gone too");
 }
 
+/// CVE-2020-15257: a container in the host's network namespace reaches every abstract socket there is, so none is ours.
+#[test]
+fn nothing_listens_on_an_abstract_socket() {
+    let pod = Pod::new();
+    let client = pod.connect();
+    pod.run(&client, "a", &["/bin/sleep", "1000"], Variation::default());
+    let (_exec, _output) = pod.exec("a", &["/bin/sleep", "1000"]);
+    let sockets: Vec<String> = fs::read_dir(format!("/proc/{}/fd", pod.shim_pid()))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter_map(|target| {
+            Some(target.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned())
+        })
+        .collect();
+    // Of the namespace in which its sockets were made, and of the pod's.
+    let table = fs::read_to_string("/proc/self/net/unix").unwrap()
+        + &fs::read_to_string(format!("/proc/{}/net/unix", pod.shim_pid())).unwrap();
+    // Num RefCount Protocol Flags Type St Inode Path
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let own: Vec<_> = lines
+        .filter(|fields| fields.get(6).is_some_and(|field| sockets.iter().any(|inode| inode == field)))
+        .collect();
+    assert!(own.iter().any(|fields| fields.len() > 7), "it listens somewhere: {table}");
+    assert!(own.iter().all(|fields| fields.get(7).is_none_or(|path| path.starts_with('/'))), "{own:?}");
+}
+
 #[test]
 fn sigterm_is_a_shutdown() {
     let mut pod = Pod::new();
