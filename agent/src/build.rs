@@ -119,6 +119,7 @@ fn converted(context: &Context, command: Command) -> Result<Step, Error> {
         },
         log: context.config.root.join("build/output").join(&command.id),
         limit: Duration::from_secs(config.step_seconds.max(1)),
+        output: config.output_bytes,
     })
 }
 

@@ -7,6 +7,7 @@
 mod agent;
 mod attach;
 mod build;
+mod builder;
 mod commit;
 mod diff;
 mod events;
@@ -118,6 +119,8 @@ enum Verb {
     Rmi(rmi::Arguments),
     /// Build an image from a Dockerfile
     Build(Box<build::Arguments>),
+    /// Show and remove what builds keep, and show their logs
+    Builder(builder::Arguments),
     /// Make an image of a container
     Commit(commit::Arguments),
     /// Show what a container has changed of its image's files
@@ -130,7 +133,7 @@ enum Verb {
     Save(save::Arguments),
     /// Read images from a tar
     Load(load::Arguments),
-    /// Remove containers that do not run, and images that nobody uses
+    /// Remove containers that do not run, images that nobody uses, and what builds keep
     Prune(prune::Arguments),
     /// Show what is on the agent's disk, and make room
     System(system::Arguments),
@@ -216,6 +219,7 @@ async fn carry_out(arguments: Arguments, out: &mut Output) -> Result<u8, Failure
         Verb::Images(arguments) => images::execute(arguments, &agent.await?, out).await,
         Verb::Rmi(arguments) => rmi::execute(arguments, &agent.await?, out).await,
         Verb::Build(arguments) => return build::execute(*arguments, agent.await, out).await,
+        Verb::Builder(arguments) => builder::execute(arguments, &agent.await?, out).await,
         Verb::Commit(arguments) => commit::execute(arguments, &agent.await?, out).await,
         Verb::Diff(arguments) => diff::execute(arguments, &agent.await?, out).await,
         Verb::Push(arguments) => push::execute(arguments, &agent.await?, out).await,

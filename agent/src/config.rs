@@ -150,6 +150,8 @@ pub struct Build {
     pub pids: i64,
     /// Seconds after which a command is killed.
     pub step_seconds: u64,
+    /// Bytes of output after which a command is killed, with a time for each line.
+    pub output_bytes: u64,
 }
 
 impl Default for Build {
@@ -162,6 +164,7 @@ impl Default for Build {
             cpu_millis: None,
             pids: 16384,
             step_seconds: 24 * 3600,
+            output_bytes: 256 << 20,
         }
     }
 }

@@ -65,9 +65,10 @@ impl Recorder {
     }
 
     /// Takes note of what happens.
-    pub(crate) fn take(&mut self, event: &Event) {
+    pub(crate) fn take(&mut self, events: &[Event]) {
         let Some(mut file) = self.file.take() else { return };
-        let written = self.write(&mut file, event).and_then(|()| file.flush());
+        let written = events.iter().try_for_each(|event| self.write(&mut file, event));
+        let written = written.and_then(|()| file.flush());
         match written {
             Ok(()) => self.file = Some(file),
             Err(error) => tracing::warn!(%error, "the log of a build ends early"),
@@ -94,13 +95,18 @@ impl Recorder {
                         }
                         line(&mut self.open, format!("#{id} CACHED"))
                     }
-                    StepState::Done => {
+                    StepState::Done | StepState::Failed => {
                         if !step.explanation.is_empty() {
                             line(&mut self.open, format!("#{id} not cached: {}", step.explanation))?;
                         }
-                        line(&mut self.open, format!("#{id} DONE {:.1}s", seconds(step)))
+                        line(
+                            &mut self.open,
+                            match step.state {
+                                StepState::Failed => format!("#{id} ERROR: {}", step.error),
+                                _ => format!("#{id} DONE {:.1}s", seconds(step)),
+                            },
+                        )
                     }
-                    StepState::Failed => line(&mut self.open, format!("#{id} ERROR: {}", step.error)),
                     StepState::Cancelled => line(&mut self.open, format!("#{id} CANCELED")),
                 }
             }
@@ -137,7 +143,9 @@ impl Recorder {
             Ok(image) => self.summary.image_id = image,
             Err(error) => self.summary.error = error,
         }
+        self.file = None;
         self.save();
+        trim(&self.folder);
     }
 
     fn save(&self) {
@@ -238,11 +246,8 @@ mod tests {
     fn a_log_has_every_step_and_every_line() {
         let root = tempfile::tempdir().unwrap();
         let mut recorder = Recorder::begin(root.path(), "abc", "web");
-        for event in
-            [step(StepState::Running), said("one\ntw"), said("o\n"), said("end"), step(StepState::Done)]
-        {
-            recorder.take(&event);
-        }
+        recorder.take(&[step(StepState::Running), said("one\ntw")]);
+        recorder.take(&[said("o\n"), said("end"), step(StepState::Done)]);
         recorder.end(Ok("sha256:1".into()));
         let text = io::read_to_string(open(root.path(), "ab").unwrap()).unwrap();
         assert_eq!(

@@ -16,7 +16,7 @@ mod tests;
 use std::{collections::HashMap, io::IsTerminal, path::PathBuf};
 
 use clap::{Args, Parser, ValueEnum};
-use sampan_proto::sampan::{BuildStart, build_start};
+use sampan_proto::sampan::{BuildStart, InspectImageRequest, build_start};
 
 use self::{source::Source, target::Target};
 use super::{agent::Agent, failure::Failure, options, output::Output, push, run};
@@ -138,9 +138,12 @@ pub(super) async fn execute(
     if arguments.push && arguments.tag.is_empty() {
         return Err(Failure::message("--push needs a name to push to: -t NAME"));
     }
-    if !target.is_image() && !arguments.tag.is_empty() && target.is_files() {
-        return Err(Failure::message("-t names an image, and this output makes none"));
+    if target.is_files() && (!arguments.tag.is_empty() || arguments.iidfile.is_some() || arguments.push) {
+        return Err(Failure::message(
+            "-t, --push and --iidfile are about an image, and this output makes none",
+        ));
     }
+    let to_standard_output = target.is_standard_output();
     let start = start(&arguments, &source, &target)?;
     let view = progress::View::new(arguments.quiet, arguments.progress, out);
     let built = match session::build(&agent, start, source, target, view, out).await? {
@@ -157,7 +160,7 @@ pub(super) async fn execute(
         std::fs::write(path, &built.image_id)
             .map_err(|error| Failure::message(format!("cannot write {}: {error}", path.display())))?;
     }
-    if arguments.quiet && !built.image_id.is_empty() {
+    if arguments.quiet && !built.image_id.is_empty() && !to_standard_output {
         out.line(&built.image_id)?;
     }
     if arguments.push {
@@ -196,13 +199,15 @@ fn start(arguments: &Arguments, source: &Source, target: &Target) -> Result<Buil
     Ok(start)
 }
 
-/// `NAME=VALUE`; a bare name has the value of this process's own variable, if there is one.
+/// `NAME=VALUE`; a bare name has the value of this process's own variable, if there is one. The time that makes a build
+/// reproducible is taken from the environment unasked, as other tools do.
 fn build_args(given: &[String]) -> HashMap<String, String> {
     let pair = |text: &String| match text.split_once('=') {
         Some((name, value)) => Some((name.to_owned(), value.to_owned())),
         None => Some((text.clone(), std::env::var(text).ok()?)),
     };
-    given.iter().filter_map(pair).collect()
+    let epoch = "SOURCE_DATE_EPOCH".to_owned();
+    [epoch].iter().chain(given).filter_map(pair).collect()
 }
 
 /// A shell in what a failed step has left.
@@ -213,10 +218,19 @@ async fn debug(image: String, agent: Agent, out: &mut Output) -> Result<u8, Fail
         return Err(Failure::Reported);
     }
     out.note(format_args!("a shell in what the step left, the image {image}; {remove}"));
-    let words = ["sampan-run", "--rm", "-it", "--entrypoint", "/bin/sh", &image];
+    let shell = shell_of(&image, &agent).await?;
+    let words = ["sampan-run", "--rm", "-it", "--entrypoint", &shell, &image];
     let shell = Shell::try_parse_from(words).map_err(|error| Failure::message(error.to_string()))?;
     run::execute(shell.arguments, std::future::ready(Ok(agent)), out).await?;
     Err(Failure::Reported)
+}
+
+/// The program of an image's SHELL.
+async fn shell_of(image: &str, agent: &Agent) -> Result<String, Failure> {
+    let request = InspectImageRequest { image: image.to_owned() };
+    let shown = agent.images().inspect_image(request).await.map_err(Failure::plain)?.into_inner();
+    let shown: serde_json::Value = serde_json::from_str(&shown.json).unwrap_or_default();
+    Ok(shown["Config"]["Shell"][0].as_str().unwrap_or("/bin/sh").to_owned())
 }
 
 /// `sampan run`, as it is called from here.

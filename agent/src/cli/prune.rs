@@ -8,6 +8,7 @@ use tonic::Code;
 
 use super::{
     agent::Agent,
+    builder,
     failure::{Failure, Failures},
     human::decimal_size,
     output::Output,
@@ -28,7 +29,7 @@ pub(super) struct Arguments {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
     Images,
-    /// Containers that do not run, then images.
+    /// Containers that do not run, then images, then what builds keep.
     Everything,
 }
 
@@ -44,7 +45,12 @@ pub(super) async fn execute(
     };
     let everything = match scope {
         Scope::Images => images.to_owned(),
-        Scope::Everything => format!("all containers that do not run, and {images}"),
+        Scope::Everything => {
+            let mounts = if arguments.all { ", cache mounts too" } else { "" };
+            format!(
+                "all containers that do not run, {images}, and all build cache that no build uses{mounts}"
+            )
+        }
     };
     if !arguments.force && !confirmed(&everything, out)? {
         return Ok(());
@@ -61,8 +67,18 @@ pub(super) async fn execute(
         pruned.deleted.iter().try_for_each(|id| out.line(format_args!("deleted: {id}")))?;
         out.line("")?;
     }
-    let reclaimed = pruned.reclaimed.unwrap_or_default();
-    out.line(format_args!("Total reclaimed space: {}", decimal_size(reclaimed.bytes)))?;
+    let mut reclaimed = pruned.reclaimed.unwrap_or_default().bytes;
+    if scope == Scope::Everything {
+        // After the images: what they shared with it is counted once.
+        let (removed, bytes) = builder::prune_cache(agent, arguments.all).await?;
+        if !removed.is_empty() {
+            out.line("Deleted build cache objects:")?;
+            removed.iter().try_for_each(|id| out.line(id))?;
+            out.line("")?;
+        }
+        reclaimed += bytes;
+    }
+    out.line(format_args!("Total reclaimed space: {}", decimal_size(reclaimed)))?;
     failures.into_result()
 }
 
@@ -88,7 +104,8 @@ async fn containers(agent: &Agent, out: &mut Output, failures: &mut Failures) ->
     if told { out.line("") } else { Ok(()) }
 }
 
-fn confirmed(what: &str, out: &mut Output) -> Result<bool, Failure> {
+/// Whether somebody says yes to what is going to be removed.
+pub(super) fn confirmed(what: &str, out: &mut Output) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::message("this removes things and nobody can be asked; use '--force'"));
     }

@@ -1,11 +1,12 @@
 //! `sampan system`: `df` shows what images and containers take on the disk, `prune` makes room.
 
 use clap::{Args, Subcommand};
-use sampan_proto::sampan::{Amount, DiskUsageRequest, DiskUsageResponse, ImageDiskUsage};
+use sampan_proto::sampan::{Amount, BuildCacheEntry, DiskUsageRequest, DiskUsageResponse, ImageDiskUsage};
 use serde::Serialize;
 
 use super::{
     agent::Agent,
+    builder,
     failure::Failure,
     human::{ago, decimal_size, now, short_id},
     images::names,
@@ -23,9 +24,9 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show what images and containers take on the disk
+    /// Show what images, containers and builds take on the disk
     Df(Df),
-    /// Remove containers that do not run, and images that nobody uses
+    /// Remove containers that do not run, images that nobody uses, and what builds keep
     Prune(prune::Arguments),
 }
 
@@ -47,16 +48,25 @@ pub(super) async fn execute(arguments: Arguments, agent: &Agent, out: &mut Outpu
         }
     };
     let usage = agent.images().disk_usage(DiskUsageRequest {}).await.map_err(Failure::plain)?.into_inner();
+    let cache = builder::cache(agent).await?;
     if arguments.listing.is_json() {
-        out.json(&Report::from(&usage))
+        out.json(&Report::of(&usage, &cache))
     } else if arguments.verbose {
-        details(&usage, out)
+        details(&usage, out)?;
+        out.line(format_args!(
+            "\nBuild cache usage: {}, listed by 'sampan builder ls'",
+            decimal_size(bytes(&cache))
+        ))
     } else {
-        out.text(summary(&usage))
+        out.text(summary(&usage, &cache))
     }
 }
 
-fn summary(usage: &DiskUsageResponse) -> Table<6> {
+fn bytes(cache: &[BuildCacheEntry]) -> u64 {
+    cache.iter().map(|entry| entry.size).sum()
+}
+
+fn summary(usage: &DiskUsageResponse, cache: &[BuildCacheEntry]) -> Table<6> {
     let mut table = Table::new(["TYPE", "TOTAL", "ACTIVE", "SIZE", "INODES", "RECLAIMABLE"]);
     let mut row = |name: &str, total: usize, active: usize, size: Amount, free: Amount| {
         let share = (free.bytes * 100).checked_div(size.bytes).unwrap_or(0);
@@ -75,6 +85,9 @@ fn summary(usage: &DiskUsageResponse) -> Table<6> {
     row("Images", usage.images.len(), used, total, free);
     let running = usage.containers.iter().filter(|container| container.running).count();
     row("Containers", usage.containers.len(), running, written(usage, true), written(usage, false));
+    let (active, idle): (Vec<_>, Vec<_>) = cache.iter().cloned().partition(|entry| entry.in_use);
+    let amount = |cache: &[BuildCacheEntry]| Amount { bytes: bytes(cache), inodes: 0 };
+    row("Build Cache", cache.len(), active.len(), amount(cache), amount(&idle));
     table
 }
 
@@ -134,6 +147,13 @@ struct Report {
     images_total: Size,
     images_reclaimable: Size,
     containers: Vec<Container>,
+    build_cache: Cache,
+}
+
+#[derive(Debug, Serialize)]
+struct Cache {
+    entries: usize,
+    bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -166,8 +186,8 @@ impl From<Option<Amount>> for Size {
     }
 }
 
-impl From<&DiskUsageResponse> for Report {
-    fn from(usage: &DiskUsageResponse) -> Self {
+impl Report {
+    fn of(usage: &DiskUsageResponse, cache: &[BuildCacheEntry]) -> Self {
         let image = |usage: &ImageDiskUsage| {
             let image = usage.image.clone().unwrap_or_default();
             Image {
@@ -182,6 +202,7 @@ impl From<&DiskUsageResponse> for Report {
             images: usage.images.iter().map(image).collect(),
             images_total: usage.image_total.into(),
             images_reclaimable: usage.image_reclaimable.into(),
+            build_cache: Cache { entries: cache.len(), bytes: bytes(cache) },
             containers: usage
                 .containers
                 .iter()

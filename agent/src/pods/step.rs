@@ -45,6 +45,8 @@ use crate::{
 const KILLED: Duration = Duration::from_secs(10);
 /// Between two looks at the log of a command that writes without pause.
 const PACE: Duration = Duration::from_millis(10);
+/// Between two looks at the size of a log.
+const LOOK: Duration = Duration::from_millis(50);
 const SIGKILL: i32 = 9;
 
 /// A command, with all that it sees.
@@ -67,6 +69,8 @@ pub(crate) struct Step {
     pub(crate) log: PathBuf,
     /// After which it is killed.
     pub(crate) limit: Duration,
+    /// Bytes that the log may come to before it is killed.
+    pub(crate) output: u64,
 }
 
 /// Something mounted for a command.
@@ -163,7 +167,7 @@ impl Running {
         let events = Connection::open(&self.pod, &self.folder).await?;
         events.command(&Request::Subscribe).await?;
         self.connect(pid, config.network).await?;
-        let (limit, log) = (step.limit, step.log.clone());
+        let (limit, output_limit, log) = (step.limit, step.output, step.log.clone());
         let (context, folder, id) = (self.context.clone(), self.folder.clone(), self.id.clone());
         let (attachment, cgroup) = (self.attachment.clone(), format!("{}/{}", self.cgroup, self.id));
         let container_cgroup = cgroup.clone();
@@ -188,11 +192,13 @@ impl Running {
             other => return Err(Error::Internal(format!("the monitor answered {other:?} to a creation"))),
         }
         let watched = Watched::attach(&self.pod, &self.folder, &self.id).await?;
-        let following = tokio::spawn(watched.follow(log, output));
-        let ended = self.start_and_wait(&events, limit, cancel).await;
+        let mut following = tokio::spawn(watched.follow(log.clone(), output));
+        let outgrown = outgrown(&log, output_limit);
+        let ended = self.start_and_wait(&events, limit, outgrown, cancel).await;
         // All output is written before the pipes end; a log that cannot be read must not hold up anybody.
-        let followed = tokio::time::timeout(KILLED, following).await;
+        let followed = tokio::time::timeout(KILLED, &mut following).await;
         if !matches!(followed, Ok(Ok(Ok(())))) {
+            following.abort();
             debug!(?followed, "the last output of a build's command was not read");
         }
         ended
@@ -202,6 +208,7 @@ impl Running {
         &self,
         events: &Connection,
         limit: Duration,
+        outgrown: impl Future<Output = Error>,
         cancel: CancellationToken,
     ) -> Result<Exit> {
         let control = self.control.as_ref().ok_or_else(|| Error::Internal("there is no monitor".into()))?;
@@ -210,6 +217,7 @@ impl Running {
             exit = exited(events) => return exit,
             () = cancel.cancelled() => Error::Cancelled("the build was cancelled".into()),
             () = tokio::time::sleep(limit) => Error::Deadline { what: "the command".into(), limit },
+            error = outgrown => error,
         };
         control.command(&Request::Kill { id: self.id.to_string(), signal: SIGKILL, all: true }).await?;
         // What is left after that is killed by its cgroup.
@@ -270,6 +278,19 @@ fn remove_folder(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(at("remove", folder)),
+    }
+}
+
+/// Waits until a command's log has become too large.
+async fn outgrown(log: &Path, limit: u64) -> Error {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if fs::metadata(log).is_ok_and(|metadata| metadata.len() > limit) {
+            return Error::Exhausted(format!(
+                "the command was stopped: its output came to more than {} MB (build.output_bytes)",
+                limit / 1_000_000
+            ));
+        }
     }
 }
 

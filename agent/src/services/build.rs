@@ -1,11 +1,15 @@
 //! `BuildService`: images from Dockerfiles, and what is kept of building them.
 
 mod cache;
+mod client;
 mod convert;
 
 use std::{io::Read, sync::Arc};
 
-use sampan_imagestore::build::{Built, Context, Event, Failure, Request as Wanted, Sent};
+use sampan_imagestore::{
+    Reference,
+    build::{Built, Context, Event, Failure, Request as Wanted, Sent},
+};
 use sampan_proto::sampan::{
     self, build_request::Part, build_response::Event as Said, build_service_server::BuildService,
 };
@@ -13,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::client::Client;
 use super::{Feed, Reply};
 use crate::{
     build::{
@@ -129,6 +134,14 @@ async fn serve(
     let told = told.await.map_err(|_| Status::deadline_exceeded("the context was not told in time"))??;
     let context = match told {
         Told::Context(context) => context.end(Some(events.clone())),
+        Told::Whole(context) => {
+            let path = wanted.path.clone();
+            let ignoring = blocking(move || context.ignoring(&path)).await;
+            let (context, dockerfile, ignore) = ignoring.map_err(|error| Status::from(Error::from(error)))?;
+            wanted.dockerfile = wanted.dockerfile.or(dockerfile);
+            wanted.options.ignore = ignore;
+            context.end(None)
+        }
         Told::Nothing => agent.builder.no_context(),
         Told::Dockerfile(text) => {
             wanted.dockerfile = Some(text);
@@ -139,7 +152,9 @@ async fn serve(
     let title = start.tags.first().cloned().unwrap_or_else(|| wanted.path.clone());
     let (root, log_id) = (agent.config.root.clone(), id.clone());
     let recorder = blocking(move || Recorder::begin(&root, &log_id, &title)).await;
-    let telling = tokio::spawn(tell(received, recorder, answers.clone()));
+    let names = wanted.names.clone();
+    let (client, giving) = Client::new(answers.clone());
+    let telling = tokio::spawn(tell(received, recorder, client));
     let built = built(agent, &id, wanted, context, events, messages, answers).await;
     // Everything that was said before the end.
     let recorder = telling.await.map_err(|error| Status::internal(error.to_string()))?;
@@ -148,8 +163,9 @@ async fn serve(
         Err(failure) => (Err(failure.text.clone()), Err(())),
     };
     blocking(move || recorder.end(ended)).await;
+    giving.await.map_err(|error| Status::internal(error.to_string()))?;
     match (built, outcome) {
-        (Ok(built), _) => finish(agent, built, output, answers).await,
+        (Ok(built), _) => finish(agent, built, &names, output, answers).await,
         (Err(failure), _) => {
             let status = Status::from(Error::Build {
                 kind: image_kind(failure.kind()),
@@ -213,6 +229,8 @@ async fn receive(
 /// What a client has told of its context.
 enum Told {
     Context(sampan_imagestore::build::Telling),
+    /// All of its content is here, and nothing was left out.
+    Whole(sampan_imagestore::build::Telling),
     Dockerfile(Vec<u8>),
     Nothing,
 }
@@ -263,28 +281,25 @@ async fn told(
         }
     };
     Ok(match sent {
-        Sent::Context(telling) => Told::Context(telling),
+        Sent::Context(telling) => Told::Whole(telling),
         Sent::Dockerfile(text) => Told::Dockerfile(text),
     })
 }
 
-/// Gives on what happens to the log and the client, until nothing more can.
-async fn tell(mut events: mpsc::Receiver<Event>, mut recorder: Recorder, answers: Answers) -> Recorder {
+/// Gives on what happens to the log and the client, until nothing more can. The log waits for nobody.
+async fn tell(mut events: mpsc::Receiver<Event>, mut recorder: Recorder, mut client: Client) -> Recorder {
     while let Some(event) = events.recv().await {
         let mut batch = vec![event];
         while let Ok(event) = events.try_recv() {
             batch.push(event);
         }
         let (returned, events) = blocking(move || {
-            batch.iter().for_each(|event| recorder.take(event));
+            recorder.take(&batch);
             (recorder, batch)
         })
         .await;
         recorder = returned;
-        for event in events {
-            // The log has the rest when the client is gone.
-            let _ = answer(&answers, convert::event(event)).await;
-        }
+        events.into_iter().for_each(|event| client.tell(event));
     }
     recorder
 }
@@ -293,17 +308,18 @@ async fn tell(mut events: mpsc::Receiver<Event>, mut recorder: Recorder, answers
 async fn finish(
     agent: &Arc<Agent>,
     built: Built,
+    names: &[Reference],
     output: sampan::build_start::Output,
     answers: &Answers,
 ) -> Result<(), Status> {
     use sampan::build_start::Output;
     if output != Output::Image {
         let (agent, built, answers) = (agent.clone(), built.clone(), answers.clone());
+        let names = names.to_vec();
         let mut pieces = Pieces { answers, data: Vec::with_capacity(CHUNK) };
         blocking(move || {
             match (&built.image, output) {
                 (Some(image), Output::Archive) => {
-                    let names = image.repo_tags.iter().filter_map(|name| name.parse().ok()).collect();
                     agent.store.save(&[(image.clone(), names)], &mut pieces).map_err(Error::from)?;
                 }
                 _ => {
@@ -318,7 +334,7 @@ async fn finish(
     }
     let result = sampan::BuildResult {
         image_id: built.image.as_ref().map(|image| image.id.to_string()).unwrap_or_default(),
-        names: built.image.as_ref().map(|image| image.repo_tags.clone()).unwrap_or_default(),
+        names: built.image.iter().flat_map(|_| names.iter().map(ToString::to_string)).collect(),
         digest: built.image.as_ref().map(|image| image.manifest.to_string()).unwrap_or_default(),
         steps: built.steps,
         cached: built.cached,

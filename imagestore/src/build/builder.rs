@@ -7,7 +7,10 @@ use std::{
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use tokio::sync::{Semaphore, mpsc};
@@ -125,6 +128,8 @@ pub(super) struct Inner {
     running: Mutex<HashMap<u64, i64>>,
     /// Numbers that nothing else has.
     pub(super) next: AtomicU64,
+    /// Whether somebody sees to it that not too much is kept.
+    pub(super) tidying: AtomicBool,
 }
 
 /// A build that runs, until it is dropped.
@@ -172,6 +177,7 @@ impl Builder {
             boot,
             running: Mutex::default(),
             next: AtomicU64::new(0),
+            tidying: AtomicBool::new(false),
         };
         Ok(Builder { inner: Arc::new(inner) })
     }
@@ -232,18 +238,16 @@ impl Builder {
     ) -> Result<Built, Failure> {
         let number = self.inner.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.inner.running().insert(number, now());
-        let _running = Running(&self.inner, number);
+        let running = Running(&self.inner, number);
         let built = solve::build(&self.inner, id, request, context.clone(), runner, events).await;
         // Also of a build that failed: it will come again.
-        let builder = self.clone();
         super::step::blocking(move || {
             context.remember();
             context.abandon();
-            if let Err(error) = builder.keep_within() {
-                tracing::warn!(error = crate::error::chain(&error), "the build cache stays above its bound");
-            }
         })
         .await;
+        drop(running);
+        self.tidy();
         built
     }
 

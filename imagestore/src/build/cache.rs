@@ -116,7 +116,7 @@ impl Cache {
                 fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
             let name = entry.file_name();
             match record.filter(|record| name.to_str() == Some(record.key.hex()) && cache.is_whole(record)) {
-                Some(record) => cache.enter(record, false),
+                Some(record) => drop(cache.enter(record, false)),
                 None => drop(fs::remove_file(entry.path())),
             }
         }
@@ -145,9 +145,7 @@ impl Cache {
     pub(super) fn put(&self, key: &Key, mut record: Record) -> Arc<Record> {
         record.key = key.digest();
         record.parts = key.kept();
-        let found = record.key.clone();
-        self.enter(record, true);
-        self.state().records[&found].record.clone()
+        self.enter(record, true)
     }
 
     /// Notes that another key means the same as that of this record.
@@ -225,7 +223,7 @@ impl Cache {
             && self.store.content.size(&layer.digest) == Some(layer.size)
     }
 
-    fn enter(&self, record: Record, write: bool) {
+    fn enter(&self, record: Record, write: bool) -> Arc<Record> {
         let names = record.layer.iter().flat_map(Layer::names).collect();
         let lease = self.store.leases.take(names);
         if write {
@@ -235,8 +233,9 @@ impl Cache {
         for alias in &record.aliases {
             state.aliases.insert(alias.clone(), record.key.clone());
         }
-        let (key, written) = (record.key.clone(), record.used);
-        state.records.insert(key, Held { record: Arc::new(record), written, _lease: lease });
+        let (key, written, record) = (record.key.clone(), record.used, Arc::new(record));
+        state.records.insert(key, Held { record: record.clone(), written, _lease: lease });
+        record
     }
 
     fn forget(&self, state: &mut State, key: &Digest) {

@@ -25,9 +25,10 @@ use rustix::fs::FileType;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Error, Event,
+    Error, Event, Ignore,
     error::shown,
     files::{Files, Writer},
+    now,
     tree::{Node, Tree, resolve, split},
 };
 use crate::{Digest, xattr::Attributes};
@@ -41,6 +42,12 @@ const ENTRIES: usize = 2_000_000;
 /// As long as a path of Linux.
 const PATH: usize = 4095;
 const NAME: usize = 255;
+/// What is left out of a context, where no Dockerfile has a file of its own for that.
+const IGNORE: &str = ".dockerignore";
+/// Longer texts are no Dockerfiles.
+const MAX_TEXT: u64 = 8 << 20;
+/// A file that is written to while it is sent may come to this much more than twice what it was.
+const GROWTH: u64 = 64 << 20;
 /// How long a client may say nothing while content is awaited.
 const SILENCE: Duration = Duration::from_secs(120);
 
@@ -91,6 +98,8 @@ pub struct Context {
     arrivals: watch::Sender<u64>,
     /// Where content is asked for; none where all of it is here.
     events: Mutex<Option<mpsc::Sender<Event>>>,
+    /// When it had been told, in nanoseconds since 1970: the time of what has none of its own.
+    told: i64,
 }
 
 #[derive(Debug, Default)]
@@ -193,7 +202,56 @@ impl Telling {
         }
         self.imply(split(path).0)?;
         let mode = FileType::Directory.as_raw_mode() | 0o755;
-        self.add_known(ContextEntry { path: path.to_vec(), mode, ..ContextEntry::default() }, None)
+        let mtime = now();
+        self.add_known(ContextEntry { path: path.to_vec(), mode, mtime, ..ContextEntry::default() }, None)
+    }
+
+    /// Applies the ignore file of a context that came whole: `NAME.dockerignore` beside the Dockerfile, else `.dockerignore`.
+    /// Gives what is left, the Dockerfile's text, which may be left out itself, and what was ignored. Blocks.
+    ///
+    /// # Errors
+    /// An ignore file with a mistake in it.
+    pub fn ignoring(self, dockerfile: &str) -> Result<(Telling, Option<Vec<u8>>, Option<Ignore>), Error> {
+        let text = self.text(dockerfile)?;
+        let own = format!("{dockerfile}.dockerignore");
+        let (name, patterns) = match (self.text(&own)?, self.text(IGNORE)?) {
+            (Some(patterns), _) => (own.as_str(), patterns),
+            (None, Some(patterns)) => (IGNORE, patterns),
+            (None, None) => return Ok((self, text, None)),
+        };
+        let ignore = Ignore::parse(&String::from_utf8_lossy(&patterns))
+            .map_err(|problem| Error::Invalid(format!("{name}: {problem}")))?;
+        let mut kept: Vec<bool> = self.entries.iter().map(|entry| !ignore.excludes(&entry.path)).collect();
+        // Parents come before what is in them.
+        for (number, entry) in self.entries.iter().enumerate().rev() {
+            if let Some(parent) = self.by_path.get(split(&entry.path).0)
+                && kept[number]
+            {
+                kept[*parent as usize] = true;
+            }
+        }
+        let mut left = Telling::new(self.files, self.memory);
+        for ((entry, digest), kept) in self.entries.into_iter().zip(self.digests).zip(kept) {
+            if kept {
+                left.add_known(entry, digest)?;
+            }
+        }
+        Ok((left, text, Some(ignore)))
+    }
+
+    /// A small text file whose content is here.
+    fn text(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        let Some(number) = self.by_path.get(path.trim_start_matches("./").as_bytes()) else {
+            return Ok(None);
+        };
+        let Some(digest) = &self.digests[*number as usize] else { return Ok(None) };
+        if self.entries[*number as usize].size > MAX_TEXT {
+            return Err(Error::Limit(format!("{path} has more than {} MiB", MAX_TEXT >> 20)));
+        }
+        let mut text = Vec::new();
+        let mut file = self.files.reader(digest)?;
+        file.read_to_end(&mut text).map_err(Error::io("read", path.as_bytes()))?;
+        Ok(Some(text))
     }
 
     /// How many entries there are.
@@ -219,7 +277,7 @@ impl Telling {
         }
         let state = Mutex::new(State { digests, ..State::default() });
         let (arrivals, events) = (watch::Sender::new(0), Mutex::new(events));
-        Context { files, memory, entries, by_path, children, state, arrivals, events }
+        Context { files, memory, entries, by_path, children, state, arrivals, events, told: now() }
     }
 }
 
@@ -245,6 +303,11 @@ impl Context {
                 None => self.files.begin()?,
             };
             drop(state);
+            let told = self.entries.get(number as usize).map_or(0, |entry| entry.size);
+            if writer.size() + data.len() as u64 > told.saturating_mul(2).saturating_add(GROWTH) {
+                let path = path.unwrap_or_default();
+                return Err(Error::Client(format!("the client sends far more of {path:?} than it told")));
+            }
             writer.write_all(data).map_err(Error::io("write", b"a file of the context"))?;
             if !end {
                 self.state().arriving.insert(number, writer);
@@ -276,20 +339,14 @@ impl Context {
 
     /// Waits until the content of these files is here.
     pub(super) async fn fetch(&self, paths: impl Iterator<Item = &[u8]>) -> Result<(), Error> {
-        let numbers: Vec<u32> = paths.filter_map(|path| self.by_path.get(path).copied()).collect();
-        let is_file = |number: &u32| {
-            FileType::from_raw_mode(self.entries[*number as usize].mode) == FileType::RegularFile
-        };
         let mut arrivals = self.arrivals.subscribe();
+        let mut missing = self.missing(paths);
         let wanted: Vec<u32> = {
             let mut state = self.state();
-            let missing = |number: &u32| is_file(number) && state.digests[*number as usize].is_none();
-            let mut missing: Vec<u32> = numbers.iter().copied().filter(missing).collect();
-            missing.sort_unstable();
-            missing.dedup();
-            missing.retain(|number| state.asked.insert(*number));
-            missing
+            missing.iter().copied().filter(|number| state.asked.insert(*number)).collect()
         };
+        // They come in the order in which they are asked for: whether that of the last is here is asked first and most.
+        missing.reverse();
         for numbers in wanted.chunks(16 << 10) {
             let events =
                 self.events.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(gone)?;
@@ -298,12 +355,13 @@ impl Context {
         loop {
             {
                 let state = self.state();
-                if let Some(why) = numbers.iter().find_map(|number| state.failed.get(number)) {
-                    return Err(Error::Client(why.clone()));
-                }
-                if !numbers.iter().any(|number| is_file(number) && state.digests[*number as usize].is_none())
-                {
+                while missing.pop_if(|number| state.digests[*number as usize].is_some()).is_some() {}
+                if missing.is_empty() {
                     return Ok(());
+                }
+                let of_ours = |number: &u32| missing.binary_search_by(|other| number.cmp(other)).is_ok();
+                if let Some((_, why)) = state.failed.iter().find(|(number, _)| of_ours(number)) {
+                    return Err(Error::Client(why.clone()));
                 }
                 if state.gone {
                     return Err(gone());
@@ -321,9 +379,22 @@ impl Context {
         }
     }
 
+    /// Regular files whose content is not here, by their numbers, in order and once each.
+    fn missing<'p>(&self, paths: impl Iterator<Item = &'p [u8]>) -> Vec<u32> {
+        let state = self.state();
+        let mut numbers: Vec<u32> = paths.filter_map(|path| self.by_path.get(path).copied()).collect();
+        numbers.retain(|number| {
+            let entry = &self.entries[*number as usize];
+            FileType::from_raw_mode(entry.mode) == FileType::RegularFile
+                && state.digests[*number as usize].is_none()
+        });
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
     /// The whole of a small text file.
     pub(super) async fn read(&self, path: &str) -> Result<Vec<u8>, Error> {
-        const MAX_TEXT: u64 = 8 << 20;
         let missing = || Error::Missing(format!("{path} is not in the build's context"));
         let found = resolve(self, path.as_bytes(), true)?.ok_or_else(missing)?;
         let node =
@@ -354,6 +425,11 @@ impl Context {
     }
 }
 
+/// Seconds and nanoseconds.
+fn parted(time: i64) -> (i64, u32) {
+    (time.div_euclid(1_000_000_000), u32::try_from(time.rem_euclid(1_000_000_000)).unwrap_or_default())
+}
+
 fn gone() -> Error {
     Error::Client("the client is gone".into())
 }
@@ -367,7 +443,7 @@ impl Tree for Context {
                 uid: 0,
                 gid: 0,
                 size: 0,
-                mtime: (0, 0),
+                mtime: parted(self.told),
                 link: Vec::new(),
                 device: (0, 0),
                 attributes: Attributes::new(),
@@ -382,10 +458,7 @@ impl Tree for Context {
             uid: 0,
             gid: 0,
             size: entry.size,
-            mtime: (
-                entry.mtime.div_euclid(1_000_000_000),
-                u32::try_from(entry.mtime.rem_euclid(1_000_000_000)).unwrap_or_default(),
-            ),
+            mtime: parted(entry.mtime),
             link: entry.link.clone(),
             device: entry.device,
             attributes: entry.attributes.clone(),

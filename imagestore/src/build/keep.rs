@@ -116,8 +116,12 @@ impl Builder {
         kept.sort_by_key(|kept| kept.used);
         let (mut removed, mut bytes) = (Vec::new(), 0);
         for kept in kept {
-            if total <= prune.keep_bytes && prune.keep_bytes > 0 {
+            if prune.keep_bytes > 0 && total <= prune.keep_bytes {
                 break;
+            }
+            // It would give no room.
+            if prune.keep_bytes > 0 && kept.size == 0 {
+                continue;
             }
             let gone = match kept.kind {
                 KeptKind::Step => {
@@ -143,6 +147,21 @@ impl Builder {
         }
         inner.images.collect()?;
         Ok((removed, bytes))
+    }
+
+    /// Has [`Builder::keep_within`] done where nobody waits for it.
+    pub(super) fn tidy(&self) {
+        use std::sync::atomic::Ordering;
+        let builder = self.clone();
+        if builder.inner().tidying.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = builder.keep_within() {
+                tracing::warn!(error = crate::error::chain(&error), "the build cache stays above its bound");
+            }
+            builder.inner().tidying.store(false, Ordering::Release);
+        });
     }
 
     /// Removes what was used longest ago until no more is kept than the options allow.

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A directory is in use while a step has it. `shared` takes the first one whoever has it, `locked` waits for it, and
-//! `private` takes the first that nobody has, or a new one. Content belongs to the commands that wrote it: it is never
+//! `private` takes the first that nobody has, or a new one. Whoever makes one has it alone until it is filled, and it is
+//! gone again if it never is. Content belongs to the commands that wrote it: it is never
 //! resolved by path here, only mounted whole, counted and deleted beneath its descriptor.
 
 use std::{
@@ -37,6 +38,8 @@ struct Mount {
     users: usize,
     /// Whether whoever has it wants to have it alone.
     alone: bool,
+    /// What is in it; none if that is to be counted: only its users change it.
+    bytes: Option<u64>,
 }
 
 /// What is kept of one.
@@ -50,12 +53,12 @@ pub(super) struct Record {
     pub(super) used: i64,
 }
 
-/// One that is in use, until it is dropped.
+/// One that is in use, until it is dropped; then it is gone if it is new and was not filled.
 #[derive(Debug)]
 pub(super) struct Held {
     mounts: Arc<Mounts>,
     name: String,
-    /// Nothing was in it before.
+    /// It is new, and waits to be filled.
     pub(super) fresh: bool,
 }
 
@@ -74,7 +77,7 @@ impl Mounts {
             let record = record.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
             match (entry.file_name().into_string(), record) {
                 (Ok(name), Some(record)) => {
-                    state.insert(name, Mount { record, users: 0, alone: false });
+                    state.insert(name, Mount { record, users: 0, alone: false, bytes: None });
                 }
                 (Ok(name), None) => drop(delete(&folder, &name)),
                 _ => {}
@@ -127,23 +130,33 @@ impl Mounts {
             .map_err(Error::io("mkdir", id.as_bytes()))?;
         let record = Record { id: id.to_owned(), created: now, used: now };
         self.write(&name, &record);
-        state.insert(name.clone(), Mount { record, users: 1, alone: sharing != Sharing::Shared });
+        state.insert(name.clone(), Mount { record, users: 1, alone: true, bytes: None });
         Ok(Some(Held { mounts: self.clone(), name, fresh: true }))
     }
 
     /// Name, record, bytes, and whether it is in use.
     pub(super) fn list(&self) -> Vec<(String, Record, u64, bool)> {
         let all: Vec<_> = self.state().iter().map(|(name, mount)| (name.clone(), mount.clone())).collect();
-        let size = |name: &str| {
-            let directory = fs::File::open(self.folder.join(name).join("fs")).ok()?;
-            snapshot::count(directory.as_fd()).ok().map(|usage| usage.bytes)
+        let told = |(name, mount): (String, Mount)| {
+            let bytes = mount.bytes.unwrap_or_else(|| self.measure(&name));
+            (name, mount.record, bytes, mount.users > 0)
         };
-        all.into_iter()
-            .map(|(name, mount)| {
-                let size = size(&name).unwrap_or_default();
-                (name, mount.record, size, mount.users > 0)
-            })
-            .collect()
+        all.into_iter().map(told).collect()
+    }
+
+    /// Counts what is in one, and keeps that in mind unless somebody has it.
+    fn measure(&self, name: &str) -> u64 {
+        let used = self.state().get(name).map(|mount| mount.record.used);
+        let directory = fs::File::open(self.folder.join(name).join("fs")).ok();
+        let usage = directory.and_then(|directory| snapshot::count(directory.as_fd()).ok());
+        let bytes = usage.map_or(0, |usage| usage.bytes);
+        if let Some(mount) = self.state().get_mut(name)
+            && mount.users == 0
+            && Some(mount.record.used) == used
+        {
+            mount.bytes = Some(bytes);
+        }
+        bytes
     }
 
     /// Deletes one, unless it is in use. Says whether it is gone.
@@ -180,13 +193,14 @@ impl Held {
         self.mounts.folder.join(&self.name).join("fs")
     }
 
-    /// Takes back one that could not be filled.
-    pub(super) fn discard(self) {
-        let (mounts, name) = (self.mounts.clone(), self.name.clone());
-        drop(self);
-        if let Err(error) = mounts.remove(&name) {
-            tracing::warn!(%error, "a cache mount that could not be filled is left");
+    /// What it begins with is in it; from now on it is shared with others if it may be.
+    pub(super) fn filled(mut self, sharing: Sharing) -> Held {
+        self.fresh = false;
+        if let Some(mount) = self.mounts.state().get_mut(&self.name) {
+            mount.alone = sharing != Sharing::Shared;
         }
+        self.mounts.freed.notify_waiters();
+        self
     }
 }
 
@@ -194,7 +208,13 @@ impl Drop for Held {
     fn drop(&mut self) {
         if let Some(mount) = self.mounts.state().get_mut(&self.name) {
             mount.users -= 1;
+            mount.bytes = None;
             mount.alone &= mount.users > 0;
+        }
+        if self.fresh
+            && let Err(error) = self.mounts.remove(&self.name)
+        {
+            tracing::warn!(%error, "a cache mount that could not be filled is left");
         }
         self.mounts.freed.notify_waiters();
     }
@@ -221,8 +241,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mounts = Arc::new(Mounts::open(root.path()).unwrap());
         let first = mounts.take("x", Sharing::Shared).await.unwrap();
+        assert!(first.fresh && waits(&mounts, Sharing::Shared).await, "nobody sees one that is not filled");
+        let first = first.filled(Sharing::Shared);
         let second = mounts.take("x", Sharing::Shared).await.unwrap();
-        assert!(first.fresh && !second.fresh && first.path() == second.path());
+        assert!(!second.fresh && first.path() == second.path());
         assert!(waits(&mounts, Sharing::Locked).await);
         let private = mounts.take("x", Sharing::Private).await.unwrap();
         assert!(private.fresh && private.path() != first.path());
@@ -239,9 +261,18 @@ mod tests {
     async fn content_outlives_the_process_until_it_is_removed() {
         let root = tempfile::tempdir().unwrap();
         let mounts = Arc::new(Mounts::open(root.path()).unwrap());
-        let held = mounts.take("x", Sharing::Shared).await.unwrap();
+        drop(mounts.take("x", Sharing::Shared).await.unwrap());
+        assert_eq!(mounts.list(), [], "one that was not filled is gone");
+        let held = mounts.take("x", Sharing::Shared).await.unwrap().filled(Sharing::Shared);
         fs::write(held.path().join("file"), [1; 5000]).unwrap();
+        let path = held.path();
         drop(held);
+        assert!(mounts.list()[0].2 >= 5000);
+        fs::write(path.join("file"), []).unwrap();
+        assert!(mounts.list()[0].2 >= 5000, "what nobody has is counted once");
+        drop(mounts.take("x", Sharing::Shared).await.unwrap());
+        assert!(mounts.list()[0].2 < 5000);
+        fs::write(path.join("file"), [1; 5000]).unwrap();
         let mounts = Arc::new(Mounts::open(root.path()).unwrap());
         let listed = mounts.list();
         assert_eq!((listed.len(), listed[0].1.id.as_str(), listed[0].3), (1, "x", false));

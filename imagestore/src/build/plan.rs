@@ -47,6 +47,7 @@ pub(crate) use graph::{expand, globals};
 pub use config::{Config, Healthcheck};
 pub use evaluate::{Evaluated, Foundation};
 pub use options::Options;
+pub use platform::parse as parse_platform;
 pub use step::{
     Copy, Directory, Mount, MountKind, Network, Origin, Run, Script, Sharing, Source, Step, Work,
 };
@@ -146,6 +147,11 @@ impl Plan {
             .get("BUILDKIT_SANDBOX_HOSTNAME")
             .map(String::as_str)
             .filter(|name| !name.is_empty())
+    }
+
+    /// Whether what the checks find fails the build: `# check=error=true`.
+    pub fn findings_fail(&self) -> bool {
+        self.dockerfile.check.error
     }
 
     /// What the checks have to say of the file and its FROM lines.

@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::{
-    Base, Context, Diagnostic, Dockerfile, Error, Evaluated, Event, Foundation, Origin, Output, Plan,
-    Request, Runner, Span, StageId, Step, StepState, Work,
+    Base, Context, Diagnostic, Dockerfile, Error, Evaluated, Event, Finding, Foundation, Origin, Output,
+    Plan, Request, Runner, Span, StageId, Step, StepState, Work,
     builder::Inner,
     step::{Done, Failed, Site, Task, blocking},
 };
@@ -247,6 +247,7 @@ impl Solver {
                 };
                 let stage =
                     self.plan.evaluate(id, &foundation).map_err(|error| Failure::plain(error.into()))?;
+                self.can_run(&stage)?;
                 for origin in &stage.origins {
                     if let Origin::Stage(other) = origin {
                         wanted.insert(*other);
@@ -263,10 +264,8 @@ impl Solver {
                 break;
             }
         }
+        self.warn(&evaluated).await?;
         for (id, evaluated) in evaluated {
-            for finding in &evaluated.findings {
-                self.reporter.warn(finding.rule.to_string(), finding.diagnostic.clone()).await;
-            }
             let total = evaluated.steps.iter().filter(|step| step.work != Work::Metadata).count();
             let (mut number, mut told) = (0, Vec::with_capacity(evaluated.steps.len()));
             for step in &evaluated.steps {
@@ -281,6 +280,21 @@ impl Solver {
             self.stages.insert(id, Staged { evaluated, told, outcome: watch::Sender::new(None) });
         }
         Ok(())
+    }
+
+    /// Tells what the checks have found, in the order of the file.
+    async fn warn(&self, evaluated: &BTreeMap<StageId, Evaluated>) -> Result<(), Failure> {
+        let of_stages = evaluated.values().flat_map(|stage| &stage.findings);
+        let mut findings: Vec<&Finding> = self.plan.findings().iter().chain(of_stages).collect();
+        findings.sort_by_key(|finding| finding.diagnostic.span);
+        for finding in &findings {
+            self.reporter.warn(finding.rule.to_string(), finding.diagnostic.clone()).await;
+        }
+        let Some(first) = findings.first().filter(|_| self.plan.findings_fail()) else { return Ok(()) };
+        let mut diagnostic = first.diagnostic.clone();
+        diagnostic.message =
+            format!("{}: {}; check=error=true lets nothing pass", first.rule, diagnostic.message);
+        Err(Failure::plain(Error::Plan(Box::new(diagnostic))))
     }
 
     fn foundation(&self, name: &str) -> Result<Foundation, Failure> {
@@ -328,17 +342,11 @@ impl Solver {
         platform: &Platform,
         told: &Told,
     ) -> Result<(Arc<Image>, bool), Error> {
-        let own = Platform::default();
-        if (&platform.os, &platform.architecture) != (&own.os, &own.architecture) {
-            return Err(Error::Invalid(format!(
-                "{name} is wanted for {platform}, and commands of that platform cannot run here on {own}: leave \
-                 --platform out, or build on such a machine"
-            )));
-        }
         let images = &self.site.builder.images;
         if !request.pull
             && let Some(image) = images.find(name)?
         {
+            fits(name, &image, platform)?;
             return Ok((image, true));
         }
         let reference: crate::Reference = name.parse().map_err(crate::Error::from)?;
@@ -350,7 +358,26 @@ impl Solver {
             }
         };
         let (pulled, ()) = tokio::join!(images.pull(&reference, auth, progress), forward);
-        Ok((Arc::new(pulled?), false))
+        let pulled = pulled?;
+        fits(name, &pulled, platform)?;
+        Ok((Arc::new(pulled), false))
+    }
+
+    /// Whether this machine can run the commands of a stage, if there are any.
+    fn can_run(&self, stage: &Evaluated) -> Result<(), Failure> {
+        let (own, wanted) = (Platform::default(), &stage.platform);
+        let Some(step) = stage.steps.iter().find(|step| matches!(step.work, Work::Run(_))) else {
+            return Ok(());
+        };
+        if wanted.os == own.os && (wanted.architecture == own.architecture || emulates(&wanted.architecture))
+        {
+            return Ok(());
+        }
+        let message = format!(
+            "commands of {wanted} cannot run here on {own}: leave --platform out, register an emulator in \
+             /proc/sys/fs/binfmt_misc (qemu-user-static does), or build on such a machine"
+        );
+        Err(self.placed(Error::Invalid(message), step.span, None))
     }
 
     /// An error with its place.
@@ -428,11 +455,13 @@ impl Solver {
             places.push((origin.clone(), layers));
         }
         told.running().await;
-        let (sender, mut outputs) = mpsc::channel::<Output>(64);
+        let (sender, mut outputs) = mpsc::channel::<Vec<Output>>(64);
         let task = Task { layers: &before.layers, title: &step.title, places: &places };
         let telling = async {
-            while let Some(output) = outputs.recv().await {
-                told.log(output).await;
+            while let Some(outputs) = outputs.recv().await {
+                for output in outputs {
+                    told.log(output).await;
+                }
             }
         };
         let (done, ()) = tokio::join!(self.site.perform(&task, &step.work, sender), telling);
@@ -495,6 +524,31 @@ impl Solver {
         let ended = outcome.wait_for(Option::is_some).await.map_err(drop)?;
         ended.clone().unwrap_or(Err(()))
     }
+}
+
+/// Whether an image is for the platform that it is wanted for.
+fn fits(name: &str, image: &Image, wanted: &Platform) -> Result<(), Error> {
+    let (os, architecture) = (image.config.os().to_string(), image.config.architecture().to_string());
+    if (&os, &architecture) == (&wanted.os, &wanted.architecture) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{name} is here for {os}/{architecture}, and is wanted for {wanted}; name the manifest of that platform by its \
+         digest: NAME@sha256:…"
+    )))
+}
+
+/// Whether the kernel has an interpreter for programs of this architecture.
+fn emulates(architecture: &str) -> bool {
+    let machine = match architecture {
+        "amd64" => "x86_64",
+        "arm64" => "aarch64",
+        "386" => "i386",
+        "loong64" => "loongarch64",
+        other => other,
+    };
+    let entry = std::path::Path::new("/proc/sys/fs/binfmt_misc").join(format!("qemu-{machine}"));
+    std::fs::read_to_string(entry).is_ok_and(|text| text.starts_with("enabled"))
 }
 
 /// Where the files of a step come from.

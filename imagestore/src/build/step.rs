@@ -114,27 +114,38 @@ impl<E: Into<Error>> From<E> for Failed {
     }
 }
 
+/// Who is told what a step says, some pieces at a time.
+pub(super) type Listener = mpsc::Sender<Vec<Output>>;
+
 /// What those who wait for a step share with it.
 #[derive(Debug, Default)]
 pub(super) struct Feed(Mutex<Heard>);
 
 #[derive(Debug, Default)]
 struct Heard {
-    listeners: Vec<mpsc::Sender<Output>>,
+    listeners: Vec<Listener>,
     before: Vec<Output>,
     bytes: usize,
+    /// Bytes that whoever joins now does not hear.
+    missed: usize,
 }
 
 impl Feed {
     /// What whoever joins late is told of what was said before.
-    const BEFORE: usize = 256 << 10;
+    const BEFORE: usize = 4 << 20;
     /// A listener that takes nothing for this long gets no more.
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn listen(&self, listener: mpsc::Sender<Output>) {
+    fn listen(&self, listener: Listener) {
         let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for output in &heard.before {
-            let _ = listener.try_send(output.clone());
+        let mut before = heard.before.clone();
+        if heard.missed > 0 {
+            let data = format!("[{} bytes were said before this build joined]\n", heard.missed);
+            before.push(Output { stderr: true, data: data.into_bytes(), time: now() });
+        }
+        // Nothing is on its way to a listener that is new, so there is room.
+        if !before.is_empty() {
+            let _ = listener.try_send(before);
         }
         heard.listeners.push(listener);
     }
@@ -145,11 +156,13 @@ impl Feed {
             if heard.bytes < Feed::BEFORE {
                 heard.bytes += output.data.len();
                 heard.before.push(output.clone());
+            } else {
+                heard.missed += output.data.len();
             }
             heard.listeners.clone()
         };
         for listener in listeners {
-            if listener.send_timeout(output.clone(), Feed::PATIENCE).await.is_err() {
+            if listener.send_timeout(vec![output.clone()], Feed::PATIENCE).await.is_err() {
                 let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
                 heard.listeners.retain(|other| !other.same_channel(&listener));
             }
@@ -173,7 +186,7 @@ impl Site {
         self: &Arc<Self>,
         task: &Task<'_>,
         work: &Work,
-        listener: mpsc::Sender<Output>,
+        listener: Listener,
     ) -> Result<Done, Failed> {
         match work {
             Work::Run(run) => self.run(task, run, listener).await,
@@ -188,7 +201,7 @@ impl Site {
         self: &Arc<Self>,
         task: &Task<'_>,
         directory: &Directory,
-        listener: mpsc::Sender<Output>,
+        listener: Listener,
     ) -> Result<Done, Failed> {
         let mut key = self.key(task, "WORKDIR");
         key.add("directory", &*directory.path);
@@ -228,15 +241,21 @@ impl Site {
 
     /// What the cache has for a key, on what the task stands on.
     async fn cached(self: &Arc<Self>, task: &Task<'_>, key: &Digest) -> Result<Option<Done>, Failed> {
+        let Some((record, lease)) = self.landed(key) else { return Ok(None) };
+        self.done(task, &record, lease, true, String::new()).await.map(Some)
+    }
+
+    /// What the cache has for a key, held.
+    fn landed(&self, key: &Digest) -> Option<(Arc<Record>, Arc<Lease>)> {
         if self.no_cache {
-            return Ok(None);
+            return None;
         }
         // Held before it is looked for: nothing goes in between.
-        let Some(record) = self.builder.cache.find(key) else { return Ok(None) };
+        let record = self.builder.cache.find(key)?;
         let names = record.layer.iter().flat_map(Layer::names).collect();
         let lease = Arc::new(self.builder.store.leases.take(names));
-        let Some(record) = self.builder.cache.find(&record.key) else { return Ok(None) };
-        self.done(task, &record, lease, true, String::new()).await.map(Some)
+        let record = self.builder.cache.find(&record.key)?;
+        Some((record, lease))
     }
 
     /// A record as the result of a task. One that was made on something else is put on what the task stands on.
@@ -279,7 +298,7 @@ impl Site {
         task: &Task<'_>,
         key: &Key,
         quick: Option<&Digest>,
-        listener: mpsc::Sender<Output>,
+        listener: Listener,
         work: W,
     ) -> Result<Done, Failed>
     where
@@ -287,8 +306,11 @@ impl Site {
         W: FnOnce(Arc<Feed>, CancellationToken) -> F + Send + 'static,
     {
         let digest = key.digest();
-        let explanation =
-            if self.explain { self.builder.cache.explain(key, task.title) } else { String::new() };
+        let explanation = match (self.explain, self.no_cache) {
+            (false, _) => String::new(),
+            (true, true) => "--no-cache was asked for".to_owned(),
+            (true, false) => self.builder.cache.explain(key, task.title),
+        };
         let own = if self.no_cache || self.debug {
             self.builder.next.fetch_add(1, Ordering::Relaxed) + 1
         } else {
@@ -297,6 +319,10 @@ impl Site {
         let (site, record_key) = (self.clone(), key.clone());
         let (parent, title) = (task.parent().cloned(), task.title.to_owned());
         let start = move |feed: Arc<Feed>, token: CancellationToken| async move {
+            // Somebody else's flight may have landed since the cache was looked into.
+            if let Some(landed) = site.landed(&record_key.digest()) {
+                return Ok(landed);
+            }
             let ended = work(feed.clone(), token).await;
             feed.close();
             let (layer, lease) = ended?;

@@ -140,6 +140,9 @@ impl View {
                     all.remove(&bar);
                 }
                 let _ = all.println(step.summary());
+                if let Some(why) = step.explained() {
+                    let _ = all.println(format!("    {why}"));
+                }
                 if state == State::Failed {
                     for line in &step.lines {
                         let _ = all.println(format!("    {line}"));
@@ -300,10 +303,7 @@ impl Step {
     /// What is told of a change where nothing is drawn.
     fn told(&self, before: State) -> Vec<String> {
         let id = self.state.id;
-        let explained = match self.state.explanation.as_str() {
-            "" => None,
-            why => Some(format!("#{id} not cached: {why}")),
-        };
+        let explained = self.explained().map(|why| format!("#{id} {why}"));
         let head = format!("#{id} {}", self.title());
         let lines = match self.state.state() {
             State::Running => vec![head],
@@ -314,7 +314,14 @@ impl Step {
             State::Cancelled => vec![format!("#{id} CANCELLED")],
             State::Unspecified | State::Waiting => Vec::new(),
         };
-        lines.into_iter().chain(explained.filter(|_| self.state.state() == State::Running)).collect()
+        explained.into_iter().chain(lines).collect()
+    }
+
+    /// Why it was not cached; told with its end, if that was asked for.
+    fn explained(&self) -> Option<String> {
+        let ended = matches!(self.state.state(), State::Done | State::Failed);
+        (ended && !self.state.explanation.is_empty())
+            .then(|| format!("not cached: {}", self.state.explanation))
     }
 }
 

@@ -103,10 +103,7 @@ impl Folder {
         }
         let (name, path, dockerfile) = match file {
             Some(file) if file == Path::new("-") => {
-                let mut text = Vec::new();
-                std::io::stdin()
-                    .take(MAX_FILE)
-                    .read_to_end(&mut text)
+                let text = whole(std::io::stdin())
                     .map_err(|error| failed("the Dockerfile on", Path::new("standard input"), error))?;
                 ("-".to_owned(), None, text)
             }
@@ -117,7 +114,8 @@ impl Folder {
                     Some(file) => root.join(file),
                     None => root.join("Dockerfile"),
                 };
-                let text = read(&path).map_err(|error| failed("the Dockerfile", &path, error))?;
+                let text =
+                    read_within(&root, &path).map_err(|error| failed("the Dockerfile", &path, error))?;
                 let shown = file.unwrap_or(Path::new("Dockerfile"));
                 (shown.to_string_lossy().into_owned(), Some(path), text)
             }
@@ -131,7 +129,7 @@ impl Folder {
         let mut ignore_text = Vec::new();
         let mut ignore = Ignore::default();
         for path in candidates {
-            match read(&path) {
+            match read_within(&root, &path) {
                 Ok(text) => {
                     ignore = Ignore::parse(&String::from_utf8_lossy(&text))
                         .map_err(|problem| Failure::message(format!("{}: {problem}", path.display())))?;
@@ -153,9 +151,27 @@ impl Folder {
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    whole(fs::File::open(path)?)
+}
+
+/// All of a file; half of one would be another.
+fn whole(file: impl Read) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    fs::File::open(path)?.take(MAX_FILE).read_to_end(&mut text)?;
+    file.take(MAX_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(std::io::Error::other(format!("it has more than {} MiB", MAX_FILE >> 20)));
+    }
     Ok(text)
+}
+
+/// A file of the context, which may come from somebody else: a link in it leads nowhere outside (CVE-2022-4122).
+fn read_within(root: &Path, path: &Path) -> std::io::Result<Vec<u8>> {
+    let (path, target) = (std::path::absolute(path)?, path.canonicalize()?);
+    let folder = path.parent().unwrap_or(Path::new("/")).canonicalize()?;
+    if (path.starts_with(root) || folder.starts_with(root)) && !target.starts_with(root) {
+        return Err(std::io::Error::other("it is a link that leads out of the context"));
+    }
+    read(&target)
 }
 
 /// What Docker takes for a repository.
@@ -172,17 +188,22 @@ pub(super) fn secrets(given: &[String]) -> Result<HashMap<String, Vec<u8>>, Fail
 
 fn secret(text: &str) -> Result<(String, Vec<u8>), Failure> {
     let refuse = |problem: String| Failure::message(format!("--secret {text}: {problem}"));
-    let (mut id, mut file, mut variable) = (None, None, None);
+    let (mut id, mut file, mut variable, mut of_type_env) = (None, None, None, false);
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("id", value)) => id = Some(value.to_owned()),
-            Some(("src" | "source", value)) => file = Some(PathBuf::from(value)),
+            Some(("src" | "source", value)) => file = Some(value.to_owned()),
             Some(("env", value)) => variable = Some(value.to_owned()),
-            Some(("type", "file" | "env")) => {}
+            Some(("type", "file")) => {}
+            Some(("type", "env")) => of_type_env = true,
             _ => return Err(refuse(format!("{part:?} is not id=, src= or env="))),
         }
     }
     let Some(id) = id.filter(|id| !id.is_empty()) else { return Err(refuse("it has no id=".to_owned())) };
+    // Of a variable, src names the variable.
+    if of_type_env && variable.is_none() {
+        variable = Some(file.take().unwrap_or_else(|| id.clone()));
+    }
     let of_variable = |name: &str| std::env::var_os(name).map(std::ffi::OsString::into_encoded_bytes);
     let value = match (file, variable) {
         (None, None) => match of_variable(&id) {
@@ -191,7 +212,7 @@ fn secret(text: &str) -> Result<(String, Vec<u8>), Failure> {
                 read(Path::new(&id)).map_err(|error| refuse(format!("neither variable nor file: {error}")))?
             }
         },
-        (Some(path), None) => read(&path).map_err(|error| refuse(error.to_string()))?,
+        (Some(path), None) => read(Path::new(&path)).map_err(|error| refuse(error.to_string()))?,
         (None, Some(name)) => {
             of_variable(&name).ok_or_else(|| refuse(format!("there is no variable {name}")))?
         }

@@ -64,12 +64,12 @@ impl Target {
         }
     }
 
-    pub(super) fn is_image(&self) -> bool {
-        *self == Target::Image
-    }
-
     pub(super) fn is_files(&self) -> bool {
         matches!(self, Target::Folder(_) | Target::Tar(_))
+    }
+
+    pub(super) fn is_standard_output(&self) -> bool {
+        matches!(self, Target::Archive(None) | Target::Tar(None))
     }
 
     pub(super) fn refuse_terminal(&self, out: &Output) -> Result<(), Failure> {

@@ -120,6 +120,14 @@ fn secrets_come_from_files_and_variables() {
     let found = source::secrets(&given).unwrap();
     assert_eq!(found["one"], b"s3cret");
     assert_eq!(found["two"], std::env::var("PATH").unwrap().into_bytes());
+    for text in ["type=env,id=three,src=PATH", "type=env,id=three,env=PATH", "type=env,id=PATH"] {
+        let found = source::secrets(&[text.to_owned()]).unwrap();
+        assert_eq!(
+            found.into_values().next().unwrap(),
+            std::env::var("PATH").unwrap().into_bytes(),
+            "{text}"
+        );
+    }
     for (text, part) in [
         ("src=x", "no id="),
         ("id=a,src=/no/such", "No such file"),
@@ -143,4 +151,30 @@ fn repositories_and_missing_folders_are_told_apart() {
         let Err(Failure::Message(message)) = source::Source::find(context, None) else { panic!("{context}") };
         assert!(message.contains(part), "{message}");
     }
+}
+
+#[test]
+fn links_of_a_context_lead_nowhere_outside_and_nothing_is_cut_off() {
+    let (folder, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (root, context) = (folder.path(), folder.path().to_str().unwrap());
+    let refusal = |file: Option<&std::path::Path>| match source::Source::find(context, file) {
+        Err(Failure::Message(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    fs::write(outside.path().join("file"), "FROM scratch\n").unwrap();
+    symlink(outside.path().join("file"), root.join("Dockerfile")).unwrap();
+    assert!(refusal(None).contains("leads out of the context"));
+    symlink(outside.path(), root.join("way")).unwrap();
+    assert!(refusal(Some("way/file".as_ref())).contains("leads out of the context"));
+    // Whoever names a file elsewhere means it.
+    source::Source::find(context, Some(&outside.path().join("file"))).unwrap();
+    fs::remove_file(root.join("Dockerfile")).unwrap();
+    fs::write(root.join("real"), "FROM scratch\n").unwrap();
+    symlink("real", root.join("Dockerfile")).unwrap();
+    source::Source::find(context, None).unwrap();
+    symlink("/etc/passwd", root.join(".dockerignore")).unwrap();
+    assert!(refusal(None).contains("the ignore file"));
+    fs::remove_file(root.join(".dockerignore")).unwrap();
+    fs::write(root.join("real"), "#".repeat((4 << 20) + 1)).unwrap();
+    assert!(refusal(None).contains("more than 4 MiB"));
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use sampan_imagestore::{
     Platform,
-    build::{ContextEntry, Event, Failure, Network, Options, Request, StepState},
+    build::{ContextEntry, Event, Failure, Ignore, Network, Options, Request, StepState},
 };
 use sampan_proto::sampan::{self, build_response::Event as Said};
 use tonic::Status;
@@ -24,7 +24,7 @@ pub(super) fn wanted(start: &sampan::BuildStart, files_only: bool) -> Result<Req
         return Err(Status::invalid_argument(format!("the secret {id:?} is larger than {MAX_SECRET} bytes")));
     }
     let own = Platform::default();
-    let platform = if start.platform.is_empty() { own.clone() } else { platform(&start.platform)? };
+    let platform = if start.platform.is_empty() { own.clone() } else { platform(&start.platform, &own)? };
     let secrets: BTreeMap<String, Arc<Vec<u8>>> =
         start.secrets.iter().map(|(id, secret)| (id.clone(), Arc::new(secret.clone()))).collect();
     let credentials = start
@@ -44,7 +44,7 @@ pub(super) fn wanted(start: &sampan::BuildStart, files_only: bool) -> Result<Req
             labels: start.labels.clone().into_iter().collect(),
             platform,
             build_platform: own,
-            ..Options::default()
+            ignore: ignore(&start.dockerignore)?,
         },
         names,
         secrets,
@@ -65,20 +65,15 @@ pub(super) fn wanted(start: &sampan::BuildStart, files_only: bool) -> Result<Req
     })
 }
 
-fn platform(text: &str) -> Result<Platform, Status> {
-    let mut parts = text.split('/');
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(os), Some(architecture), variant, None) if !os.is_empty() && !architecture.is_empty() => {
-            Ok(Platform {
-                os: os.to_owned(),
-                architecture: architecture.to_owned(),
-                variant: variant.map(str::to_owned),
-            })
-        }
-        _ => {
-            Err(Status::invalid_argument(format!("{text:?} is no platform: os/architecture, as linux/amd64")))
-        }
-    }
+fn platform(text: &str, own: &Platform) -> Result<Platform, Status> {
+    let wrong = || format!("{text:?} is no platform: os/architecture, as linux/amd64");
+    sampan_imagestore::build::parse_platform(text, own).ok_or_else(|| Status::invalid_argument(wrong()))
+}
+
+/// For messages about COPY of what is left out; the client has applied it.
+fn ignore(text: &[u8]) -> Result<Option<Ignore>, Status> {
+    let parsed = (!text.is_empty()).then(|| Ignore::parse(&String::from_utf8_lossy(text))).transpose();
+    parsed.map_err(|problem| Status::invalid_argument(format!(".dockerignore: {problem}")))
 }
 
 /// `NAME:ADDRESS`; the address may have colons of its own.

@@ -82,6 +82,13 @@ impl CheckOptions {
         Ok(options)
     }
 
+    /// Adds what is wanted beside.
+    pub(crate) fn merge(&mut self, more: CheckOptions) {
+        self.skip_all |= more.skip_all;
+        self.skip.extend(more.skip);
+        self.error |= more.error;
+    }
+
     /// The same with what a comment above an instruction adds.
     pub(crate) fn with_comments(&self, comments: &[String]) -> CheckOptions {
         let mut merged = self.clone();
@@ -91,8 +98,7 @@ impl CheckOptions {
                 && let Ok(more) =
                     CheckOptions::parse(value.split_ascii_whitespace().next().unwrap_or_default())
             {
-                merged.skip_all |= more.skip_all;
-                merged.skip.extend(more.skip);
+                merged.merge(CheckOptions { error: false, ..more });
             }
         }
         merged
@@ -132,7 +138,7 @@ mod tests {
         let options = CheckOptions::parse("skip=StageNameCasing, FromAsCasing;error=true").unwrap();
         assert!(options.error && !options.wants(Rule::StageNameCasing) && options.wants(Rule::UndefinedVar));
         let merged = options.with_comments(&["a note".into(), "check=skip=UndefinedVar".into()]);
-        assert!(!merged.wants(Rule::UndefinedVar));
+        assert!(!merged.wants(Rule::UndefinedVar) && !merged.wants(Rule::FromAsCasing));
         assert!(!CheckOptions::parse("skip=all").unwrap().wants(Rule::UndefinedVar));
         assert!(CheckOptions::parse("bananas=3").is_err());
     }

@@ -21,7 +21,7 @@ use crate::{
 use super::{
     Config, Directory, Healthcheck, Origin, Plan, Run, Script, StageId, Step, Work,
     environment::{Arguments, MAX_VARIABLES, Visible},
-    graph, history, port, signal,
+    graph, history, port, signal, transfer,
 };
 
 type Failure = Box<Diagnostic>;
@@ -292,7 +292,10 @@ impl Evaluator<'_> {
         (expander.quotes, expander.keep_unset) = (Quotes::Keep, true);
         let shown = expander.expand(&instruction.source).map(|expanded| expanded.text);
         let shown = shown.unwrap_or_else(|_| instruction.source.clone());
-        let words: Vec<&str> = shown.split_whitespace().skip(1).collect();
+        let mut words: Vec<String> = shown.split_whitespace().skip(1).map(str::to_owned).collect();
+        if matches!(instruction.command, Command::Add(_)) {
+            words.iter_mut().for_each(|word| *word = transfer::without_password(word));
+        }
         let mut title = format!("{} {}", instruction.keyword.to_ascii_uppercase(), words.join(" "));
         if let Command::Run(RunSource { heredocs, .. }) = &instruction.command
             && let [document] = heredocs.as_slice()

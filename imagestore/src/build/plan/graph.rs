@@ -8,7 +8,7 @@ use crate::{
         check,
         diagnostic::{Diagnostic, Span},
         dockerfile::{
-            Command, Dockerfile, StageSource, Text,
+            CheckOptions, Command, Dockerfile, StageSource, Text,
             expand::{self, Expanded, Expander, Quotes},
             suggest::nearest,
         },
@@ -19,8 +19,19 @@ use super::{Base, Options, Origin, Plan, Stage, StageId, environment::Globals, p
 
 type Failure = Box<Diagnostic>;
 
+/// A build argument that adds to the file's `# check=`.
+const CHECK: &str = "BUILDKIT_DOCKERFILE_CHECK";
+
 /// Sees through the stages.
-pub(super) fn plan(dockerfile: Dockerfile, options: Options) -> Result<Plan, Failure> {
+pub(super) fn plan(mut dockerfile: Dockerfile, options: Options) -> Result<Plan, Failure> {
+    if let Some(text) = options.build_args.get(CHECK) {
+        let more = CheckOptions::parse(text).map_err(|(message, help)| {
+            let message = format!("the build argument {CHECK}: {message}");
+            let (file, help) = (dockerfile.text.file.clone(), Some(help));
+            Box::new(Diagnostic { file, span: None, excerpt: String::new(), message, help })
+        })?;
+        dockerfile.check.merge(more);
+    }
     let last = dockerfile.stages.last().and_then(StageSource::name);
     let named = options.target.clone().or(last).unwrap_or_else(|| "default".to_owned());
     let predefined = Globals::predefined(&options, &named);

@@ -4,8 +4,8 @@ use crate::Platform;
 
 const SYSTEMS: [&str; 6] = ["linux", "windows", "darwin", "freebsd", "netbsd", "openbsd"];
 
-/// Reads a platform. Parts that are left out are those of `default`.
-pub(crate) fn parse(text: &str, default: &Platform) -> Option<Platform> {
+/// Reads a platform as `--platform` names it. Parts that are left out are those of `default`.
+pub fn parse(text: &str, default: &Platform) -> Option<Platform> {
     let lower = text.trim().to_ascii_lowercase();
     let parts: Vec<&str> = lower.split('/').collect();
     let valid = |part: &&str| {

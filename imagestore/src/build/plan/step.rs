@@ -143,8 +143,8 @@ pub enum MountKind {
     },
 }
 
-/// How builds share a cache mount.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How builds share a cache mount; the stricter, the greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sharing {
     /// All at once.
     #[default]

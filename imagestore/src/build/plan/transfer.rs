@@ -44,7 +44,7 @@ impl Evaluator<'_> {
             let source = match source {
                 SourceText::Path(written) => {
                     // The history has it as it was written, variables put in.
-                    shown = self.word(instruction, written)?;
+                    shown = without_password(&self.word(instruction, written)?);
                     self.path(instruction, transfer, written, add, &from)?
                 }
                 SourceText::Inline(document) => {
@@ -98,8 +98,10 @@ impl Evaluator<'_> {
             let parsed = Url::parse(&path)
                 .map_err(|error| self.failure(instruction, written, format!("{path:?}: {error}"), None))?;
             let last = parsed.path().rsplit('/').next().unwrap_or_default();
-            let name = if matches!(last, "" | "." | "..") { "__unnamed__" } else { last };
-            let (name, unpack) = (name.to_owned(), transfer.unpack.unwrap_or(false));
+            let last = decoded(last);
+            let nameless = matches!(&*last, "" | "." | "..") || last.contains(['/', '\0']);
+            let name = if nameless { "__unnamed__".to_owned() } else { last };
+            let unpack = transfer.unpack.unwrap_or(false);
             return Ok(Source::Url { url: path, name, unpack, checksum: None });
         }
         if transfer.keep_git_dir.is_some() {
@@ -151,9 +153,56 @@ impl Evaluator<'_> {
     }
 }
 
+/// A part of an address with its `%20`s decoded.
+fn decoded(part: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::with_capacity(part.len()), part.as_bytes());
+    while let [first, left @ ..] = rest {
+        let code = left.get(..2).filter(|_| *first == b'%').and_then(|digits| hex::decode(digits).ok());
+        match code {
+            Some(code) => {
+                bytes.extend(code);
+                rest = &left[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = left;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// An address as it may be shown; anything else as it is.
+pub(super) fn without_password(path: &str) -> String {
+    match Url::parse(path) {
+        Ok(mut url) if matches!(url.scheme(), "http" | "https") && url.password().is_some() => {
+            let _ = url.set_password(Some("xxxxx"));
+            url.to_string()
+        }
+        _ => path.to_owned(),
+    }
+}
+
 /// What Docker takes for a git repository.
 fn is_git(path: &str) -> bool {
     let bare = path.split(['#', '?']).next().unwrap_or_default();
     let scheme = ["git://", "git@", "ssh://"].iter().any(|scheme| path.starts_with(scheme));
     scheme || ((bare.starts_with("http://") || bare.starts_with("https://")) && bare.ends_with(".git"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_addresses_are_decoded_and_passwords_are_not_shown() {
+        for (written, name) in [("a%20b", "a b"), ("%41%", "A%"), ("%zz", "%zz"), ("%C3%A9", "é"), ("", "")]
+        {
+            assert_eq!(decoded(written), name, "{written}");
+        }
+        assert_eq!(without_password("https://me:pw@x.test/a b"), "https://me:xxxxx@x.test/a%20b");
+        for plain in ["https://me@x.test/a", "a:b@c", "src/file"] {
+            assert_eq!(without_password(plain), plain);
+        }
+    }
 }

@@ -57,10 +57,6 @@ pub(super) fn document(store: &Inner, image: &Image) -> Result<Map<String, Value
 impl Recipe {
     /// Enters the image under these names. One that is here already, with its names, costs no write.
     pub(super) fn make(&self, store: &Arc<Inner>, names: &[Reference]) -> Result<Arc<Image>, Error> {
-        if self.layers.is_empty() {
-            let message = "the image would have no layer: copy or make something in it";
-            return Err(Error::Invalid(message.into()));
-        }
         let config = self.configuration(store)?;
         let id = Digest::of(&config);
         if let Some(image) = store.catalog.get(&id) {

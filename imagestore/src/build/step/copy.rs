@@ -3,15 +3,15 @@
 use std::{os::fd::AsFd, sync::Arc};
 
 use rustix::fs::FileType;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Done, Failed, Feed, Site, Task, blocking};
+use super::{Done, Failed, Feed, Listener, Site, Task, blocking};
 use crate::{
     Digest,
     build::{
-        Copy, Error, Origin, Output, Source,
+        Copy, Error, Origin, Source,
         cache::Key,
+        now,
         pad::{self, View},
         single::{Content, Single},
         transfer::{self, Changes, Destination, Pick, Wanted, archive, owner},
@@ -56,7 +56,7 @@ impl Site {
         self: &Arc<Self>,
         task: &Task<'_>,
         copy: &Copy,
-        listener: mpsc::Sender<Output>,
+        listener: Listener,
     ) -> Result<Done, Failed> {
         // The files of a stage are the same as long as its chain is: no look at them is needed to know that.
         let chain = task.chain(&copy.from).map(ToString::to_string);
@@ -66,7 +66,7 @@ impl Site {
             for source in &copy.sources {
                 key.add("source", format!("{source:?}"));
             }
-            key.add("exclude", copy.exclude.join("\n"));
+            key.add("exclude", format!("{:?}", copy.exclude));
             key.digest()
         });
         if let Some(quick) = &quick
@@ -157,7 +157,7 @@ impl Site {
                 }
                 Source::Inline { name, content } => {
                     let bytes = content.clone().into_bytes();
-                    let single = (INLINE, bytes.len() as u64, 0);
+                    let single = (INLINE, bytes.len() as u64, now() / 1_000_000_000);
                     materials.push(material(name, single, Content::Bytes(bytes), false)?);
                 }
             }
@@ -207,11 +207,14 @@ impl Site {
         let directory = format!("{}/", copy.destination.trim_end_matches('/'));
         let path = if several { &directory } else { &copy.destination };
         for material in materials {
-            if material.unpack && self.unpack(material, root.as_fd(), &directory, &changes)? {
-                continue;
+            let mut plain = Vec::with_capacity(material.picks.len());
+            for pick in &*material.picks {
+                if !(material.unpack && self.unpack(material, pick, root.as_fd(), &directory, &changes)?) {
+                    plain.push(pick.clone());
+                }
             }
             let destination = Destination { root: root.as_fd(), path };
-            transfer::place(material.files.tree(), &material.picks, &destination, &changes)?;
+            transfer::place(material.files.tree(), &plain, &destination, &changes)?;
         }
         drop(root);
         self.keep(pad, &[])
@@ -221,11 +224,11 @@ impl Site {
     fn unpack(
         &self,
         material: &Material,
+        pick: &Pick,
         root: std::os::fd::BorrowedFd<'_>,
         directory: &str,
         changes: &Changes,
     ) -> Result<bool, Error> {
-        let [pick] = material.picks.as_slice() else { return Ok(false) };
         if !pick.alone || pick.node.kind != FileType::RegularFile {
             return Ok(false);
         }
@@ -265,7 +268,7 @@ fn contents(mut key: Key, sources: &[Source], materials: &[Material]) -> Result<
         let unpacked = if material.unpack { " unpacked" } else { "" };
         let name = match source {
             Source::Path { path, .. } => path,
-            Source::Url { url, .. } => url,
+            Source::Url { name, .. } => name,
             Source::Inline { name, .. } => name,
         };
         key.add(&format!("content of {name} ({number})"), format!("{}{unpacked}", hex::encode(print)));

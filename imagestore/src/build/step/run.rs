@@ -4,16 +4,16 @@
 //! files, in a directory that no process has yet. A cache mount is mounted whole. Secrets are neither in a key nor in a
 //! layer nor on a disk.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Done, Failed, Feed, Site, Task, blocking};
+use super::{Done, Failed, Feed, Listener, Site, Task, blocking};
 use crate::{
     ChainId,
     build::{
-        Bind, BindSource, Command, Error, Mount, MountKind, Network, Origin, Output, Run,
+        Bind, BindSource, Command, Error, Mount, MountKind, Network, Origin, Run, Sharing,
         cache::Key,
         files::Temporary,
         mounts, pad,
@@ -32,7 +32,6 @@ const MOUNTED: &str = "files";
 enum Kept {
     View(#[allow(dead_code)] View),
     Copy(#[allow(dead_code)] Temporary),
-    Cache(#[allow(dead_code)] mounts::Held),
 }
 
 /// A RUN with what it needs, apart from the build that asks for it.
@@ -48,7 +47,7 @@ impl Site {
         self: &Arc<Self>,
         task: &Task<'_>,
         run: &Run,
-        listener: mpsc::Sender<Output>,
+        listener: Listener,
     ) -> Result<Done, Failed> {
         let network = if run.network == Network::Default { self.network } else { run.network };
         self.runner.allow(network, run.insecure)?;
@@ -56,11 +55,12 @@ impl Site {
         let mut quick = self.run_key(task, run);
         let mut reads_stages = false;
         for (mount, chain) in run.mounts.iter().zip(&chains) {
-            if let MountKind::Bind { from, .. } = &mount.kind
+            if let MountKind::Bind { from, source, .. } = &mount.kind
                 && *from != Origin::Context
             {
                 reads_stages = true;
-                quick.add("mounted", chain.as_ref().map(ToString::to_string).unwrap_or_default());
+                let chain = chain.as_ref().map(ToString::to_string).unwrap_or_default();
+                quick.add(&format!("mounted at {}", mount.target), format!("{chain} {source}"));
             }
         }
         if reads_stages && let Some(done) = self.cached(task, &quick.digest()).await? {
@@ -93,7 +93,9 @@ impl Site {
     /// All that counts but the contents of what is mounted.
     fn run_key(&self, task: &Task<'_>, run: &Run) -> Key {
         let mut key = self.key(task, "RUN");
-        key.add("command", run.arguments.join("\n"));
+        for (number, argument) in run.arguments.iter().enumerate() {
+            key.add(&format!("argument {number}"), &**argument);
+        }
         key.add("script", run.script.as_ref().map(|script| script.content.clone()).unwrap_or_default());
         for pair in &*run.environment {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -107,7 +109,7 @@ impl Site {
         key.add("hostname", &*self.hostname);
         key.add("hosts", format!("{:?}", self.hosts));
         for mount in &run.mounts {
-            key.add(&format!("mount at {}", mount.target), format!("{:?}", mount.kind));
+            key.add(&format!("mount at {}", mount.target), counted(&mount.kind, task));
         }
         key
     }
@@ -156,15 +158,20 @@ impl Site {
         token: CancellationToken,
     ) -> Result<(Option<Layer>, Lease), Failed> {
         let cancelled = || Failed::from(Error::Cancelled);
+        let run = &prepared.run;
+        // Before the slot: who waits for a cache mount must not keep a command from running that has it.
+        let caches = tokio::select! {
+            caches = self.cache_mounts(&prepared) => caches?,
+            () = token.cancelled() => return Err(cancelled()),
+        };
         let _slot = tokio::select! {
             slot = self.builder.slots.acquire() => slot.map_err(|_| cancelled())?,
             () = token.cancelled() => return Err(cancelled()),
         };
-        let run = &prepared.run;
         let (mut kept, mut binds, mut environment) = (Vec::new(), Vec::new(), self.environment(run));
         for (mount, chain) in run.mounts.iter().zip(&prepared.chains) {
             let bind = tokio::select! {
-                bind = self.bind(mount, chain.as_ref(), &mut kept, &mut environment) => bind?,
+                bind = self.bind(mount, chain.as_ref(), &caches, &mut kept, &mut environment) => bind?,
                 () = token.cancelled() => return Err(cancelled()),
             };
             binds.extend(bind);
@@ -209,7 +216,7 @@ impl Site {
             let mut pad = pad;
             pad.unmount()?;
             // What was mounted is not needed any more, and what was written into it is nobody's.
-            drop(kept);
+            drop((kept, caches));
             let exit = ended?;
             mount_points.extend(exit.mount_points);
             if token.is_cancelled() {
@@ -234,6 +241,7 @@ impl Site {
         self: &Arc<Self>,
         mount: &Mount,
         chain: Option<&ChainId>,
+        caches: &BTreeMap<String, mounts::Held>,
         kept: &mut Vec<Kept>,
         environment: &mut Vec<String>,
     ) -> Result<Option<Bind>, Failed> {
@@ -243,11 +251,11 @@ impl Site {
                 let path = self.files_for(from, source, chain, *writable, kept).await?;
                 (BindSource::Path(path), !writable)
             }
-            MountKind::Cache { writable, .. } => {
-                let held = self.cache_mount(mount, chain).await?;
-                let path = held.path();
-                kept.push(Kept::Cache(held));
-                (BindSource::Path(path), !writable)
+            MountKind::Cache { id, from, source, writable, .. } => {
+                let name = format!("{id}{}", begins(from, source, chain));
+                let held =
+                    caches.get(&name).ok_or_else(|| Error::Missing(format!("the cache mount {id}")))?;
+                (BindSource::Path(held.path()), !writable)
             }
             MountKind::Tmpfs { size } => (BindSource::Tmpfs(*size), false),
             MountKind::Secret { id, required, variable, uid, gid, mode } => {
@@ -330,22 +338,39 @@ impl Site {
         Ok((copy, path))
     }
 
+    /// The step's cache mounts, by their names. Each is taken once, and all steps take theirs in the same order, so that
+    /// no two wait for one another.
+    async fn cache_mounts(
+        self: &Arc<Self>,
+        prepared: &Prepared,
+    ) -> Result<BTreeMap<String, mounts::Held>, Failed> {
+        let mut wanted: BTreeMap<String, (Sharing, &MountKind, Option<&ChainId>)> = BTreeMap::new();
+        for (mount, chain) in prepared.run.mounts.iter().zip(&prepared.chains) {
+            let MountKind::Cache { id, from, source, sharing, .. } = &mount.kind else { continue };
+            let name = format!("{id}{}", begins(from, source, chain.as_ref()));
+            let (strictest, ..) = wanted.entry(name).or_insert((*sharing, &mount.kind, chain.as_ref()));
+            *strictest = (*strictest).max(*sharing);
+        }
+        let mut taken = BTreeMap::new();
+        for (name, (sharing, kind, chain)) in wanted {
+            let held = self.cache_mount(&name, sharing, kind, chain).await?;
+            taken.insert(name, held);
+        }
+        Ok(taken)
+    }
+
     /// A cache mount, filled with what it begins with if it is new.
     async fn cache_mount(
         self: &Arc<Self>,
-        mount: &Mount,
+        name: &str,
+        sharing: Sharing,
+        kind: &MountKind,
         chain: Option<&ChainId>,
     ) -> Result<mounts::Held, Failed> {
-        let MountKind::Cache { id, from, source, sharing, uid, gid, mode, .. } = mount.kind.clone() else {
+        let MountKind::Cache { from, source, uid, gid, mode, .. } = kind.clone() else {
             return Err(Error::Invalid("it is no cache mount".into()).into());
         };
-        let begins = match (&from, chain) {
-            (Origin::Scratch, _) => String::new(),
-            (_, Some(chain)) => format!(" from {chain}{source}"),
-            (Origin::Context, None) => format!(" from the context's {source}"),
-            _ => String::new(),
-        };
-        let held = self.builder.mounts.take(&format!("{id}{begins}"), sharing).await?;
+        let held = self.builder.mounts.take(name, sharing).await?;
         if !held.fresh {
             return Ok(held);
         }
@@ -357,24 +382,12 @@ impl Site {
                 let wanted = Wanted { path: &path, pivot: None, parents: false, exclude: &[] };
                 transfer::select(&*found, &wanted, &place, &mut picks).map(|()| picks)
             });
-            match picks.await {
-                Ok(picks) => self.context.fetch(picks.iter().map(|pick| &*pick.from)).await?,
-                Err(error) => {
-                    held.discard();
-                    return Err(error.into());
-                }
-            }
+            self.context.fetch(picks.await?.iter().map(|pick| &*pick.from)).await?;
         }
         let (site, chain) = (self.clone(), chain.cloned());
         blocking(move || {
-            let filled = site.fill(&held, &from, &source, chain.as_ref(), (uid, gid, mode));
-            match filled {
-                Ok(()) => Ok(held),
-                Err(error) => {
-                    held.discard();
-                    Err(error.into())
-                }
-            }
+            site.fill(&held, &from, &source, chain.as_ref(), (uid, gid, mode))?;
+            Ok(held.filled(sharing))
         })
         .await
     }
@@ -408,6 +421,31 @@ impl Site {
         fchown(&root, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
             .map_err(Error::io("fchown", b"a cache mount"))?;
         fchmod(&root, Mode::from(mode & 0o7777)).map_err(Error::io("fchmod", b"a cache mount"))
+    }
+}
+
+/// What counts of a mount beside its files. Which stage or image they are of, and what those are called, does not.
+fn counted(kind: &MountKind, task: &Task<'_>) -> String {
+    match kind {
+        MountKind::Bind { writable, .. } => format!("bind, writable: {writable}"),
+        MountKind::Cache { id, from, source, sharing, writable, uid, gid, mode } => {
+            let begins = begins(from, source, task.chain(from));
+            format!("cache {id:?}{begins}, {sharing:?}, writable: {writable}, {uid}:{gid} {mode:o}")
+        }
+        MountKind::Tmpfs { size } => format!("tmpfs, size: {size:?}"),
+        MountKind::Secret { id, required, variable, uid, gid, mode } => {
+            format!("secret {id:?}, required: {required}, variable: {variable:?}, {uid}:{gid} {mode:o}")
+        }
+    }
+}
+
+/// What a cache mount begins with, as a part of its name.
+fn begins(from: &Origin, source: &str, chain: Option<&ChainId>) -> String {
+    match (from, chain) {
+        (Origin::Scratch, _) => String::new(),
+        (_, Some(chain)) => format!(" from {chain}{source}"),
+        (Origin::Context, None) => format!(" from the context's {source}"),
+        _ => String::new(),
     }
 }
 
