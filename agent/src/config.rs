@@ -187,6 +187,8 @@ pub struct Runtime {
     pub cdi_folders: Vec<PathBuf>,
     /// Other OCI runtimes, by the name of the handler that pods ask for.
     pub handlers: BTreeMap<String, Handler>,
+    /// What a container may write into its own layer unless it asks for another limit, in bytes; absent: no limit.
+    pub writable_bytes: Option<u64>,
 }
 
 /// An OCI runtime with runc's command line, for pods that ask for it.
@@ -244,6 +246,7 @@ impl Default for Runtime {
             path: None,
             cdi_folders: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
             handlers: BTreeMap::new(),
+            writable_bytes: None,
         }
     }
 }

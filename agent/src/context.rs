@@ -20,7 +20,7 @@ use crate::{
     events::Events,
     measurements::Measurements,
     network::{self, Attachment, Network, cni::Cni},
-    pods::{PodId, record::Records},
+    pods::{PodId, record::Records, storage},
 };
 
 /// The agent's shared parts. Nothing here changes after the start but behind the parts' own locks.
@@ -70,9 +70,17 @@ impl Context {
             },
             // They parse: the configuration was checked.
             pinned: config.images.pinned.iter().filter_map(|name| name.parse().ok()).collect(),
+            quota: Some(Arc::new(storage::Projects)),
             ..StoreOptions::default()
         };
         let store = Store::open(&config.root, options)?;
+        if config.runtime.writable_bytes.is_some() && !store.snapshots().can_limit() {
+            return Err(Error::Precondition(format!(
+                "runtime.writable_bytes is set, and the file system of {} keeps no project quotas: it has to be xfs or \
+                 ext4 with the features project and quota, mounted with prjquota",
+                config.root.display()
+            )));
+        }
         let builder = Builder::open(&store, &config.root, crate::build::options(&config.build))?;
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = fs::read_to_string(boot_id).map_err(at("read", boot_id))?.trim().to_owned();

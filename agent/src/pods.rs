@@ -31,6 +31,7 @@ pub(crate) mod session;
 pub(crate) mod signal;
 mod spec;
 pub(crate) mod step;
+pub(crate) mod storage;
 mod task;
 
 pub use id::{ContainerId, PodId};

@@ -11,7 +11,7 @@ use crate::{
     Digest, Image, Reference,
     image::{Layer, chains, created},
     manifest::{self, Manifest},
-    pull::{self, Error},
+    pull::{self, Allowance, Error},
     store::Inner,
 };
 
@@ -22,6 +22,16 @@ pub(crate) fn assemble(
     manifest: &[u8],
     config: &[u8],
     names: &[Reference],
+) -> Result<Arc<Image>, Error> {
+    assemble_within(store, (manifest, config), names, None)
+}
+
+/// The same, where the layers may swell to no more than is allowed.
+pub(crate) fn assemble_within(
+    store: &Arc<Inner>,
+    (manifest, config): (&[u8], &[u8]),
+    names: &[Reference],
+    allowance: Option<&Allowance>,
 ) -> Result<Arc<Image>, Error> {
     let (digest, id) = (Digest::of(manifest), Digest::of(config));
     let described = |source| Error::Manifest { digest: digest.clone(), source };
@@ -47,7 +57,12 @@ pub(crate) fn assemble(
         pinned: false,
         tagged_at: None,
     };
-    pull::restore(&store.content, &store.snapshots, &image.layers)?;
+    match allowance {
+        Some(allowance) => {
+            pull::restore_within(&store.content, &store.snapshots, &image.layers, allowance)?;
+        }
+        None => pull::restore(&store.content, &store.snapshots, &image.layers)?,
+    }
     store.settle_later();
     let usage = image.layers.iter().filter_map(|layer| store.snapshots.layer_usage(&layer.chain_id));
     image.size = config.len() as u64 + usage.map(|usage| usage.bytes).sum::<u64>();

@@ -181,7 +181,9 @@ impl snapshot::Error {
             snapshot::Error::InvalidKey { .. } => Kind::InvalidArgument,
             snapshot::Error::Exists { .. } => Kind::AlreadyExists,
             snapshot::Error::NotFound { .. } | snapshot::Error::NoLayer { .. } => Kind::NotFound,
-            snapshot::Error::LayerInUse { .. } | snapshot::Error::Mounted { .. } => Kind::FailedPrecondition,
+            snapshot::Error::LayerInUse { .. }
+            | snapshot::Error::Mounted { .. }
+            | snapshot::Error::NoQuota { .. } => Kind::FailedPrecondition,
             snapshot::Error::TooManyLayers { .. } => Kind::ResourceExhausted,
             snapshot::Error::Io { source, .. } => Kind::of_io(source),
         }

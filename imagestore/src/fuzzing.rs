@@ -40,8 +40,10 @@ pub fn layer(bytes: &[u8]) {
 /// A blob of unknown compression.
 pub fn inflate(bytes: &[u8]) {
     let mut blob = bytes;
-    if let Ok(decoder) = pull::decoder(&mut blob) {
-        let _ = io::copy(&mut decoder.take(INFLATED), &mut io::sink());
+    let allowance = pull::Allowance::of(0);
+    let mut blob = pull::Counted { inner: &mut blob, allowance: &allowance };
+    if let Ok(inflated) = pull::inflated(&mut blob, &allowance) {
+        let _ = io::copy(&mut inflated.take(INFLATED), &mut io::sink());
     }
 }
 

@@ -47,6 +47,6 @@ pub use push::{Pushed, UploadEvent, UploadPhase};
 pub use reclaim::{Reclaimed, Unneeded, Watermarks};
 pub use reference::Reference;
 pub use registry::{Auth, CredentialHelper, Credentials, HelperAnswer, Patience};
-pub use snapshot::{Access, Directories, Error as SnapshotError, Snapshots, Usage};
+pub use snapshot::{Access, Directories, Error as SnapshotError, ProjectQuota, Snapshots, Usage};
 pub use store::{Store, StoreOptions, StoreUsage};
 pub use usage::ImageUsage;

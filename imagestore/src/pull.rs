@@ -15,6 +15,7 @@ mod flight;
 mod inflate;
 mod layer;
 mod progress;
+mod window;
 
 use std::{sync::Arc, thread::available_parallelism};
 
@@ -37,9 +38,8 @@ use crate::{
 
 pub(crate) use error::Error;
 pub(crate) use flight::Flights;
-use inflate::Allowance;
-pub(crate) use inflate::decoder;
-pub(crate) use layer::{restore, unpack_again};
+pub(crate) use inflate::{Allowance, Counted, inflated};
+pub(crate) use layer::{restore, restore_within, unpack_again};
 pub(crate) use progress::Reports;
 pub use progress::{Phase, Progress, ProgressEvent};
 

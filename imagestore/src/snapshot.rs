@@ -18,6 +18,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::{Duration, Instant},
 };
 
 use oci_spec::runtime::Mount;
@@ -35,6 +36,7 @@ use crate::{
 mod error;
 mod inherit;
 mod overlay;
+mod quota;
 mod record;
 mod recover;
 mod stage;
@@ -46,6 +48,7 @@ mod verify;
 pub(crate) mod tests;
 
 pub use error::Error;
+pub use quota::ProjectQuota;
 pub(crate) use record::boot;
 pub(crate) use stage::Stage;
 pub(crate) use upper::{Upper, is_whiteout};
@@ -100,6 +103,8 @@ pub struct Snapshots {
     state: Mutex<State>,
     /// Held while layers are synced: two would write the same records.
     syncing: Mutex<()>,
+    /// Where the file system can count and limit writable layers.
+    quota: Option<Arc<dyn ProjectQuota>>,
 }
 
 /// The directories that everything happens in.
@@ -127,6 +132,8 @@ struct State {
     used: HashMap<ChainId, i64>,
     /// How many layers were committed since the snapshots were opened.
     commits: u64,
+    /// The number of the project that was made last.
+    last_project: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -141,20 +148,50 @@ struct Committed {
 struct Active {
     parent: Option<ChainId>,
     access: Access,
+    /// The project that its writable layer is, where the file system has such.
+    project: Option<u32>,
+    /// What the last walk found.
+    counted: Option<Counted>,
     /// False while it is being made.
     ready: bool,
 }
 
+/// What a walk found, when it ended and what it cost.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    usage: Usage,
+    at: Instant,
+    cost: Duration,
+}
+
+/// A walk is repeated after so many times what it took: whoever asks how often, counting takes a twentieth of a core.
+const WALKS: u32 = 20;
+
 impl Snapshots {
     /// Opens what is below `root`, and deletes what no record names: leftovers of a crash.
     pub fn open(root: &Path) -> Result<Snapshots, Error> {
-        Snapshots::open_in_boot(root, record::boot())
+        Snapshots::open_with(root, None)
     }
 
-    fn open_in_boot(root: &Path, boot: String) -> Result<Snapshots, Error> {
+    /// The same with a way to count and limit writable layers, which is used where the file system has it.
+    pub fn open_with(root: &Path, quota: Option<Arc<dyn ProjectQuota>>) -> Result<Snapshots, Error> {
+        Snapshots::open_in_boot(root, record::boot(), quota)
+    }
+
+    fn open_in_boot(
+        root: &Path,
+        boot: String,
+        quota: Option<Arc<dyn ProjectQuota>>,
+    ) -> Result<Snapshots, Error> {
         let folders = Folders::open(root, boot)?;
         let state = recover::recover(&folders)?;
-        Ok(Snapshots { folders: Arc::new(folders), state: Mutex::new(state), syncing: Mutex::default() })
+        let quota = quota::probe(&folders, quota);
+        Ok(Snapshots {
+            folders: Arc::new(folders),
+            state: Mutex::new(state),
+            syncing: Mutex::default(),
+            quota,
+        })
     }
 
     /// Whether the layers of the chain are unpacked.
@@ -326,15 +363,15 @@ impl Snapshots {
             }
             state.note_use(parent);
             // From now on the layers are in use.
-            state.active.insert(key.to_owned(), Active { parent: parent.cloned(), access, ready: false });
+            state.active.insert(key.to_owned(), Active::new(parent.cloned(), access));
             lower
         };
         let made = self.make_active(key, parent, access, &lower);
         let mut state = self.state();
         match made {
-            Ok(()) => {
+            Ok(project) => {
                 if let Some(active) = state.active.get_mut(key) {
-                    active.ready = true;
+                    (active.project, active.ready) = (project, true);
                 }
                 Ok(overlay::mounts(&self.folders.directories(key, &lower), access))
             }
@@ -368,18 +405,46 @@ impl Snapshots {
             state.ready(key)?;
             self.check_unmounted(key)?;
             let name = self.folders.retire(self.folders.active.as_fd(), key)?;
-            let parent = state.active.remove(key).and_then(|active| active.parent);
+            let (parent, project) =
+                state.active.remove(key).map_or((None, None), |active| (active.parent, active.project));
             state.note_use(parent.as_ref());
+            if let (Some(quota), Some(project)) = (&self.quota, project) {
+                // The next owner of the number begins with this too.
+                let _ = quota.limit(self.folders.active.as_fd(), project, 0);
+            }
             name
         };
         name.map_or(Ok(()), |name| self.folders.delete(&name))
     }
 
-    /// What was written into an active snapshot: disk blocks, hard links counted once.
+    /// What was written into an active snapshot: disk blocks, hard links counted once. The file system knows, or a walk
+    /// finds out; as long ago as twenty times what it took, the last walk's answer is given again.
     pub fn usage(&self, key: &str) -> Result<Usage, Error> {
-        if self.state().ready(key)?.access == Access::View {
+        let (access, project, counted) = {
+            let state = self.state();
+            let active = state.ready(key)?;
+            (active.access, active.project, active.counted)
+        };
+        if access == Access::View {
             return Ok(Usage::default());
         }
+        if let Some(project) = project
+            && let Some(usage) = self.project_usage(key, project)?
+        {
+            return Ok(usage);
+        }
+        if let Some(counted) = counted.filter(|counted| counted.at.elapsed() < counted.cost * WALKS) {
+            return Ok(counted.usage);
+        }
+        let start = Instant::now();
+        let usage = self.walk(key)?;
+        if let Some(active) = self.state().active.get_mut(key) {
+            active.counted = Some(Counted { usage, at: Instant::now(), cost: start.elapsed() });
+        }
+        Ok(usage)
+    }
+
+    fn walk(&self, key: &str) -> Result<Usage, Error> {
         let path = self.folders.path.join("active").join(key).join("fs");
         let upper = open_directory(self.folders.active.as_fd(), key)
             .and_then(|snapshot| open_directory(snapshot.as_fd(), "fs"))
@@ -398,20 +463,26 @@ impl Snapshots {
         parent: Option<&ChainId>,
         access: Access,
         lower: &[ChainId],
-    ) -> Result<(), Error> {
+    ) -> Result<Option<u32>, Error> {
         let path = self.folders.path.join("active").join(key);
         let stage = Stage::new(self.folders.clone(), Purpose::Snapshot)?;
         if let Some(top) = lower.first() {
             // Merged, the root shows the metadata of the topmost directory: that is the writable one.
             inherit::copy_root(&self.folders, top, stage.root())?;
         }
-        for name in ["work", "merged"] {
-            make_directory(stage.directory(), name, 0o700).map_err(Error::io("mkdirat", path.join(name)))?;
+        let make = |name| {
+            make_directory(stage.directory(), name, 0o700).map_err(Error::io("mkdirat", path.join(name)))
+        };
+        let (work, _merged) = (make("work")?, make("merged")?);
+        let project = self.new_project(access);
+        if let Some(project) = project {
+            // Both: nothing can be renamed from one project into another.
+            self.assign(project, &[stage.root(), work.as_fd()])?;
         }
-        let record = record::Active { key: key.to_owned(), parent: parent.cloned(), access };
+        let record = record::Active { key: key.to_owned(), parent: parent.cloned(), access, project };
         record::write(stage.directory(), &record).map_err(Error::io("write record of", &path))?;
         stage.place(self.folders.active.as_fd(), key).map_err(Error::io("renameat2", &path))?;
-        Ok(())
+        Ok(project)
     }
 
     /// Refuses while something is mounted here: deleting beneath a mount is deleting something else.
@@ -432,6 +503,13 @@ impl Snapshots {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that could panic leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Active {
+    /// One that is being made.
+    fn new(parent: Option<ChainId>, access: Access) -> Active {
+        Active { parent, access, project: None, counted: None, ready: false }
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Auth, ChainId, Change, CheckSummary, Commit, Credentials, DiffOptions, Digest, Error, Fault, Image,
-    ImageUsage, Kind, Loaded, Patience, Platform, Progress, Pushed, Reclaimed, Reference, Removed, Snapshots,
+    ImageUsage, Kind, Loaded, Patience, Platform, Progress, ProjectQuota, Pushed, Reclaimed, Reference, Removed, Snapshots,
     Step, Unneeded, UploadEvent, Watermarks, archive,
     catalog::Catalog,
     check, commit,
@@ -54,6 +54,8 @@ pub struct StoreOptions {
     pub platform: Platform,
     /// How long to wait for a registry.
     pub patience: Patience,
+    /// How to count and limit writable layers where the file system can.
+    pub quota: Option<Arc<dyn ProjectQuota>>,
 }
 
 impl Default for StoreOptions {
@@ -67,6 +69,7 @@ impl Default for StoreOptions {
             pinned: Vec::new(),
             platform: Platform::default(),
             patience: Patience::default(),
+            quota: None,
         }
     }
 }
@@ -118,7 +121,7 @@ impl Store {
             .create(root)
             .map_err(|source| Error::Open { path: root.to_owned(), source })?;
         let content = Arc::new(Content::open(root)?);
-        let snapshots = Snapshots::open(&root.join("snapshots"))?;
+        let snapshots = Snapshots::open_with(&root.join("snapshots"), options.quota.clone())?;
         // After a power cut layers can be missing whose blobs are here.
         let usable = |image: &Image| {
             let mut missing = image.layers.iter().filter(|layer| !snapshots.contains(&layer.chain_id));

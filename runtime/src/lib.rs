@@ -16,6 +16,7 @@ mod hook;
 mod init;
 pub mod mount;
 pub mod oci;
+pub mod quota;
 pub mod seccomp;
 pub mod shim;
 mod sys;

@@ -18,6 +18,7 @@ pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod process;
+pub(crate) mod quota;
 pub(crate) mod scheduling;
 pub(crate) mod signal;
 pub(crate) mod terminal;
@@ -46,6 +47,13 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.call)
+    }
+}
+
+impl From<Error> for io::Error {
+    /// The kernel's reason with the call in front of it.
+    fn from(error: Error) -> io::Error {
+        io::Error::new(error.source.kind(), error)
     }
 }
 

@@ -13,7 +13,7 @@ use std::{convert::Infallible, path::PathBuf};
 use clap::{Args, ValueEnum};
 
 pub(super) use self::{
-    amount::{cores, memory},
+    amount::{cores, memory, storage},
     environment::environment,
     moment::moment,
     port::{Ports, ports, publication},

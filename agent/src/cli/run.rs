@@ -81,6 +81,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..))]
     pids_limit: Option<i64>,
 
+    /// Limit what it writes into its own layer: size=10g
+    #[arg(long, value_name = "OPTION", value_parser = options::storage)]
+    storage_opt: Option<i64>,
+
     /// Its network; none is loopback alone
     #[arg(long, alias = "net", value_enum, value_name = "NETWORK", default_value = "bridge")]
     network: Network,
@@ -203,6 +207,7 @@ fn request(arguments: Arguments) -> Result<RunRequest, Failure> {
         }
         .into(),
         memory_bytes: arguments.memory.unwrap_or(0),
+        storage_bytes: arguments.storage_opt.unwrap_or(0),
         cpu_millis: arguments.cpus.unwrap_or(0),
         pids_limit: arguments.pids_limit.unwrap_or(0),
         labels: arguments.label.into_iter().collect(),

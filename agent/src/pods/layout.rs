@@ -26,6 +26,7 @@ use super::{
     files,
     record::{ContainerRecord, PodRecord, UserIds},
     spec::{self, HostDevice},
+    storage,
 };
 use crate::{
     context::Context,
@@ -43,7 +44,11 @@ pub(super) fn lay_out(
 ) -> Result<(ContainerRecord, Option<Runtime>)> {
     let key = record.id.as_str();
     let snapshots = context.store.snapshots();
+    let limit = storage::limit(&record.config.annotations, context.config.runtime.writable_bytes)?;
     let mounts = snapshots.prepare(key, Some(image.chain_id()))?;
+    if let Some(bytes) = limit {
+        snapshots.limit(key, bytes)?;
+    }
     let rootfs = snapshots.directories(key)?.merged;
     let users = users(pod)?;
     sampan_runtime::mount::mount_all(&mounts, &rootfs, users.as_ref())

@@ -17,11 +17,11 @@ use tar::{Archive, Entry, EntryType};
 use super::{BLOBS, CONTAINERD_NAME, Error, INDEX, LAYOUT, MANIFEST, OCI_NAME};
 use crate::{
     Digest, Image, Platform, Reference,
-    assemble::assemble,
+    assemble::assemble_within,
     content,
     gc::Lease,
     manifest::{self, Document, MAX_DOCUMENT, OCI_MANIFEST},
-    pull,
+    pull::{self, Allowance, Counted},
     store::Inner,
 };
 
@@ -41,7 +41,12 @@ pub struct Loaded {
 
 /// Reads an archive to its end and enters its images.
 pub(crate) fn load(store: &Arc<Inner>, input: impl Read + Send) -> Result<Vec<Loaded>, Error> {
-    let loaded = Contents::read(store, input).and_then(|contents| contents.images(store));
+    // What the whole archive unpacks to is bounded by how much of it came, wherever in it something swells.
+    let received = Allowance::of(0);
+    let loaded = Contents::read(store, input, &received).and_then(|contents| {
+        let layers = Allowance::of(received.compressed());
+        contents.images(store, &layers)
+    });
     // Leftovers: blobs that no document names, or all of them after a failure. What is loaded holds itself by now.
     if let Err(error) = store.collect() {
         tracing::warn!(%error, "leftovers of a load stay until the next collection");
@@ -92,10 +97,11 @@ struct Found {
 }
 
 impl Contents {
-    fn read(store: &Arc<Inner>, input: impl Read + Send) -> Result<Contents, Error> {
+    fn read(store: &Arc<Inner>, input: impl Read + Send, received: &Allowance) -> Result<Contents, Error> {
         let failed = |source| Error::Read { source };
-        let mut input = BufReader::with_capacity(1 << 18, input);
-        let mut tar = Archive::new(pull::decoder(&mut input).map_err(failed)?);
+        let input = BufReader::with_capacity(1 << 18, input);
+        let mut input = Counted { inner: input, allowance: received };
+        let mut tar = Archive::new(pull::inflated(&mut input, received).map_err(failed)?);
         let mut contents = Contents {
             documents: HashMap::new(),
             files: HashMap::new(),
@@ -160,7 +166,7 @@ impl Contents {
         Ok(())
     }
 
-    fn images(mut self, store: &Arc<Inner>) -> Result<Vec<Loaded>, Error> {
+    fn images(mut self, store: &Arc<Inner>, allowance: &Allowance) -> Result<Vec<Loaded>, Error> {
         let mut found: Vec<Found> = Vec::new();
         if let Some(index) = self.documents.remove(INDEX) {
             let index: Index = parse(INDEX, &index)?;
@@ -179,7 +185,8 @@ impl Contents {
         }
         let enter = |found: Found| {
             let names = found.names.iter().map(Reference::to_string).collect();
-            let image = assemble(store, &found.manifest, &found.config, &found.names)?;
+            let documents = (&found.manifest[..], &found.config[..]);
+            let image = assemble_within(store, documents, &found.names, Some(allowance))?;
             Ok(Loaded { image, names })
         };
         found.into_iter().map(enter).collect()

@@ -248,3 +248,24 @@ fn paths_of_an_archive_are_cleaned() {
         assert_eq!(clean(path), cleaned, "{path}");
     }
 }
+
+#[test]
+fn an_archive_that_swells_beyond_reason_is_given_up_wherever_it_swells() {
+    let (_root, store) = store();
+    // Zeros behind the end of the archive itself, in members that are compressed once: they fill no disk.
+    let (archive, _) = docker_archive();
+    let bomb = [gzip(&archive), gzip(&vec![0; 16 << 20]).repeat(100)].concat();
+    let error = store.load(&bomb[..]).unwrap_err();
+    assert_eq!(error.kind(), Kind::ResourceExhausted, "{}", crate::error::chain(&error));
+    assert!(crate::error::chain(&error).contains("swell to more than"), "{}", crate::error::chain(&error));
+
+    // A layer that would be allowed more if only its own size were looked at: the archive was compressed before.
+    let swollen = gzip(&vec![0; 16 << 20]).repeat(100);
+    let config = config(&[layer("a")]);
+    let list = json!([{ "Config": "c.json", "RepoTags": ["app:1"], "Layers": ["l.tar"] }]).to_string();
+    let files: [(&str, &[u8]); 3] =
+        [("l.tar", &swollen), ("c.json", &config), ("manifest.json", list.as_bytes())];
+    let error = store.load(&gzip(&tar(&files))[..]).unwrap_err();
+    assert_eq!(error.kind(), Kind::ResourceExhausted, "{}", crate::error::chain(&error));
+    assert_eq!(store.usage().unwrap().images.bytes, 0);
+}

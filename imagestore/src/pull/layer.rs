@@ -203,11 +203,20 @@ fn unpack_stored(
 
 /// Unpacks again what is missing of a stack of layers, from the blobs that are here.
 pub(crate) fn restore(content: &Content, snapshots: &Snapshots, layers: &[Layer]) -> Result<(), Error> {
+    restore_within(content, snapshots, layers, &Allowance::new(layers))
+}
+
+/// The same, where something else says what the layers may swell to.
+pub(crate) fn restore_within(
+    content: &Content,
+    snapshots: &Snapshots,
+    layers: &[Layer],
+    allowance: &Allowance,
+) -> Result<(), Error> {
     let mut parent = None;
-    let allowance = Allowance::new(layers);
     for layer in layers {
         if !snapshots.contains(&layer.chain_id) {
-            let Ready { stage, unpacked } = unpack_stored(content, snapshots, layer, &allowance, |_| ())?;
+            let Ready { stage, unpacked } = unpack_stored(content, snapshots, layer, allowance, |_| ())?;
             snapshots.commit(stage, &layer.chain_id, parent, &unpacked)?;
         }
         parent = Some(&layer.chain_id);

@@ -54,6 +54,16 @@ pub enum Error {
         /// How many there are.
         layers: usize,
     },
+    /// The file system cannot limit what a directory takes.
+    #[error(
+        "the file system of {} keeps no project quotas, so no writable layer on it can be limited: it has to be xfs or \
+         ext4 with the features project and quota, mounted with prjquota",
+        path.display()
+    )]
+    NoQuota {
+        /// Where the snapshots are.
+        path: PathBuf,
+    },
     /// The file system refused.
     #[error("{call} {}", path.display())]
     Io {

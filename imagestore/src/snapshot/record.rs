@@ -42,6 +42,9 @@ pub(super) struct Active {
     // Left out where it is what it always was: the checksums of older records stay good.
     #[serde(default, skip_serializing_if = "is_default")]
     pub(super) access: Access,
+    /// The project that its writable layer is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) project: Option<u32>,
 }
 
 fn is_default(access: &Access) -> bool {
@@ -112,7 +115,7 @@ mod tests {
     fn only_a_whole_record_is_one() {
         let directory = tempfile::tempdir().unwrap();
         let fd = std::fs::File::open(directory.path()).unwrap();
-        let record = Active { key: "a".to_owned(), parent: None, access: Access::Write };
+        let record = Active { key: "a".to_owned(), parent: None, access: Access::Write, project: None };
         assert_eq!(read::<Active>(fd.as_fd()), None);
         write(fd.as_fd(), &record).unwrap();
         assert_eq!(read(fd.as_fd()), Some(record));

@@ -46,9 +46,9 @@ pub(super) fn recover(folders: &Folders) -> Result<State, Error> {
         };
         match read.filter(usable) {
             Some(record) => {
-                state
-                    .active
-                    .insert(record.key, Active { parent: record.parent, access: record.access, ready: true });
+                state.last_project = state.last_project.max(record.project);
+                let active = Active::new(record.parent, record.access);
+                state.active.insert(record.key, Active { project: record.project, ready: true, ..active });
             }
             None => retire(folders, folders.active.as_fd(), &name),
         }

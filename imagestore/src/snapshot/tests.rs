@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod contract;
+mod quota;
 mod recovery;
 mod stacking;
 

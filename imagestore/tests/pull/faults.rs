@@ -271,19 +271,6 @@ async fn a_registry_that_falls_silent_or_drips_is_given_up_in_time() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bomb_is_refused() {
-    let setup = Setup::new().await;
-    // Behind the end of the archive, so that the test fills no disk.
-    let zeros = vec![0; 1 << 20];
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    (0..1400).for_each(|_| std::io::Write::write_all(&mut encoder, &zeros).unwrap());
-    let mut layer = gzip(b"");
-    layer.blob = encoder.finish().unwrap().into();
-    setup.registry.publish("app", "latest", &TestImage::new(vec![layer]));
-    assert_fails(&setup, Kind::ResourceExhausted, &["swell"]).await;
-}
-
 /// A small file system of its own, gone with the test.
 struct SmallDisk(tempfile::TempDir);
 

@@ -20,7 +20,7 @@ pub(crate) type Blob = Arc<[u8]>;
 pub(crate) struct TestLayer {
     pub(crate) blob: Blob,
     pub(crate) diff_id: String,
-    media_type: &'static str,
+    pub(crate) media_type: &'static str,
 }
 
 pub(crate) struct TestImage {

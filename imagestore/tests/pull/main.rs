@@ -1,6 +1,7 @@
 //! Pulls over real sockets, from a registry that also misbehaves.
 
 mod access;
+mod bombs;
 mod contents;
 mod crash;
 mod faults;

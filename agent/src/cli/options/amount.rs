@@ -22,6 +22,12 @@ pub(crate) fn memory(text: &str) -> Result<i64, String> {
     Ok(bytes as i64)
 }
 
+/// `size=10g`, the only option there is.
+pub(crate) fn storage(text: &str) -> Result<i64, String> {
+    let size = text.strip_prefix("size=").ok_or("expected size=AMOUNT, such as size=10g")?;
+    memory(size)
+}
+
 /// Thousandths of a core. Read digit by digit, so that 0.1 is 100 and not 99.
 pub(crate) fn cores(text: &str) -> Result<i64, String> {
     const EXPECTED: &str = "expected a number of cores above 0 with at most three decimals, such as 0.5 or 2";
@@ -38,6 +44,14 @@ pub(crate) fn cores(text: &str) -> Result<i64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn storage_has_a_size() {
+        assert_eq!(storage("size=1k"), Ok(1024));
+        for bad in ["10g", "size", "size=", "size=x", "inodes=5"] {
+            assert!(storage(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn memory_counts_in_1024() {

@@ -14,6 +14,7 @@ use crate::{
             ContainerConfig, MountConfig, NetworkMode, PidMode, PodConfig, PodName, Propagation, Resources,
             SeccompProfile, Security,
         },
+        storage,
     },
 };
 
@@ -129,7 +130,10 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
         devices: vec![],
         cdi_devices: vec![],
         labels: request.labels.clone().into_iter().collect(),
-        annotations: BTreeMap::new(),
+        annotations: positive(request.storage_bytes)
+            .map(|bytes| (storage::ANNOTATION.to_owned(), bytes.to_string()))
+            .into_iter()
+            .collect(),
         log_path: "container.log".into(),
         resources: Resources {
             cpu_period: quota.map(|_| CPU_PERIOD),

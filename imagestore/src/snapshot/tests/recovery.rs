@@ -29,7 +29,7 @@ fn synced_layers_and_snapshots_are_found_again() {
 #[test]
 fn layer_that_was_never_synced_counts_until_the_machine_restarts() {
     let directory = tempfile::tempdir().unwrap();
-    let open = |boot: &str| Snapshots::open_in_boot(directory.path(), boot.to_owned()).unwrap();
+    let open = |boot: &str| Snapshots::open_in_boot(directory.path(), boot.to_owned(), None).unwrap();
     let snapshots = open("one");
     let synced = add(&snapshots, None, &file("a"));
     snapshots.sync().unwrap();
@@ -78,7 +78,7 @@ fn layer_that_waits_for_its_sync_holds_no_descriptor() {
 #[test]
 fn layer_that_an_earlier_process_left_unsynced_is_synced_by_the_next() {
     let directory = tempfile::tempdir().unwrap();
-    let open = |boot: &str| Snapshots::open_in_boot(directory.path(), boot.to_owned()).unwrap();
+    let open = |boot: &str| Snapshots::open_in_boot(directory.path(), boot.to_owned(), None).unwrap();
     let layer = add(&open("one"), None, &file("a"));
     open("one").sync().unwrap();
     assert!(open("two").contains(&layer));
