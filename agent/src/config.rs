@@ -184,6 +184,19 @@ pub struct Runtime {
     pub cdi_folders: Vec<PathBuf>,
     /// Other OCI runtimes, by the name of the handler that pods ask for.
     pub handlers: BTreeMap<String, Handler>,
+    /// The system call filter of containers whose CRI request names none.
+    pub seccomp_when_unset: UnsetSeccomp,
+}
+
+/// What a CRI request without a seccomp profile means; kubelet's requests always have one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnsetSeccomp {
+    /// No filter, as CRI's validation suite has it.
+    #[default]
+    Unconfined,
+    /// The agent's allow-list.
+    RuntimeDefault,
 }
 
 /// An OCI runtime with runc's command line, for pods that ask for it.
@@ -241,6 +254,7 @@ impl Default for Runtime {
             path: None,
             cdi_folders: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
             handlers: BTreeMap::new(),
+            seccomp_when_unset: UnsetSeccomp::default(),
         }
     }
 }
