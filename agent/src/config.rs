@@ -189,6 +189,19 @@ pub struct Runtime {
     pub handlers: BTreeMap<String, Handler>,
     /// What a container may write into its own layer unless it asks for another limit, in bytes; absent: no limit.
     pub writable_bytes: Option<u64>,
+    /// The system call filter of containers whose CRI request names none.
+    pub seccomp_when_unset: UnsetSeccomp,
+}
+
+/// What a CRI request without a seccomp profile means; kubelet's requests always have one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnsetSeccomp {
+    /// No filter, as CRI's validation suite has it.
+    #[default]
+    Unconfined,
+    /// The agent's allow-list.
+    RuntimeDefault,
 }
 
 /// An OCI runtime with runc's command line, for pods that ask for it.
@@ -247,6 +260,7 @@ impl Default for Runtime {
             cdi_folders: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).to_vec(),
             handlers: BTreeMap::new(),
             writable_bytes: None,
+            seccomp_when_unset: UnsetSeccomp::default(),
         }
     }
 }

@@ -22,6 +22,7 @@ mod exec_sync;
 mod get_container_events;
 mod image_fs_info;
 mod image_status;
+mod info;
 mod list_container_stats;
 mod list_containers;
 mod list_images;

@@ -193,6 +193,7 @@ impl Error {
             Error::Monitor { kind, .. } | Error::Build { kind, .. } => *kind,
             Error::MonitorGone { .. } => Kind::Unavailable,
             Error::File { source, .. } if out_of_space(source) => Kind::ResourceExhausted,
+            Error::Cgroup { source, .. } if source.is_invalid_argument() => Kind::InvalidArgument,
             Error::Mount { .. }
             | Error::Seccomp(_)
             | Error::Cgroup { .. }

@@ -20,6 +20,7 @@ use crate::{
 
 pub(crate) mod cdi;
 pub mod config;
+mod device;
 pub(crate) mod exec;
 mod files;
 mod id;
@@ -29,6 +30,7 @@ pub mod record;
 mod recovery;
 pub(crate) mod session;
 pub(crate) mod signal;
+mod source;
 mod spec;
 pub(crate) mod step;
 pub(crate) mod storage;

@@ -20,8 +20,8 @@ use tokio::sync::mpsc;
 
 use crate::{
     Auth, ChainId, Change, CheckSummary, Commit, Credentials, DiffOptions, Digest, Error, Fault, Image,
-    ImageUsage, Kind, Loaded, Patience, Platform, Progress, ProjectQuota, Pushed, Reclaimed, Reference, Removed, Snapshots,
-    Step, Unneeded, UploadEvent, Watermarks, archive,
+    ImageUsage, Kind, Loaded, Patience, Platform, Progress, ProjectQuota, Pushed, Reclaimed, Reference,
+    Removed, Snapshots, Step, Unneeded, UploadEvent, Watermarks, archive,
     catalog::Catalog,
     check, commit,
     content::Content,

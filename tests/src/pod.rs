@@ -6,7 +6,7 @@ use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, IdMapping, Int64Value, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
-    PortMapping, UserNamespace,
+    PortMapping, SecurityProfile, UserNamespace,
 };
 
 use crate::client::image_spec;
@@ -132,10 +132,12 @@ pub struct Ctr {
 
 #[allow(missing_docs)] // named after the fields they set
 impl Ctr {
-    /// In the namespaces of `pod`, with a log file named after it.
+    /// In the namespaces of `pod`, with the default system call filter and a log file named after it.
     pub fn new(name: &str, image: &str, pod: &Pod) -> Ctr {
         let security_context = LinuxContainerSecurityContext {
             namespace_options: pod.namespace_options(),
+            // The first of its kinds is the runtime's default.
+            seccomp: Some(SecurityProfile::default()),
             ..Default::default()
         };
         let linux = LinuxContainerConfig {

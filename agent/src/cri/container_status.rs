@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sampan_proto::cri;
 use tonic::Status;
 
-use super::convert;
+use super::{convert, info};
 use crate::pods::Pods;
 
 pub(super) async fn call(
@@ -15,9 +15,7 @@ pub(super) async fn call(
     let found = pods.find_container(&request.container_id)?;
     let mut info = HashMap::new();
     if request.verbose {
-        let record =
-            serde_json::to_string(&*found.container).map_err(|error| Status::internal(error.to_string()))?;
-        info.insert("info".into(), record);
+        info.insert("info".into(), info::container(pods.context(), &found).await);
     }
     Ok(cri::ContainerStatusResponse { status: Some(convert::container_status(&found.container)), info })
 }

@@ -6,6 +6,7 @@ use sampan_proto::cri;
 
 use super::users;
 use crate::{
+    config::UnsetSeccomp,
     error::{Error, Result},
     network::{PortMapping, Protocol},
     pods::{
@@ -35,6 +36,13 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
     }
     let namespaces = security.namespace_options.unwrap_or_default();
     let users = users::of_pod(&namespaces)?;
+    if namespaces.pid == cri::NamespaceMode::Target as i32 {
+        return invalid("a pod's pid namespace can't be that of a container: TARGET is for containers");
+    }
+    plain("hostname", [&config.hostname])?;
+    if let Some(dns) = &config.dns_config {
+        plain("dns_config", dns.servers.iter().chain(&dns.searches).chain(&dns.options))?;
+    }
     let sysctls = sysctls(linux.sysctls)?;
     Ok(PodConfig {
         name: PodName {
@@ -67,6 +75,14 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
         auto_remove: false,
         standalone: false,
     })
+}
+
+/// What becomes a word of a line in a file must be no more than that.
+fn plain<'a>(what: &str, words: impl IntoIterator<Item = &'a String>) -> Result<()> {
+    match words.into_iter().find(|word| word.contains(|c: char| c.is_whitespace() || c.is_control())) {
+        Some(word) => invalid(format!("{what} has {word:?}, which is not one word")),
+        None => Ok(()),
+    }
 }
 
 /// Only parameters that a namespace of the pod has; others would change the host.
@@ -130,7 +146,10 @@ fn pid_mode(target: &str, mode: i32) -> PidMode {
 }
 
 /// A container's configuration.
-pub(super) fn container_config(config: cri::ContainerConfig) -> Result<ContainerConfig> {
+pub(super) fn container_config(
+    config: cri::ContainerConfig,
+    unset_seccomp: UnsetSeccomp,
+) -> Result<ContainerConfig> {
     let Some(metadata) = config.metadata.clone() else {
         return invalid("the container's config has no metadata");
     };
@@ -174,7 +193,7 @@ pub(super) fn container_config(config: cri::ContainerConfig) -> Result<Container
         annotations,
         log_path: config.log_path,
         resources: linux.resources.map(resources).transpose()?.unwrap_or_default(),
-        security: linux.security_context.map(security).transpose()?.unwrap_or_default(),
+        security: security(linux.security_context.unwrap_or_default(), unset_seccomp)?,
         stop_signal,
         stdin: config.stdin,
         tty: config.tty,
@@ -208,6 +227,9 @@ fn mount(mount: cri::Mount) -> Result<MountConfig> {
     if image.is_some() && !mount.host_path.is_empty() {
         return invalid(format!("mount {:?} has both an image and a host path", mount.container_path));
     }
+    if image.is_some() && !mount.readonly {
+        return invalid(format!("mount {:?}: an image can be mounted readonly only", mount.container_path));
+    }
     check_options(&mount.mount_options, image.is_some())
         .map_err(|problem| Error::Invalid(format!("mount {:?}: {problem}", mount.container_path)))?;
     let owners = (!mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty())
@@ -219,8 +241,15 @@ fn mount(mount: cri::Mount) -> Result<MountConfig> {
         owners,
         container_path: mount.container_path.into(),
         host_path: mount.host_path.into(),
-        readonly: mount.readonly || image.is_some(),
-        image: image.map(|image| ImageVolume { image: image.image, sub_path: mount.image_sub_path }),
+        source: None,
+        relabel: mount.selinux_relabel,
+        readonly: mount.readonly,
+        image: image.map(|image| ImageVolume {
+            image: image.image,
+            user_named: image.user_specified_image,
+            id: String::new(),
+            sub_path: mount.image_sub_path,
+        }),
         recursive_readonly: mount.recursive_read_only,
         propagation,
     })
@@ -283,14 +312,20 @@ pub(super) fn resources(asked: cri::LinuxContainerResources) -> Result<Resources
     })
 }
 
-fn security(asked: cri::LinuxContainerSecurityContext) -> Result<Security> {
+fn security(asked: cri::LinuxContainerSecurityContext, unset: UnsetSeccomp) -> Result<Security> {
     // Elsewhere labels have no meaning, and clusters with both kinds of nodes send them to all.
     if asked.selinux_options.is_some() && std::path::Path::new("/sys/fs/selinux/enforce").exists() {
         return Err(Error::Unimplemented("SELinux labels of a container: not supported yet".into()));
     }
     let namespaces = asked.namespace_options.clone();
     let capabilities = asked.capabilities.unwrap_or_default();
-    let or_default = |paths: Vec<String>| (!paths.is_empty()).then_some(paths);
+    // An empty list and none look the same. Kubelet names every path but for `procMount: Unmasked`, which it lets pods have
+    // in a user namespace only; whoever else names none gets the defaults.
+    let user_namespace = namespaces
+        .as_ref()
+        .and_then(|namespaces| namespaces.userns_options.as_ref())
+        .is_some_and(|user| user.mode() == cri::NamespaceMode::Pod);
+    let or_default = |paths: Vec<String>| (user_namespace || !paths.is_empty()).then_some(paths);
     Ok(Security {
         run_as_user: asked.run_as_user.map(|user| user.value),
         run_as_group: asked.run_as_group.map(|group| group.value),
@@ -305,14 +340,14 @@ fn security(asked: cri::LinuxContainerSecurityContext) -> Result<Security> {
         ambient_capabilities: capabilities.add_ambient_capabilities,
         masked_paths: or_default(asked.masked_paths),
         readonly_paths: or_default(asked.readonly_paths),
-        seccomp: seccomp(asked.seccomp, &asked.seccomp_profile_path)?,
+        seccomp: seccomp(asked.seccomp, &asked.seccomp_profile_path, unset)?,
         apparmor: apparmor(asked.apparmor, asked.apparmor_profile)?,
         pid: namespaces.map(|namespaces| pid_mode(&namespaces.target_id, namespaces.pid)),
     })
 }
 
-/// The profile message wins over the older path; neither means the default filter.
-fn seccomp(profile: Option<cri::SecurityProfile>, path: &str) -> Result<SeccompProfile> {
+/// The profile message wins over the older path; what neither means, the configuration says.
+fn seccomp(profile: Option<cri::SecurityProfile>, path: &str, unset: UnsetSeccomp) -> Result<SeccompProfile> {
     use cri::security_profile::ProfileType;
     match profile {
         Some(profile) => match profile.profile_type() {
@@ -321,6 +356,7 @@ fn seccomp(profile: Option<cri::SecurityProfile>, path: &str) -> Result<SeccompP
             ProfileType::Localhost => Ok(SeccompProfile::Localhost(profile.localhost_ref.into())),
         },
         None => match path {
+            "" if unset == UnsetSeccomp::Unconfined => Ok(SeccompProfile::Unconfined),
             "" | "runtime/default" | "docker/default" => Ok(SeccompProfile::Default),
             "unconfined" => Ok(SeccompProfile::Unconfined),
             other => match other.strip_prefix("localhost/") {
@@ -525,21 +561,29 @@ fn mount_status(mount: &MountConfig) -> cri::Mount {
         Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
         Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
     };
+    let image = mount.image.as_ref().map(|volume| cri::ImageSpec {
+        image: volume.image.clone(),
+        user_specified_image: volume.user_named.clone(),
+        image_ref: volume.id.clone(),
+        ..Default::default()
+    });
+    let mappings = |runs: fn(&IdMappings) -> &Vec<IdRun>| {
+        let runs = mount.owners.as_ref().map(runs).into_iter().flatten();
+        runs.map(|run| cri::IdMapping { host_id: run.outside, container_id: run.inside, length: run.length })
+            .collect()
+    };
     cri::Mount {
         container_path: mount.container_path.display().to_string(),
-        host_path: match mount.image {
-            Some(_) => String::new(),
-            None => mount.host_path.display().to_string(),
-        },
-        image: mount
-            .image
-            .as_ref()
-            .map(|volume| cri::ImageSpec { image: volume.image.clone(), ..Default::default() }),
+        host_path: mount.host_path.display().to_string(),
+        image,
         image_sub_path: mount.image.as_ref().map(|volume| volume.sub_path.clone()).unwrap_or_default(),
         readonly: mount.readonly,
         recursive_read_only: mount.recursive_readonly,
         propagation: propagation as i32,
-        ..Default::default()
+        mount_options: mount.options.clone(),
+        uid_mappings: mappings(|owners| &owners.uids),
+        gid_mappings: mappings(|owners| &owners.gids),
+        selinux_relabel: mount.relabel,
     }
 }
 

@@ -4,7 +4,7 @@ use sampan_proto::cri;
 use tonic::Status;
 
 use super::{convert, users};
-use crate::pods::Pods;
+use crate::pods::{Pods, record::ContainerPhase};
 
 pub(super) async fn call(
     pods: &Pods,
@@ -16,13 +16,21 @@ pub(super) async fn call(
     if let Some(namespaces) = security.and_then(|security| security.namespace_options.as_ref()) {
         users::of_container(namespaces, pod.record.config.users.as_ref())?;
     }
-    let mut config = convert::container_config(config)?;
+    let unset_seccomp = pods.context().config.runtime.seccomp_when_unset;
+    let mut config = convert::container_config(config, unset_seccomp)?;
     if config.security.privileged && !pod.record.config.privileged {
         return Err(Status::invalid_argument("a privileged container needs a privileged pod"));
     }
     if let Some(crate::pods::config::PidMode::Target(id)) = &mut config.security.pid {
+        let target = pods.find_container(id)?;
+        if target.pod.record.id != pod.record.id {
+            return Err(Status::invalid_argument(format!("target container {id:?} is in another pod")));
+        }
+        if target.container.phase != ContainerPhase::Running {
+            return Err(Status::failed_precondition(format!("target container {id:?} is not running")));
+        }
         // The monitor knows whole ids only.
-        *id = pods.find_container(id)?.container.id.to_string();
+        *id = target.container.id.to_string();
     }
     let id = pods.create_container(&pod.record.id, config).await?;
     Ok(cri::CreateContainerResponse { container_id: id.to_string() })

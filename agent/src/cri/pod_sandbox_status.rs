@@ -5,19 +5,19 @@ use std::collections::HashMap;
 use sampan_proto::cri;
 use tonic::Status;
 
-use super::convert;
+use super::{convert, info};
 use crate::{context::now, pods::Pods};
 
 pub(super) async fn call(
     pods: &Pods,
     request: cri::PodSandboxStatusRequest,
 ) -> Result<cri::PodSandboxStatusResponse, Status> {
+    // Before the state is read: what happens meanwhile must not seem to be told already.
+    let timestamp = now();
     let pod = pods.find(&request.pod_sandbox_id)?;
     let mut info = HashMap::new();
     if request.verbose {
-        let record =
-            serde_json::to_string(&pod.record).map_err(|error| Status::internal(error.to_string()))?;
-        info.insert("info".into(), record);
+        info.insert("info".into(), info::pod(&pod));
     }
     Ok(cri::PodSandboxStatusResponse {
         status: Some(convert::pod_status(&pod)),
@@ -27,6 +27,6 @@ pub(super) async fn call(
             .values()
             .map(|container| convert::container_status(container))
             .collect(),
-        timestamp: now(),
+        timestamp,
     })
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sampan_proto::cri;
 use tonic::Status;
 
+use super::info;
 use crate::{config::RUNTIME_HANDLER, pods::Pods};
 
 pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri::StatusResponse, Status> {
@@ -30,10 +31,7 @@ pub(super) async fn call(pods: &Pods, request: cri::StatusRequest) -> Result<cri
     let others = pods.context().config.runtime.handlers.keys().map(|name| handler(name, false));
     let mut info = HashMap::new();
     if request.verbose {
-        let config = &pods.context().config;
-        info.insert("root".into(), config.root.display().to_string());
-        info.insert("state".into(), config.state.display().to_string());
-        info.insert("bridge".into(), config.network.bridge.clone());
+        info.insert("config".into(), info::config(&pods.context().config));
     }
     Ok(cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions: vec![condition("RuntimeReady"), network] }),

@@ -152,8 +152,11 @@ pub struct ContainerConfig {
 pub struct MountConfig {
     /// Where the container sees it.
     pub container_path: PathBuf,
-    /// What it is on the host; set by the agent for an image.
+    /// What it is on the host, as asked for; empty for an image.
     pub host_path: PathBuf,
+    /// What is mounted, links followed; `None` as long as nobody has looked: the host path then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<PathBuf>,
     /// The image that is mounted in place of a host path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageVolume>,
@@ -166,6 +169,9 @@ pub struct MountConfig {
     /// Further options, such as `noexec`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
+    /// The caller would have its SELinux label changed, which means nothing here.
+    #[serde(default)]
+    pub relabel: bool,
     /// How the container sees the owners of its files; `None`: as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owners: Option<IdMappings>,
@@ -210,6 +216,12 @@ pub struct IdRun {
 pub struct ImageVolume {
     /// An id or a reference.
     pub image: String,
+    /// As the pod's author wrote it; empty: nobody told.
+    #[serde(default)]
+    pub user_named: String,
+    /// The id of the image that is mounted.
+    #[serde(default)]
+    pub id: String,
     /// Relative to the image's root; empty: all of it.
     pub sub_path: String,
 }
@@ -284,8 +296,8 @@ impl Resources {
         self.cpu_period = cpu_period.or(self.cpu_period);
         self.cpu_quota = cpu_quota.or(self.cpu_quota);
         self.cpu_shares = cpu_shares.or(self.cpu_shares);
+        self.memory_swap_limit = memory_swap_limit.or_else(|| self.swap_limit_for(memory_limit));
         self.memory_limit = memory_limit.or(self.memory_limit);
-        self.memory_swap_limit = memory_swap_limit.or(self.memory_swap_limit);
         self.pids_limit = pids_limit.or(self.pids_limit);
         if oom_score_adj != 0 {
             self.oom_score_adj = oom_score_adj;
@@ -300,6 +312,16 @@ impl Resources {
             self.hugepages.push((size, limit));
         }
         self.unified.extend(unified);
+    }
+
+    /// The sum's limit once memory has another limit: what may be swapped stays the same.
+    fn swap_limit_for(&self, memory_limit: Option<i64>) -> Option<i64> {
+        match (self.memory_swap_limit, self.memory_limit, memory_limit) {
+            (Some(sum @ 1..), Some(old @ 1..), Some(new @ 1..)) => Some(new.saturating_add(sum - old)),
+            // Without a limit of memory there is none of the sum.
+            (Some(1..), _, Some(..=0)) => None,
+            (unchanged, _, _) => unchanged,
+        }
     }
 }
 
@@ -365,4 +387,33 @@ pub enum AppArmorProfile {
     Unconfined,
     /// One that is loaded on the host, by its name.
     Localhost(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(limit: i64, sum: Option<i64>) -> Resources {
+        Resources { memory_limit: Some(limit), memory_swap_limit: sum, ..Resources::default() }
+    }
+
+    #[test]
+    fn another_memory_limit_leaves_what_may_be_swapped() {
+        for (before, after) in [
+            (memory(64, Some(64)), memory(128, Some(128))),
+            (memory(64, Some(96)), memory(128, Some(160))),
+            (memory(256, Some(256)), memory(128, Some(128))),
+            (memory(64, Some(-1)), memory(128, Some(-1))),
+            (memory(64, None), memory(128, None)),
+        ] {
+            let mut resources = before;
+            resources.merge(&memory(128, None));
+            assert_eq!(resources, after);
+        }
+        let mut resources = memory(64, Some(64));
+        resources.merge(&memory(-1, None));
+        assert_eq!(resources, memory(-1, None));
+        resources.merge(&memory(32, Some(40)));
+        assert_eq!(resources, memory(32, Some(40)));
+    }
 }

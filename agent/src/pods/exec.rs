@@ -22,6 +22,7 @@ use tokio::{io::AsyncReadExt, net::unix::pipe, time::timeout};
 
 use super::{
     id::{ContainerId, PodId},
+    layout::with_primary,
     monitor::Connection,
     record::{ContainerPhase, ContainerRecord},
     session::Command,
@@ -139,7 +140,8 @@ fn process(config: &Path, pid: Option<i32>, command: Command) -> Result<OwnedFd>
         let user = resolve_user(pid, &command.user)?;
         set_variable(&mut env, "HOME", user.home.as_deref().unwrap_or("/"));
         let mut identity = oci_spec::runtime::User::default();
-        identity.set_uid(user.uid).set_gid(user.gid).set_additional_gids(Some(user.additional_gids));
+        let groups = with_primary(user.gid, user.additional_gids);
+        identity.set_uid(user.uid).set_gid(user.gid).set_additional_gids(Some(groups));
         process.set_user(identity);
     }
     for (name, value) in &command.env {

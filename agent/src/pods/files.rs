@@ -19,6 +19,8 @@ const HOSTNAME: &str = "hostname";
 const RESOLV_CONF: &str = "resolv.conf";
 const SHM: &str = "shm";
 const SECRETS: &str = "secrets";
+/// The real name servers, where /etc/resolv.conf has systemd-resolved's on loopback only.
+const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
 /// Writes the files of a pod and mounts its shared memory.
 pub(crate) fn create(
@@ -33,7 +35,7 @@ pub(crate) fn create(
     };
     let resolv_conf = match &config.dns {
         Some(dns) if *dns != Dns::default() => resolv_conf(dns),
-        _ => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        _ => of_host(config.network, Path::new("/etc/resolv.conf"), Path::new(RESOLVED)),
     };
     for (name, text) in [(HOSTS, hosts), (HOSTNAME, format!("{hostname}\n")), (RESOLV_CONF, resolv_conf)] {
         let path = folder.join(name);
@@ -115,6 +117,22 @@ fn hosts(hostname: &str, attachment: Option<&Attachment>) -> String {
     text
 }
 
+/// The host's own name resolution. A name server on the host's loopback is nobody's on a pod's.
+fn of_host(network: NetworkMode, usual: &Path, resolved: &Path) -> String {
+    let usual = fs::read_to_string(usual).unwrap_or_default();
+    if network == NetworkMode::Host {
+        return usual;
+    }
+    let servers = usual.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    let loopback =
+        |server: &str| server.trim().parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let mut servers = servers.peekable();
+    if servers.peek().is_some() && servers.all(loopback) {
+        return fs::read_to_string(resolved).unwrap_or(usual);
+    }
+    usual
+}
+
 fn resolv_conf(dns: &Dns) -> String {
     let mut text = String::new();
     if !dns.searches.is_empty() {
@@ -142,6 +160,20 @@ mod tests {
         };
         let expected = "search a.b c\nnameserver 10.0.0.1\nnameserver fd00::1\noptions ndots:5\n";
         assert_eq!(resolv_conf(&dns), expected);
+    }
+
+    #[test]
+    fn name_servers_on_the_hosts_loopback_are_replaced_by_the_real_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let [usual, resolved] = ["usual", "resolved"].map(|name| folder.path().join(name));
+        let host = |network| of_host(network, &usual, &resolved);
+        fs::write(&usual, "nameserver 127.0.0.53\noptions edns0\n").unwrap();
+        assert_eq!(host(NetworkMode::Pod), "nameserver 127.0.0.53\noptions edns0\n", "there is no other");
+        fs::write(&resolved, "nameserver 192.0.2.1\n").unwrap();
+        assert_eq!(host(NetworkMode::Pod), "nameserver 192.0.2.1\n");
+        assert!(host(NetworkMode::Host).contains("127.0.0.53"), "the host's loopback is there");
+        fs::write(&usual, "nameserver 127.0.0.53\nnameserver 192.0.2.7\n").unwrap();
+        assert!(host(NetworkMode::Pod).contains("192.0.2.7"));
     }
 
     #[test]

@@ -4,10 +4,7 @@
 
 use std::{
     fs,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt},
-    },
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -22,11 +19,10 @@ use sampan_runtime::{
 
 use super::{
     PodId, cdi,
-    config::{DeviceConfig, ImageVolume, MountConfig, Propagation, SeccompProfile, Security},
-    files,
+    config::{AppArmorProfile, MountConfig, Propagation, SeccompProfile, Security},
+    device, files,
     record::{ContainerRecord, PodRecord, UserIds},
-    spec::{self, HostDevice},
-    storage,
+    source, spec, storage,
 };
 use crate::{
     context::Context,
@@ -42,7 +38,8 @@ pub(super) fn lay_out(
     image: &Image,
     hostname: &str,
 ) -> Result<(ContainerRecord, Option<Runtime>)> {
-    let key = record.id.as_str();
+    let id = record.id.clone();
+    let key = id.as_str();
     let snapshots = context.store.snapshots();
     let limit = storage::limit(&record.config.annotations, context.config.runtime.writable_bytes)?;
     let mounts = snapshots.prepare(key, Some(image.chain_id()))?;
@@ -53,32 +50,22 @@ pub(super) fn lay_out(
     let users = users(pod)?;
     sampan_runtime::mount::mount_all(&mounts, &rootfs, users.as_ref())
         .map_err(|source| Error::Mount { container: key.to_owned(), source })?;
-    for number in 0..record.config.mounts.len() {
-        if let Some(volume) = record.config.mounts[number].image.clone() {
-            let key = record.image_volume_key(number);
-            let host_path = mount_image(context, &record, &key, &volume, users.as_ref())?;
-            record.config.mounts[number].host_path = host_path;
-        }
-    }
-    for mount in &mut record.config.mounts {
-        // The source as it is now, links followed: what is checked is what will be mounted.
-        mount.host_path = mount.host_path.canonicalize().map_err(|error| {
-            Error::Invalid(format!(
-                "mount source {} for {}: {error}",
-                mount.host_path.display(),
-                mount.container_path.display()
-            ))
-        })?;
-    }
+    source::resolve(context, &mut record, users.as_ref())?;
     let image_config = image.config.config().as_ref();
     let user =
         resolve_user(&rootfs, &record.config.security, image_config.and_then(|c| c.user().as_deref()))?;
     record.user = UserIds { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() };
     record.volumes = make_volumes(context, &pod.id, &record, &rootfs, image_config)?;
     let folder = context.pod_state(&pod.id);
-    let mut devices = record.config.devices.iter().map(host_device).collect::<Result<Vec<_>>>()?;
+    let named = record.config.devices.iter().map(device::named).collect::<Result<Vec<_>>>()?;
+    let mut devices = named.concat();
     if record.config.security.privileged {
-        devices.extend(host_devices(Path::new("/dev"), &devices));
+        devices.extend(device::all_of_host(Path::new("/dev"), &devices));
+    }
+    if let AppArmorProfile::Localhost(profile) = &record.config.security.apparmor
+        && !apparmor_loaded(profile)
+    {
+        return Err(Error::Invalid(format!("AppArmor profile {profile:?} is not loaded on this host")));
     }
     let mut spec = spec::build(&spec::Input {
         pod: &pod.config,
@@ -116,37 +103,6 @@ fn users(pod: &PodRecord) -> Result<Option<UserNamespace>> {
     found.map(Some).map_err(|error| Error::Internal(chain(&error)))
 }
 
-/// Mounts an image for a container to look at; gives the folder of it that is meant.
-fn mount_image(
-    context: &Context,
-    record: &ContainerRecord,
-    key: &str,
-    volume: &ImageVolume,
-    users: Option<&UserNamespace>,
-) -> Result<PathBuf> {
-    let image = context.store.find(&volume.image)?;
-    let image = image.ok_or_else(|| Error::NotFound { object: "image", id: volume.image.clone() })?;
-    let snapshots = context.store.snapshots();
-    let mounts = snapshots.view(key, image.chain_id())?;
-    let root = snapshots.directories(key)?.merged;
-    sampan_runtime::mount::mount_all(&mounts, &root, users)
-        .map_err(|source| Error::Mount { container: record.id.to_string(), source })?;
-    let root = root.canonicalize().map_err(at("resolve", &root))?;
-    // Nobody can change what is found here: it is read-only.
-    let wanted = |why: String| {
-        Error::Invalid(format!("image_sub_path {:?} of image {:?} {why}", volume.sub_path, volume.image))
-    };
-    let found = root.join(volume.sub_path.trim_start_matches('/')).canonicalize();
-    let found = found.map_err(|error| wanted(format!("is not there: {error}")))?;
-    if !found.starts_with(&root) {
-        return Err(wanted("leads out of the image".into()));
-    }
-    if !found.is_dir() {
-        return Err(wanted("is not a directory".into()));
-    }
-    Ok(found)
-}
-
 /// A folder for each volume of the image that the request mounts nothing at, with what the image has there.
 fn make_volumes(
     context: &Context,
@@ -171,6 +127,8 @@ fn make_volumes(
         volumes.push(MountConfig {
             container_path,
             host_path,
+            source: None,
+            relabel: false,
             image: None,
             readonly: false,
             recursive_readonly: false,
@@ -185,8 +143,13 @@ fn make_volumes(
 /// The profile that the package brings, where AppArmor is on and somebody has loaded it (systemd does, at the start).
 pub(super) fn default_apparmor() -> Option<&'static str> {
     const PROFILE: &str = "sampan-default";
-    let loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles").ok()?;
-    loaded.lines().any(|line| line.split(' ').next() == Some(PROFILE)).then_some(PROFILE)
+    apparmor_loaded(PROFILE).then_some(PROFILE)
+}
+
+/// Each line of the kernel's list is a name, which may have spaces in it, and a mode in parentheses.
+fn apparmor_loaded(profile: &str) -> bool {
+    let loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+    loaded.lines().any(|line| line.rsplit_once(" (").is_some_and(|(name, _)| name == profile))
 }
 
 pub(super) fn write_bundle(
@@ -226,6 +189,14 @@ pub(super) fn write_bundle(
     fs::write(&path, json).map_err(at("write", &path))
 }
 
+/// The primary group is among the others, and first: a process that changes its primary group must not get rid of what a
+/// file denies to that group (CVE-2022-2990).
+pub(super) fn with_primary(gid: u32, mut groups: Vec<u32>) -> Vec<u32> {
+    groups.retain(|group| *group != gid);
+    groups.insert(0, gid);
+    groups
+}
+
 /// Who the container runs as: numbers and names of the request before those of the image.
 pub(super) fn resolve_user(rootfs: &Path, security: &Security, image_user: Option<&str>) -> Result<User> {
     let root: OwnedFd =
@@ -247,9 +218,13 @@ pub(super) fn resolve_user(rootfs: &Path, security: &Security, image_user: Optio
         },
     };
     let mut user = user::resolve(root.as_fd(), &text)?;
-    if security.strict_groups {
-        user.additional_gids.clear();
-    }
+    user.additional_gids = match (security.strict_groups, &user.name) {
+        (true, _) => Vec::new(),
+        // A group that the request names takes the primary one's place and no other's.
+        (false, Some(name)) if security.run_as_group.is_some() => user::member_groups(root.as_fd(), name)?,
+        (false, _) => user.additional_gids,
+    };
+    user.additional_gids = with_primary(user.gid, user.additional_gids);
     for group in &security.supplemental_groups {
         let gid = u32::try_from(*group).ok().filter(|gid| *gid <= i32::MAX as u32);
         let gid = gid.ok_or_else(|| Error::Invalid(format!("supplemental group {group} is out of range")))?;
@@ -258,46 +233,4 @@ pub(super) fn resolve_user(rootfs: &Path, security: &Security, image_user: Optio
         }
     }
     Ok(user)
-}
-
-fn host_device(device: &DeviceConfig) -> Result<HostDevice> {
-    let metadata = fs::metadata(&device.host_path).map_err(at("look at device", &device.host_path))?;
-    let kind = metadata.file_type();
-    if !kind.is_block_device() && !kind.is_char_device() {
-        return Err(Error::Invalid(format!("{} is not a device", device.host_path.display())));
-    }
-    let number = metadata.rdev();
-    Ok(HostDevice {
-        path: device.container_path.clone(),
-        block: kind.is_block_device(),
-        major: i64::from(rustix::fs::major(number)),
-        minor: i64::from(rustix::fs::minor(number)),
-        mode: metadata.mode() & 0o777,
-        uid: metadata.uid(),
-        gid: metadata.gid(),
-        permissions: device.permissions.clone(),
-    })
-}
-
-/// The devices of the host but for those of terminals and those that the request names.
-fn host_devices(folder: &Path, named: &[HostDevice]) -> Vec<HostDevice> {
-    /// What every container has of its own.
-    const OWN: [&str; 6] = ["pts", "shm", "mqueue", "fd", "console", "ptmx"];
-    let mut devices = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let (path, name) = (entry.path(), entry.file_name());
-        // One that goes away meanwhile is none.
-        let Ok(kind) = entry.file_type() else { continue };
-        if OWN.iter().any(|own| name == *own) || named.iter().any(|device| device.path == path) {
-            continue;
-        }
-        if kind.is_dir() {
-            devices.extend(host_devices(&path, named));
-        } else if kind.is_char_device() || kind.is_block_device() {
-            let config =
-                DeviceConfig { container_path: path.clone(), host_path: path, permissions: "rwm".into() };
-            devices.extend(host_device(&config));
-        }
-    }
-    devices
 }

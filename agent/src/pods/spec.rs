@@ -17,8 +17,8 @@ use oci_spec::runtime::{
 };
 
 use super::config::{
-    AppArmorProfile, ContainerConfig, IdRun, MountConfig, NetworkMode, PidMode, PodConfig, Propagation,
-    Resources, Security,
+    AppArmorProfile, ContainerConfig, IdRun, MountConfig, PidMode, PodConfig, Propagation, Resources,
+    Security,
 };
 use super::record::UserIds;
 use crate::error::{Error, Result};
@@ -224,7 +224,7 @@ fn process(input: &Input<'_>) -> Result<Process> {
         .terminal(container.tty)
         .user(user(input.user)?)
         .args(argv)
-        .env(environment(input))
+        .env(environment(input)?)
         .cwd(cwd)
         .capabilities(process_capabilities(input)?)
         .oom_score_adj(i32::try_from(container.resources.oom_score_adj).unwrap_or(0).clamp(-1000, 1000))
@@ -256,7 +256,7 @@ fn user(ids: &UserIds) -> Result<User> {
 
 /// PATH, HOSTNAME and HOME first, then the image's variables, then the request's; a later one replaces an
 /// earlier one in its place.
-fn environment(input: &Input<'_>) -> Vec<String> {
+fn environment(input: &Input<'_>) -> Result<Vec<String>> {
     let mut env: Vec<String> = vec![DEFAULT_PATH.into(), format!("HOSTNAME={}", input.hostname)];
     if input.container.tty {
         env.push("TERM=xterm".into());
@@ -276,7 +276,13 @@ fn environment(input: &Input<'_>) -> Vec<String> {
     for (name, value) in &input.container.env {
         set(format!("{name}={value}"));
     }
-    env
+    // Tools write it into files of lines (CVE-2022-4318).
+    match env.iter().find(|pair| pair.starts_with("HOME=") && pair.contains(['\n', '\r'])) {
+        Some(home) => {
+            Err(Error::Invalid(format!("{home:?} has a line end, which no directory's name may have")))
+        }
+        None => Ok(env),
+    }
 }
 
 /// Root gets the set at once; another user can reach it through files with capabilities only, as in Docker,
@@ -320,20 +326,25 @@ fn mounts(input: &Input<'_>) -> Result<Vec<Mount>> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         )?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
+        // One of the container's own also where it has the host's network: beneath the host's lie debugfs and others,
+        // which a bind mount would bring along.
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", ro])?,
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", ro])?,
     ];
-    if input.pod.network == NetworkMode::Host {
-        // A sysfs may only be mounted by who owns the network namespace; the host's is bound instead.
-        all[4] = mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", ro])?;
+    if input.pod.users.is_some() && input.pod.network == super::config::NetworkMode::Host {
+        // Only who owns a network namespace may mount its sysfs. What lies beneath the host's is closed with it.
+        all[4] = mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", "rro"])?;
     }
     let requested: HashSet<PathBuf> =
         input.container.mounts.iter().map(|mount| mount.container_path.clone()).collect();
     for (destination, source) in input.pod_files {
         if !requested.contains(Path::new(destination)) {
             let mut options = vec!["rbind", "nosuid", "nodev"];
-            if *destination == "/dev/shm" {
-                options.push("noexec");
+            match *destination {
+                "/dev/shm" => options.push("noexec"),
+                // What the image's own files would be.
+                _ if input.container.security.readonly_rootfs => options.push("ro"),
+                _ => {}
             }
             if input.pod.users.is_some() {
                 // They are the host root's on the host, and are the pod's root's there.
@@ -371,7 +382,7 @@ fn bind(request: &MountConfig) -> Result<Mount> {
     let builder = MountBuilder::default()
         .destination(&request.container_path)
         .typ("bind")
-        .source(&request.host_path)
+        .source(request.source.as_ref().unwrap_or(&request.host_path))
         .options(own.chain(request.options.iter().cloned()).collect::<Vec<_>>());
     let builder = match &request.owners {
         Some(owners) => builder.uid_mappings(runs(&owners.uids)?).gid_mappings(runs(&owners.gids)?),
@@ -459,6 +470,11 @@ pub(crate) fn limits(asked: &Resources) -> Result<LinuxResources> {
         cpu = cpu.mems(&*asked.cpuset_mems);
     }
     builder = builder.cpu(cpu.build().map_err(internal)?);
+    if let (None, Some(1..)) = (asked.memory_limit, asked.memory_swap_limit) {
+        return Err(Error::Invalid(
+            "a limit of memory and swap together needs a limit of memory too: memory_limit_in_bytes is not set".into(),
+        ));
+    }
     if let Some(limit) = asked.memory_limit {
         // No swap beyond the limit unless it is asked for, as kubelet and Kubernetes' users expect.
         let swap = asked.memory_swap_limit.unwrap_or(limit);

@@ -99,8 +99,11 @@ impl Rootfs {
     }
 
     fn pivot(&self) -> Result<()> {
+        // Held by its descriptor: a path that ends in "." means the new root, on top of which the old one comes to lie.
+        let old = sys::mount::open_directory(Path::new("/")).map_err(Error::Pivot)?;
         sys::mount::pivot_root_here().map_err(Error::Pivot)?;
-        // The old root now lies on top of the new one, both of them at ".". Its unmounting must not reach the host.
+        file::fchdir(&old).map_err(Error::Pivot)?;
+        // Its unmounting must not reach the host, nor must the container's own mounts be cut off from it.
         if self.propagation.is_some() {
             let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
             sys::mount::set_propagation(".", slave).map_err(Error::Pivot)?;

@@ -1,7 +1,9 @@
 //! New limits for a running container, and long lists in pieces.
 
+use std::fs;
+
 use k8s_cri::v1::{
-    LinuxContainerResources, NetworkConfig, RuntimeConfig, UpdateContainerResourcesRequest,
+    Device, LinuxContainerResources, NetworkConfig, RuntimeConfig, UpdateContainerResourcesRequest,
     UpdateRuntimeConfigRequest,
 };
 use sampan_proto::cri::{
@@ -53,6 +55,85 @@ async fn new_limits_are_in_force_and_told_or_nothing_has_changed() {
         cri.stop(&id, 0).await.unwrap();
         let status = cri.runtime.update_container_resources(update(Default::default())).await.unwrap_err();
         assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_leaves_devices_alone_and_a_failed_one_every_limit() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (mut cri, pod) = (agent.cri(), agent.pod("update"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let mut config = Ctr::sleeper("c", &image, &pod);
+        config.config.devices.push(Device {
+            container_path: "/dev/sink".into(),
+            host_path: "/dev/full".into(),
+            permissions: "rw".into(),
+        });
+        let id = cri.run(&pod_id, &config, &pod).await.unwrap();
+        let update = |linux| UpdateContainerResourcesRequest {
+            container_id: id.clone(),
+            linux: Some(linux),
+            ..Default::default()
+        };
+        // Opening it is what the cgroup allows or not.
+        let device = "head -c 1 /dev/sink | wc -c";
+        assert_eq!(cri.sh(&id, device).await, "1");
+        let limits = LinuxContainerResources { cpu_shares: 512, oom_score_adj: 700, ..Default::default() };
+        cri.runtime.update_container_resources(update(limits)).await.unwrap();
+        assert_eq!(cri.sh(&id, device).await, "1");
+        assert_eq!(cri.sh(&id, "cat /proc/1/oom_score_adj").await, "700");
+        // None of these was ever set, and the last can't be.
+        let files = "cat /sys/fs/cgroup/memory/memory.*limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us \
+                     /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max 2>/dev/null; :";
+        let before = cri.sh(&id, files).await;
+        let limits = LinuxContainerResources {
+            memory_limit_in_bytes: 64 << 20,
+            cpu_quota: 50_000,
+            cpuset_cpus: "4000".into(),
+            ..Default::default()
+        };
+        let status = cri.runtime.update_container_resources(update(limits)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert_eq!(cri.sh(&id, files).await, before);
+        assert_eq!(cri.sh(&id, device).await, "1");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_memory_keeps_the_swap_that_was_allowed() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (mut cri, pod) = (agent.cri(), agent.pod("swap"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let limited = |name: &str, memory: i64, sum: i64| {
+            Ctr::sleeper(name, &image, &pod).resources(|resources| {
+                resources.memory_limit_in_bytes = memory;
+                resources.memory_swap_limit_in_bytes = sum;
+            })
+        };
+        let status = cri.create(&pod_id, &limited("odd", 0, 64 << 20), &pod).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        let status = cri.create(&pod_id, &limited("less", 64 << 20, 32 << 20), &pod).await.unwrap_err();
+        assert!(status.message().contains("less than the memory limit"), "{status}");
+        let id = cri.run(&pod_id, &limited("c", 64 << 20, 96 << 20), &pod).await.unwrap();
+        let linux = LinuxContainerResources { memory_limit_in_bytes: 128 << 20, ..Default::default() };
+        let request = UpdateContainerResourcesRequest {
+            container_id: id.clone(),
+            linux: Some(linux),
+            ..Default::default()
+        };
+        cri.runtime.update_container_resources(request).await.unwrap();
+        let told = cri.container(&id).await.unwrap().resources.unwrap().linux.unwrap();
+        assert_eq!((told.memory_limit_in_bytes, told.memory_swap_limit_in_bytes), (128 << 20, 160 << 20));
+        if fs::exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").unwrap() {
+            let file = "cat /sys/fs/cgroup/memory/memory.memsw.limit_in_bytes";
+            assert_eq!(cri.sh(&id, file).await, (160_i64 << 20).to_string());
+        }
         cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;

@@ -54,6 +54,7 @@ async fn an_image_is_mounted_as_a_volume_and_never_written() {
             container_path: path.into(),
             image: Some(spec(image)),
             image_sub_path: sub.into(),
+            readonly: true,
             ..Default::default()
         };
         let config = |mounts: Vec<cri::Mount>| cri::CreateContainerRequest {
@@ -67,15 +68,20 @@ async fn an_image_is_mounted_as_a_volume_and_never_written() {
             }),
             sandbox_config: Some(cri::PodSandboxConfig::default()),
         };
-        for (sub, why) in
-            [("no/such", "not there"), ("../../..", "leads out"), ("bin/busybox", "not a directory")]
-        {
+        for (sub, why) in [("no/such", "not there"), ("../../..", "leads out")] {
             let status = runtime.create_container(config(vec![mount("/m", &image, sub)])).await.unwrap_err();
             assert!(status.message().contains(why), "{status}");
         }
+        let writable = cri::Mount { readonly: false, ..mount("/m", &image, "") };
+        let status = runtime.create_container(config(vec![writable])).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
         let status = runtime.create_container(config(vec![mount("/m", "nope:1", "")])).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::NotFound, "{status}");
-        let mounts = vec![mount("/whole", &image, ""), mount("/programs", &image, "bin")];
+        let mounts = vec![
+            mount("/whole", &image, ""),
+            mount("/programs", &image, "bin"),
+            mount("/one/busybox", &image, "bin/busybox"),
+        ];
         let id = runtime.create_container(config(mounts)).await.unwrap().into_inner().container_id;
         cri.start(&id).await.unwrap();
         assert_eq!(
@@ -83,9 +89,12 @@ async fn an_image_is_mounted_as_a_volume_and_never_written() {
             "/programs/busybox\n/whole/bin/busybox"
         );
         assert_eq!(cri.sh(&id, "touch /whole/x /programs/x 2>/dev/null || echo refused").await, "refused");
+        assert_eq!(cri.sh(&id, "/one/busybox echo runs").await, "runs");
         let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: false };
         let status = runtime.container_status(request).await.unwrap().into_inner().status.unwrap();
         assert!(status.mounts.iter().all(|mount| mount.readonly && mount.host_path.is_empty()));
+        let shown = status.mounts[0].image.as_ref().unwrap();
+        assert_eq!((&shown.image, &shown.image_ref), (&image, &status.image_ref));
         assert_eq!(
             status.mounts.iter().find(|mount| mount.container_path == "/programs").unwrap().image_sub_path,
             "bin"
@@ -122,6 +131,7 @@ async fn owners_and_options_of_a_mount_are_as_asked() {
             container_path: "/programs".into(),
             image: Some(spec(&image)),
             mount_options: options.iter().map(|&option| option.to_owned()).collect(),
+            readonly: true,
             ..Default::default()
         };
         let config = |mounts: Vec<cri::Mount>| cri::CreateContainerRequest {
@@ -152,6 +162,15 @@ async fn owners_and_options_of_a_mount_are_as_asked() {
         // Root in the container has no place in this mapping, the mapped user has.
         let script = "touch /mapped/x 2>/dev/null || echo refused";
         assert_eq!(cri.sh(&id, script).await, "refused");
+        let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: true };
+        let answer = runtime.container_status(request).await.unwrap().into_inner();
+        let told = answer.status.unwrap().mounts;
+        assert_eq!((&told[0].uid_mappings, &told[0].gid_mappings), (&run(1000, 1), &run(2000, 1)));
+        assert_eq!(told[0].host_path, folder.path().to_string_lossy());
+        assert_eq!(told[1].mount_options, ["noexec"]);
+        let info: serde_json::Value = serde_json::from_str(&answer.info["info"]).unwrap();
+        assert_eq!(info["runtimeSpec"]["process"]["args"][0], "sleep");
+        assert!(info["pid"].as_i64().unwrap() > 0, "{info}");
         let owner = std::fs::metadata(folder.path().join("file")).unwrap();
         assert_eq!((owner.uid(), owner.gid()), (0, 0), "on the host nothing is changed");
         let answer = cri.sh(&id, "/programs/bin/busybox true 2>&1 || echo not executed").await;

@@ -3,6 +3,7 @@
 use oci_spec::image::ConfigBuilder;
 
 use super::*;
+use crate::pods::config::NetworkMode;
 use crate::pods::config::{PodName, Resources};
 
 fn pod() -> PodConfig {
@@ -148,6 +149,8 @@ fn requested_mounts_come_sorted_and_hide_the_pods_files() {
         image: None,
         container_path: path.into(),
         host_path: "/h".into(),
+        source: None,
+        relabel: false,
         readonly,
         recursive_readonly: false,
         propagation: Propagation::Private,

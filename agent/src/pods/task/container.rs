@@ -160,18 +160,18 @@ impl Task {
         if record.phase == ContainerPhase::Exited {
             return Err(Error::Precondition(format!("container {} is not running", id.short())));
         }
-        let before = spec::limits(&record.config.resources)?;
         record.config.resources.merge(resources);
-        let after = spec::limits(&record.config.resources)?;
-        let path = record.cgroup.clone();
+        let limits = spec::limits(&record.config.resources)?;
+        let (path, score) = (record.cgroup.clone(), resources.oom_score_adj);
         blocking(move || {
             let failed = |source| Error::Cgroup { path: path.clone(), source };
             let cgroup = Cgroup::new(&path).map_err(failed)?;
-            cgroup.apply(&after).map_err(|source| {
-                // What was in force a moment ago can be so again.
-                let _ = cgroup.apply(&before);
-                failed(source)
-            })
+            // Devices stay as they are: an update has no word for them.
+            cgroup.update(&limits).map_err(failed)?;
+            if score != 0 {
+                set_oom_scores(&cgroup, score);
+            }
+            Ok::<_, Error>(())
         })
         .await?;
         self.save_container(record)
@@ -332,6 +332,17 @@ pub(super) fn release(context: &Context, record: &ContainerRecord) -> Result<()>
     // Each is tried, whatever became of the others.
     let unmounted: Vec<Result<()>> = record.snapshots().into_iter().map(unmount).collect();
     unmounted.into_iter().fold(emptied, Result::and)
+}
+
+/// Gives every process of a container another score, as far as the agent may: lowering one takes a capability that it does
+/// not have everywhere, and a score is a wish and no limit.
+fn set_oom_scores(cgroup: &Cgroup, score: i64) {
+    for pid in cgroup.pids().unwrap_or_default() {
+        let set = fs::write(format!("/proc/{pid}/oom_score_adj"), score.clamp(-1000, 1000).to_string());
+        if let Err(error) = set {
+            debug!(pid, score, %error, "a process keeps its OOM score");
+        }
+    }
 }
 
 /// The cgroup of a pod that names no parent.

@@ -145,7 +145,7 @@ fn mounts(container: &ContainerRecord) -> Vec<Value> {
         };
         json!({
             "Type": kind,
-            "Source": mount.host_path,
+            "Source": mount.source.as_ref().unwrap_or(&mount.host_path),
             "Destination": mount.container_path,
             "RW": !mount.readonly,
             "Propagation": propagation,

@@ -176,6 +176,8 @@ fn volume(volume: &sampan::Volume) -> Result<MountConfig> {
         owners: None,
         container_path: volume.destination.clone().into(),
         host_path: volume.source.clone().into(),
+        source: None,
+        relabel: false,
         image: None,
         readonly: volume.read_only,
         recursive_readonly: false,

@@ -61,8 +61,9 @@ fn set(directory: &Directory, limit: Option<i64>, swap: Option<i64>) -> Result<(
     };
     let Some(sum) = swap else { return write(LIMIT, limit) };
     if !directory.has(WITH_SWAP) {
-        // Kernels without swap accounting: no limit is what they give anyway.
-        if sum == -1 {
+        // Kernels without swap accounting: no limit is what they give anyway, and "nothing beyond memory", which callers
+        // say with every limit of memory, must not keep a host from limiting memory at all.
+        if sum == -1 || limit == Some(sum) {
             return write(LIMIT, limit);
         }
         return Err(Error::Unavailable { controller: "memory.memsw", limit: "memory.swap" });
@@ -165,11 +166,13 @@ mod tests {
     }
 
     #[test]
-    fn swap_limit_without_accounting_is_an_error_only_when_it_limits() {
+    fn swap_limit_without_accounting_is_an_error_only_when_it_allows_some() {
         let fake = Fake::with(&[(LIMIT, "")]);
         apply(&fake.directory(), &limits(1 << 20, -1)).unwrap();
+        apply(&fake.directory(), &limits(2 << 20, 2 << 20)).unwrap();
+        assert_eq!(fake.text(LIMIT), "2097152");
         assert!(matches!(
-            apply(&fake.directory(), &limits(1 << 20, 1 << 20)),
+            apply(&fake.directory(), &limits(1 << 20, 1 << 21)),
             Err(Error::Unavailable { controller: "memory.memsw", .. })
         ));
     }

@@ -55,7 +55,8 @@ impl Docker {
     /// The daemon, its containerd, and what it runs to unpack.
     pub(crate) fn pids(&self) -> Vec<u32> {
         let own = self.child.id();
-        let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
         std::iter::once(own).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
     }
 }
