@@ -11,12 +11,12 @@ use std::{
 use ipnet::IpNet;
 use oci_spec::runtime::Capability;
 use sampan_imagestore::{Credentials, Store, StoreOptions, build::Builder};
-use sampan_runtime::{delegate, seccomp};
+use sampan_runtime::{delegate, executable::ReadOnly, seccomp};
 
 use crate::{
     config::{Config, RUNTIME_HANDLER},
     credential::Helpers,
-    error::{Error, Result, at},
+    error::{Error, Result, at, chain},
     events::Events,
     measurements::Measurements,
     network::{self, Attachment, Network, cni::Cni},
@@ -42,6 +42,8 @@ pub struct Context {
     pub(crate) records: Records,
     /// The runtime's binary.
     pub(crate) runtime: PathBuf,
+    /// The same, as monitors execute it.
+    pub(crate) monitor: ReadOnly,
     /// Changes with every boot of the machine.
     pub(crate) boot_id: String,
     /// How long things take.
@@ -84,6 +86,7 @@ impl Context {
         let builder = Builder::open(&store, &config.root, crate::build::options(&config.build))?;
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = fs::read_to_string(boot_id).map_err(at("read", boot_id))?.trim().to_owned();
+        let runtime = find_runtime(config.runtime.path.as_deref())?;
         let context = Context {
             cni: Cni {
                 configurations: config.network.cni_configurations.clone(),
@@ -92,7 +95,8 @@ impl Context {
             network: RwLock::default(),
             events: Arc::new(Events::open(&config.root, &boot_id)?),
             records: Records::open(&config.root)?,
-            runtime: find_runtime(config.runtime.path.as_deref())?,
+            monitor: ReadOnly::open(&runtime).map_err(|error| Error::Internal(chain(&error)))?,
+            runtime,
             store,
             builder,
             boot_id,

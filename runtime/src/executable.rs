@@ -12,12 +12,14 @@
 //! to a read-only mount (EROFS), which nobody can change who can't reach it in a mount namespace.
 //! Children are clones of the monitor, not executed anew, and have the same link. Unlike a copy in
 //! a sealed memfd this costs no memory: all monitors of a node go on sharing the file's pages. It
-//! costs one more exec a monitor, and none when whoever started it did the same already.
+//! costs one more exec, and none where whoever starts it has done the same already: the agent does, once for all its
+//! monitors ([`ReadOnly`]).
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 
@@ -39,6 +41,28 @@ enum Cause {
     Arguments(#[source] io::Error),
 }
 
+/// An executable on a read-only mount that is attached nowhere.
+#[derive(Debug)]
+pub struct ReadOnly {
+    mount: OwnedFd,
+}
+
+impl ReadOnly {
+    /// Of the file that is at `path` now. What takes its place later is not executed.
+    ///
+    /// # Errors
+    /// No such file, or no right to mount.
+    pub fn open(path: &Path) -> Result<ReadOnly, Error> {
+        let own = sys::file::open_path_at(CWD, path, OFlags::empty());
+        own.map_err(Cause::Call).and_then(read_only).map(|mount| ReadOnly { mount }).map_err(Error)
+    }
+
+    /// What to execute. It leads there in this process, and in a clone of it until the exec.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.mount.as_raw_fd()).into()
+    }
+}
+
 /// Makes sure that this process runs from a read-only mount: executes its own file again from one if it doesn't.
 ///
 /// To be called first thing in `main`. The arguments, the environment and all descriptors that
@@ -53,13 +77,7 @@ fn protect_self() -> Result<(), Cause> {
     if is_read_only(&own)? {
         return Ok(());
     }
-    let mount = sys::mount::clone_tree(&own, "", false).map_err(Cause::Call)?;
-    let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
-    sys::mount::set_attributes(&mount, attributes, false).map_err(Cause::Call)?;
-    if !is_read_only(&mount)? {
-        // Never again and again.
-        return Err(Cause::StillWritable);
-    }
+    let mount = read_only(own)?;
     let arguments = Strings::new(strings(std::env::args_os().map(OsStringExt::into_vec))?);
     let environment = std::env::vars_os().map(|(name, value)| {
         let mut variable = name.into_vec();
@@ -69,6 +87,14 @@ fn protect_self() -> Result<(), Cause> {
     });
     let environment = Strings::new(strings(environment)?);
     Err(Cause::Call(sys::process::fexecve(&mount, &arguments, &environment)))
+}
+
+fn read_only(file: impl AsFd) -> Result<OwnedFd, Cause> {
+    let mount = sys::mount::clone_tree(file, "", false).map_err(Cause::Call)?;
+    let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+    sys::mount::set_attributes(&mount, attributes, false).map_err(Cause::Call)?;
+    // Whoever executes it would otherwise do so again and again.
+    if is_read_only(&mount)? { Ok(mount) } else { Err(Cause::StillWritable) }
 }
 
 fn is_read_only(file: impl AsFd) -> Result<bool, Cause> {

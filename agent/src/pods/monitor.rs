@@ -56,6 +56,7 @@ pub(crate) struct Connection {
 /// How a monitor is started.
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
+    /// What to execute.
     pub(crate) runtime: &'a Path,
     pub(crate) pod: &'a PodId,
     /// The pod's state folder.
@@ -76,7 +77,13 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
     // The one program the agent starts: fork and clone are for the single-threaded monitor alone.
     #[allow(clippy::disallowed_methods)]
     let mut command = Command::new(launch.runtime);
-    command.arg("shim").arg("--pod").arg(launch.pod.as_str()).arg("--cgroup").arg(launch.cgroup);
+    command
+        .arg0("sampan-runtime")
+        .arg("shim")
+        .arg("--pod")
+        .arg(launch.pod.as_str())
+        .arg("--cgroup")
+        .arg(launch.cgroup);
     if let Some(hostname) = launch.hostname {
         command.arg("--hostname").arg(hostname);
     }

@@ -261,7 +261,7 @@ impl Task {
         let config = self.record.config.clone();
         let hostname = self.hostname();
         let launch = Launch {
-            runtime: &self.context.runtime,
+            runtime: &self.context.monitor.path(),
             pod: &self.record.id,
             folder: &folder,
             cgroup: &format!("{}/monitors", self.context.config.cgroup.root),
