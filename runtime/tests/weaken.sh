@@ -10,8 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 # Number of the case ¦ suite ¦ test ¦ what is taken away ¦ FILE ¦ SED [¦ FILE ¦ SED]... Each sed expression has to change its file.
 cases=$(cat <<'LIST'
-1¦container¦own_executable_is_out_of_reach¦the read-only mount that the runtime executes itself from¦src/executable.rs¦s/if is_read_only(&own)? \{/if is_read_only(\&own)? || true {/
-1¦oci¦the_runtime_can_not_be_overwritten¦the same, with the writer who waits¦src/executable.rs¦s/if is_read_only(&own)? \{/if is_read_only(\&own)? || true {/
+1¦container¦own_executable_is_out_of_reach¦the read-only mount that the runtime executes itself from¦src/executable.rs¦s/if is_read_only\(&own\)\? \{/if is_read_only(\&own)? || true {/
+1¦oci¦the_runtime_can_not_be_overwritten¦the same, with the writer who waits¦src/executable.rs¦s/if is_read_only\(&own\)\? \{/if is_read_only(\&own)? || true {/
 2¦oci¦a_program_has_three_descriptors¦the closing of what is open: one directory of the host leaks¦src/init/process.rs¦s/^(\s*)reporter\.executing\(\)/\1std::mem::forget(rustix::fs::open("\/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()));\n&/
 2¦oci¦a_working_directory_among¦confinement of the working directory, and a directory of the host leaks¦src/init.rs¦s/^(\s*)rustix::process::umask\(.*$/&\n    std::mem::forget(rustix::fs::open("\/", OFlags::PATH, rustix::fs::Mode::empty()));\n    use rustix::fs::OFlags;/¦src/init/process.rs¦s/beneath::open\(&root, &self\.working_directory, flags\)/file::open_path_at(CWD, \&self.working_directory, flags \& OFlags::DIRECTORY)/¦src/init/process.rs¦s/Ok\(path\) if path\.as_bytes\(\)\.starts_with\(b"\/"\)/Ok(_)/
 3¦container¦volume_that_is_swapped¦resolution beneath the root¦src/beneath.rs¦s/= ResolveFlags::IN_ROOT\.union\(ResolveFlags::NO_MAGICLINKS\)/= ResolveFlags::empty()/¦src/beneath.rs¦s/\} else \{ path \}/} else { path.strip_prefix("\/").unwrap_or(path) }/
