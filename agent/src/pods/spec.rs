@@ -87,6 +87,24 @@ const MASKED_PATHS: [&str; 12] = [
     "/sys/firmware",
 ];
 
+/// A folder for each processor, and in it what tells how hot it is: a way to see what others compute.
+const PROCESSORS: &str = "/sys/devices/system/cpu";
+
+fn masked_paths(processors: &Path) -> Vec<String> {
+    let of_processor = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let number = entry.file_name().to_str()?.strip_prefix("cpu")?.to_owned();
+        let path = entry.path().join("thermal_throttle");
+        let is_one = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        (is_one && path.is_dir()).then(|| path.to_str().map(str::to_owned)).flatten()
+    };
+    // A machine that tells nothing of its processors has nothing there to be masked.
+    let mut throttles: Vec<String> =
+        std::fs::read_dir(processors).into_iter().flatten().filter_map(of_processor).collect();
+    throttles.sort();
+    MASKED_PATHS.iter().map(|path| (*path).to_owned()).chain(throttles).collect()
+}
+
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -405,10 +423,10 @@ fn runs(runs: &[IdRun]) -> Result<Vec<LinuxIdMapping>> {
 
 fn linux(input: &Input<'_>) -> Result<Linux> {
     let security = &input.container.security;
-    let or_default = |asked: &Option<Vec<String>>, default: &[&str]| match asked {
+    let or_default = |asked: &Option<Vec<String>>, default: fn() -> Vec<String>| match asked {
         _ if security.privileged => Vec::new(),
         Some(paths) => paths.clone(),
-        None => default.iter().map(|path| (*path).to_owned()).collect(),
+        None => default(),
     };
     let shared = input.container.mounts.iter().any(|mount| mount.propagation == Propagation::Bidirectional);
     let slave = input.container.mounts.iter().any(|mount| mount.propagation == Propagation::HostToContainer);
@@ -422,8 +440,8 @@ fn linux(input: &Input<'_>) -> Result<Linux> {
         .resources(resources(input)?)
         .cgroups_path(input.cgroup)
         .devices(devices(input)?)
-        .masked_paths(or_default(&security.masked_paths, &MASKED_PATHS))
-        .readonly_paths(or_default(&security.readonly_paths, &READONLY_PATHS))
+        .masked_paths(or_default(&security.masked_paths, || masked_paths(Path::new(PROCESSORS))))
+        .readonly_paths(or_default(&security.readonly_paths, || READONLY_PATHS.map(str::to_owned).to_vec()))
         .rootfs_propagation(propagation)
         .build()
         .map_err(internal)

@@ -8,6 +8,7 @@
 //! The record is written whole. Whether the process still lives is asked of the kernel, with the time of its start,
 //! since pids are used again. Verbs that change a container hold a lock on the folder; those that look don't.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -139,6 +140,8 @@ pub(super) fn start_time(pid: i32) -> Option<u64> {
 pub(super) struct Folder {
     pub(super) path: PathBuf,
     directory: OwnedFd,
+    /// The record that this process wrote last.
+    written: RefCell<Vec<u8>>,
 }
 
 impl Folder {
@@ -178,7 +181,7 @@ impl Folder {
             .map_err(|source| Error::io("find the root folder", source))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(directory) => Ok(Folder { path, directory }),
+            Ok(directory) => Ok(Folder { path, directory, written: RefCell::default() }),
             Err(rustix::io::Errno::NOENT) => Err(Error::Missing { id: id.to_owned() }),
             Err(errno) => Err(Error::errno(format!("open {}", path.display()), errno)),
         }
@@ -216,7 +219,12 @@ impl Folder {
     pub(super) fn write(&self, record: &Record) -> Result<()> {
         let text =
             serde_json::to_vec(record).map_err(|source| Error::Json { path: RECORD.to_owned(), source })?;
-        super::write_whole(&self.path.join(RECORD), &text)
+        // On a disk, one file in place of another is flushed.
+        if *self.written.borrow() != text {
+            super::write_whole(&self.path.join(RECORD), &text)?;
+            self.written.replace(text);
+        }
+        Ok(())
     }
 
     /// The configuration as it was when the container was made.

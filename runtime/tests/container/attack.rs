@@ -191,6 +191,7 @@ fn proc_that_is_a_volume_gets_no_writes() {
         ] {
             symlink(canary.path().join(target), volume.path().join(link)).unwrap();
         }
+        fs::write(volume.path().join("sys/kernel/shmmni"), "").unwrap();
         let before = describe(volume.path());
         let mut bundle = without_mounts_below(Bundle::shell("cat /proc/sys/kernel/hostname"), "/proc");
         if on_tmpfs {
@@ -203,7 +204,7 @@ fn proc_that_is_a_volume_gets_no_writes() {
             bundle = bundle.add_mount(bind(volume.path(), "/proc", &[]));
         }
         let bundle = bundle
-            .set("/linux/sysctl", json!({ "kernel.shm_rmid_forced": "1" }))
+            .set("/linux/sysctl", json!({ "kernel.shm_rmid_forced": "1", "kernel.shmmni": "100" }))
             .set("/process/oomScoreAdj", json!(500));
         let outcome = bundle.run();
         assert!(!outcome.stdout.contains("inner"), "{outcome:?}");

@@ -112,8 +112,8 @@ fn null_device_that_is_swapped_is_no_mask() {
     let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::from_raw_mode(0o666));
     let null = rustix::fs::makedev(1, 3);
     rustix::fs::mknodat(rustix::fs::CWD, bundle.inside("dev/null"), kind, mode, null).unwrap();
-    symlink(canary.path().join("file"), bundle.inside("dev/link")).unwrap();
-    let swapper = Swapper::of(&bundle.inside("dev"), &["null", "link"]);
+    fs::write(bundle.inside("dev/evil"), "").unwrap();
+    let swapper = Swapper::of(&bundle.inside("dev"), &["null", "evil"]);
     for outcome in started(|_| bundle.run()) {
         assert_eq!(outcome.stdout, "1:3\n", "{outcome:?}");
     }
@@ -121,10 +121,13 @@ fn null_device_that_is_swapped_is_no_mask() {
     canary.assert_untouched();
 }
 
-/// CVE-2025-52565.
+/// CVE-2025-52565: the terminal is mounted in the container and nowhere else, whoever has a say in the name.
 fn console_that_is_swapped_stays_inside() {
+    // Its standard output is the terminal. A name that moves while it is looked at is looked at in vain.
+    const LOOK: &str = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); for name in console link; do
+        [ ! -c /dev/$name ] || { echo found >/tmp/out; exit; }; done; done; echo lost >/tmp/out";
     let canary = Canary::new();
-    let bundle = without_mounts_below(Bundle::new(&["true"]), "/dev")
+    let bundle = without_mounts_below(Bundle::shell(LOOK), "/dev")
         .add_mount(mount("/dev/pts", "devpts", "devpts", &["newinstance", "ptmxmode=0666", "mode=0620"]))
         .set("/process/terminal", json!(true));
     fs::write(bundle.inside("dev/console"), "").unwrap();
@@ -135,6 +138,9 @@ fn console_that_is_swapped_stays_inside() {
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         let outcome = bundle.run_with_console(theirs.as_fd());
         drop(ours);
+        if outcome.report == Report::Executed && outcome.code == 0 {
+            assert_eq!(fs::read_to_string(bundle.inside("tmp/out")).unwrap(), "found\n");
+        }
         outcome
     });
     drop(swapper);

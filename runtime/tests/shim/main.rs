@@ -5,6 +5,7 @@ mod client;
 mod pod;
 
 mod exec;
+mod growth;
 mod lifecycle;
 mod logs;
 mod monitor;

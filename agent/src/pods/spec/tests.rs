@@ -199,3 +199,19 @@ fn a_shared_process_namespace_is_not_made_again() {
     assert!(!kinds(PidMode::Pod).contains(&LinuxNamespaceType::Pid));
     assert!(!kinds(PidMode::Host).contains(&LinuxNamespaceType::Pid));
 }
+
+#[test]
+fn side_channels_of_every_processor_are_masked() {
+    let processors = tempfile::tempdir().unwrap();
+    for folder in
+        ["cpu0/thermal_throttle", "cpu11/thermal_throttle", "cpu2/topology", "cpufreq/thermal_throttle"]
+    {
+        std::fs::create_dir_all(processors.path().join(folder)).unwrap();
+    }
+    let masked = masked_paths(processors.path());
+    let of = |name: &str| processors.path().join(name).to_str().unwrap().to_owned();
+    let (fixed, found) = masked.split_at(MASKED_PATHS.len());
+    assert!(fixed.iter().any(|path| path == "/sys/devices/virtual/powercap"));
+    assert_eq!(found, [of("cpu0/thermal_throttle"), of("cpu11/thermal_throttle")]);
+    assert_eq!(masked_paths(Path::new("/nonexistent")).len(), MASKED_PATHS.len());
+}
