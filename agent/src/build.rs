@@ -117,7 +117,7 @@ fn converted(context: &Context, command: Command) -> Result<Step, Error> {
             pids_limit: Some(config.pids),
             ..Resources::default()
         },
-        log: context.config.root.join("build/output").join(&command.id),
+        log: log::outputs(&context.config.root).join(&command.id),
         limit: Duration::from_secs(config.step_seconds.max(1)),
         output: config.output_bytes,
     })

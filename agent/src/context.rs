@@ -84,6 +84,7 @@ impl Context {
             )));
         }
         let builder = Builder::open(&store, &config.root, crate::build::options(&config.build))?;
+        crate::build::log::settle(&config.root);
         let boot_id = "/proc/sys/kernel/random/boot_id";
         let boot_id = fs::read_to_string(boot_id).map_err(at("read", boot_id))?.trim().to_owned();
         let runtime = find_runtime(config.runtime.path.as_deref())?;

@@ -40,6 +40,7 @@ pub use error::Error;
 pub use event::{Event, StepEvent, StepState};
 pub use ignore::Ignore;
 pub use keep::{Kept, KeptKind, Prune};
+pub(crate) use plan::change;
 pub use plan::parse_platform;
 pub use plan::{
     Base, Config, Copy, Directory, Evaluated, Foundation, Healthcheck, Mount, MountKind, Network, Options,

@@ -58,6 +58,13 @@ impl Fixture {
         format!("{}/{name}:latest", self.address)
     }
 
+    /// The full name of a Debian as small as it gets, with apt: what nginx is made on.
+    pub fn debian(&self) -> String {
+        let _one_at_a_time = FILLING.lock();
+        script("registry.sh", &[Path::new("fill"), &self.directory, &self.images, Path::new("base")]);
+        self.image("base")
+    }
+
     /// Where `make-images.sh` left its OCI layouts.
     pub fn images(&self) -> &Path {
         &self.images

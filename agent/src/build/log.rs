@@ -29,7 +29,7 @@ const BYTES: u64 = 512 << 20;
 pub(crate) struct Summary {
     pub(crate) id: String,
     pub(crate) started_at: i64,
-    /// 0: it is running, or the agent ended before it did.
+    /// 0: it is running.
     pub(crate) finished_at: i64,
     pub(crate) title: String,
     pub(crate) image_id: String,
@@ -149,15 +149,37 @@ impl Recorder {
     }
 
     fn save(&self) {
-        let path = self.folder.join(format!("{}.json", self.summary.id));
-        let temporary = path.with_extension("tmp");
-        let written = serde_json::to_vec(&self.summary)
-            .map_err(io::Error::from)
-            .and_then(|bytes| fs::write(&temporary, bytes))
-            .and_then(|()| fs::rename(&temporary, &path));
-        if let Err(error) = written {
-            tracing::warn!(%error, "a build is not listed");
-        }
+        save(&self.folder, &self.summary);
+    }
+}
+
+fn save(folder: &Path, summary: &Summary) {
+    let path = folder.join(format!("{}.json", summary.id));
+    let temporary = path.with_extension("tmp");
+    let written = serde_json::to_vec(summary)
+        .map_err(io::Error::from)
+        .and_then(|bytes| fs::write(&temporary, bytes))
+        .and_then(|()| fs::rename(&temporary, &path));
+    if let Err(error) = written {
+        tracing::warn!(%error, "a build is not listed");
+    }
+}
+
+/// Where the output of commands goes while they run.
+pub(crate) fn outputs(root: &Path) -> PathBuf {
+    root.join("build/output")
+}
+
+/// When the agent starts: no build is running, whatever an earlier agent has left.
+pub(crate) fn settle(root: &Path) {
+    if let Err(error) = fs::remove_dir_all(outputs(root))
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "output of an earlier agent's builds is left");
+    }
+    for build in list(root).into_iter().filter(|build| build.finished_at == 0) {
+        let error = "the agent ended before the build did".to_owned();
+        save(&folder(root), &Summary { finished_at: now(), error, ..build });
     }
 }
 

@@ -482,3 +482,74 @@ impl Tree for Context {
         known.ok_or_else(|| Error::Client(format!("the content of {:?} was not sent", shown(path))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: String) -> ContextEntry {
+        ContextEntry { path: path.into_bytes(), mode: 0o100_644, size: 1, ..ContextEntry::default() }
+    }
+
+    fn files() -> (tempfile::TempDir, Arc<Files>) {
+        let root = tempfile::tempdir().unwrap();
+        let files = Arc::new(Files::open(root.path(), "boot").unwrap());
+        (root, files)
+    }
+
+    #[tokio::test]
+    async fn a_million_entries_are_taken_and_awaited_in_reasonable_time() {
+        let (_root, files) = files();
+        let began = std::time::Instant::now();
+        let mut telling = Telling::new(files, None);
+        for number in 0..1_000_000 {
+            telling.add(file(format!("f{number}"))).unwrap();
+        }
+        let (events, mut told) = mpsc::channel(100);
+        let context = Arc::new(telling.end(Some(events)));
+        let names: Vec<Vec<u8>> = (0..20_000).map(|number| format!("f{number}").into_bytes()).collect();
+        let fetching = {
+            let context = context.clone();
+            tokio::spawn(async move { context.fetch(names.iter().map(Vec::as_slice)).await })
+        };
+        let mut sent = 0;
+        while sent < 20_000 {
+            let Some(Event::Wanted(numbers)) = told.recv().await else { panic!("no wish") };
+            for number in numbers {
+                context.receive(number, b"x", true, "").unwrap();
+                sent += 1;
+                if sent % 64 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        fetching.await.unwrap().unwrap();
+        assert!(began.elapsed() < Duration::from_secs(120), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_and_what_comes_unasked_or_too_large_is_told() {
+        let (_root, files) = files();
+        let mut telling = Telling::new(files, None);
+        for name in ["a", "b"] {
+            telling.add(file(name.to_owned())).unwrap();
+        }
+        let (events, _told) = mpsc::channel(100);
+        let context = Arc::new(telling.end(Some(events)));
+        let fetching = {
+            let context = context.clone();
+            tokio::spawn(async move { context.fetch([&b"a"[..], b"b"].into_iter()).await })
+        };
+        while context.missing([&b"a"[..]].into_iter()).is_empty() || !context.state().asked.contains(&1) {
+            tokio::task::yield_now().await;
+        }
+        assert!(context.receive(7, b"", true, "").unwrap_err().to_string().contains("nobody asked"));
+        let large = vec![0; 33 << 20];
+        context.receive(0, &large, false, "").unwrap();
+        let error = context.receive(0, &large, false, "").unwrap_err();
+        assert!(error.to_string().contains("far more of \"a\""), "{error}");
+        context.receive(1, b"", true, "permission denied").unwrap();
+        let error = fetching.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("permission denied"), "{error}");
+    }
+}

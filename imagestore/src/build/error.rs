@@ -29,12 +29,14 @@ pub enum Error {
     #[error("{0}")]
     Limit(String),
     /// The command of a RUN ended badly.
-    #[error("the command ended with code {code}{}", if *.oom_killed { ": it ran out of memory" } else { "" })]
+    #[error("the command ended with code {code}{}", why(*.oom_killed, *.disk_full))]
     Command {
         /// As given to exit(2), or 128 and the signal.
         code: i32,
         /// Whether the kernel killed one of its processes for want of memory.
         oom_killed: bool,
+        /// Whether no room was left on the disk when it ended.
+        disk_full: bool,
     },
     /// A file is not what its checksum says.
     #[error("{what} has the digest {actual}, and not {expected}")]
@@ -95,7 +97,7 @@ impl Error {
         match self {
             Error::Plan(_) | Error::Invalid(_) | Error::Missing(_) => Kind::InvalidArgument,
             Error::Denied(_) => Kind::Untrusted,
-            Error::Limit(_) => Kind::ResourceExhausted,
+            Error::Limit(_) | Error::Command { disk_full: true, .. } => Kind::ResourceExhausted,
             Error::Command { .. } => Kind::FailedPrecondition,
             Error::Checksum { .. } => Kind::DataLoss,
             Error::Fetch { again, .. } => {
@@ -118,6 +120,15 @@ impl Error {
     pub(super) fn io<E: Into<io::Error>>(call: &'static str, path: &[u8]) -> impl FnOnce(E) -> Error {
         let path = shown(path);
         move |source| Error::Io { call, path, source: Arc::new(source.into()) }
+    }
+}
+
+/// What is known of why a command failed.
+fn why(oom_killed: bool, disk_full: bool) -> &'static str {
+    match (oom_killed, disk_full) {
+        (true, _) => ": it ran out of memory",
+        (_, true) => ": No space left on the disk",
+        _ => "",
     }
 }
 

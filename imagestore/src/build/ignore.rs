@@ -31,7 +31,9 @@ enum Piece {
     Star,
     /// Any number of any.
     Deep,
-    /// Folders, none of them or any number, each with its slash.
+    /// What follows may be left out.
+    Optional,
+    /// Any number of any, and a slash at their end.
     Folders,
     Class {
         negated: bool,
@@ -48,11 +50,17 @@ impl Ignore {
         if text.len() > MAX_SIZE {
             return Err(format!("it has {} bytes, more than {MAX_SIZE}", text.len()));
         }
+        let lines = text.trim_start_matches('\u{feff}').lines();
+        Ignore::of(lines.map(|line| if line.starts_with('#') { "" } else { line }))
+    }
+
+    /// Takes patterns, those of `COPY --exclude` for example; empty ones are none.
+    ///
+    /// # Errors
+    /// A sentence with the number of the one that is wrong, from 1.
+    pub(crate) fn of<'l>(lines: impl Iterator<Item = &'l str>) -> Result<Ignore, String> {
         let mut patterns = Vec::new();
-        for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            if line.starts_with('#') {
-                continue;
-            }
+        for (number, line) in lines.enumerate() {
             let line = line.trim();
             let (negated, rest) = match line.strip_prefix('!') {
                 Some(rest) => (true, rest.trim()),
@@ -118,8 +126,8 @@ impl Pattern {
                     Piece::Byte(byte) => next[index + 1] |= length == 1 && *byte == path[at],
                     Piece::One => next[index + 1] |= path[at] != b'/',
                     Piece::Star => next[index] |= path[at] != b'/',
-                    Piece::Deep => next[index] = true,
-                    Piece::Folders => next[index] = true,
+                    Piece::Deep | Piece::Folders => next[index] = true,
+                    Piece::Optional => {}
                     Piece::Class { negated, ranges } => {
                         let text = std::str::from_utf8(&path[at..at + length]).ok();
                         let found = text
@@ -157,13 +165,14 @@ impl Pattern {
     /// Pieces that may stand for nothing. Folders end where a name begins.
     fn skip(&self, alive: &mut [bool], at_name: bool) {
         for (index, piece) in self.pieces.iter().enumerate() {
-            let nothing = match piece {
-                Piece::Star | Piece::Deep => true,
-                Piece::Folders => at_name,
-                _ => false,
-            };
-            if nothing && alive[index] {
-                alive[index + 1] = true;
+            if !alive[index] {
+                continue;
+            }
+            match piece {
+                Piece::Star | Piece::Deep => alive[index + 1] = true,
+                Piece::Folders if at_name => alive[index + 1] = true,
+                Piece::Optional => (alive[index + 1], alive[index + 2]) = (true, true),
+                _ => {}
             }
         }
     }
@@ -196,19 +205,17 @@ fn fixed(path: &str) -> Vec<u8> {
 fn pieces(path: &str) -> Option<Vec<Piece>> {
     let mut pieces = Vec::new();
     let mut chars = path.chars().peekable();
-    let mut name_begins = true;
     while let Some(c) = chars.next() {
-        let begins = std::mem::replace(&mut name_begins, c == '/');
         match c {
-            '*' if chars.peek() == Some(&'*') => {
-                while chars.next_if_eq(&'*').is_some() {}
-                match chars.peek() {
-                    Some('/') if begins => {
-                        chars.next();
-                        name_begins = true;
-                        pieces.push(Piece::Folders);
-                    }
-                    _ => pieces.push(Piece::Deep),
+            '*' if chars.next_if_eq(&'*').is_some() => {
+                // As Docker reads it: a slash belongs to it; at the end it stands for all, before plain text at the
+                // beginning for anything that ends so, and elsewhere for folders or nothing, also inside a name.
+                let slash = chars.next_if_eq(&'/').is_some();
+                let plain = !chars.clone().any(|c| matches!(c, '*' | '?' | '[' | ']' | '\\'));
+                if chars.peek().is_none() || pieces.is_empty() && plain && !slash {
+                    pieces.push(Piece::Deep);
+                } else {
+                    pieces.extend([Piece::Optional, Piece::Folders]);
                 }
             }
             '*' => pieces.push(Piece::Star),
@@ -278,7 +285,18 @@ mod tests {
             ("a/**/b", "a/x/y/b", true),
             ("a/**", "a/x", true),
             ("a/**", "a", false),
-            ("a**z", "abc/xyz", true),
+            ("a**z", "abc/xyz", false),
+            ("a**z", "abc/z", true),
+            ("a**z", "az", true),
+            ("a**z", "abz", false),
+            ("**z", "a/bz", true),
+            ("**/z", "a/bz", false),
+            ("**z*", "a/bz", false),
+            ("**z*", "a/zb", true),
+            ("a/**/*.go", "a/x.go", true),
+            ("a**", "abc/d", true),
+            ("***", "a/b", true),
+            ("**", "a/b", true),
             ("[a-c]x", "bx", true),
             ("[^a-c]x", "bx", false),
             ("[^a-c]x", "dx", true),

@@ -18,6 +18,7 @@
 //! Stages need one another only backwards, so there are no circles. ONBUILD triggers of a base image can add to what
 //! [`Stage::needs`] said: [`Evaluated::origins`] is the whole truth, and may name stages that `reached` did not.
 
+mod change;
 mod config;
 mod environment;
 mod evaluate;
@@ -41,6 +42,7 @@ use super::{
     dockerfile::Dockerfile,
 };
 
+pub(crate) use change::change;
 pub(crate) use environment::Globals;
 pub(crate) use graph::{expand, globals};
 

@@ -48,6 +48,8 @@ pub(super) struct Changes {
     pub(super) owner: Option<(u32, u32)>,
     /// Modes; as in the tree without.
     pub(super) mode: Option<ModeChange>,
+    /// Whether something takes the place of whatever else is there, as it does where an archive is unpacked.
+    pub(super) replace: bool,
 }
 
 /// What picks count for: everything that can be seen of the result but for times.

@@ -152,7 +152,7 @@ fn instructions_change_what_they_are_for() {
     for (instruction, key, value) in [
         ("CMD [\"a\", \"b c\"]", "Cmd", json!(["a", "b c"])),
         ("cmd echo $HOME", "Cmd", json!(["/bin/sh", "-c", "echo $HOME"])),
-        ("CMD", "Cmd", json!([])),
+        ("CMD []", "Cmd", json!([])),
         ("ENTRYPOINT [\"x\"]", "Entrypoint", json!(["x"])),
         ("ENV A=b C=\"d e\" F=g\\ h", "Env", json!(["PATH=/bin", "A=b", "C=d e", "F=g h"])),
         ("ENV A the rest of it", "Env", json!(["PATH=/bin", "A=the rest of it"])),
@@ -177,6 +177,10 @@ fn instructions_change_what_they_are_for() {
             json!({"Interval": 90_000_000_000_i64, "Retries": 3, "Test": ["CMD-SHELL", "curl -f localhost"]}),
         ),
         ("HEALTHCHECK NONE", "Healthcheck", json!({"Test": ["NONE"]})),
+        // As a Dockerfile has them: all that variables can do, and a word with blanks in it.
+        ("ENV A=${NONE:-default}", "Env", json!(["PATH=/bin", "A=default"])),
+        ("USER a b", "User", json!("a b")),
+        ("EXPOSE ${NONE:-81}", "ExposedPorts", json!({"81/tcp": {}})),
     ] {
         let base = json!({"Env": ["PATH=/bin"], "WorkingDir": "/srv", "ExposedPorts": null});
         let config = changed(base, &[instruction]).unwrap();
@@ -199,22 +203,27 @@ fn an_entrypoint_takes_back_the_images_command() {
 fn instructions_that_cannot_be_are_refused_with_a_reason() {
     for (instruction, word) in [
         ("RUN make", "RUN is not one of"),
-        ("", "it is empty"),
+        ("", "no instruction in it"),
         ("ENV", "needs an argument"),
-        ("ENV A", "NAME=VALUE"),
+        ("ENV A", "write A=VALUE"),
         ("ENV A=b =c", "NAME=VALUE"),
         ("LABEL a='b", "not closed"),
-        ("EXPOSE 80/icmp", "PORT"),
-        ("EXPOSE 99999", "PORT"),
-        ("EXPOSE 9-8", "PORT"),
-        ("USER a b", "exactly one"),
+        ("EXPOSE 80/icmp", "tcp, udp and sctp"),
+        ("EXPOSE 99999", "no port"),
+        ("EXPOSE 9-8", "no port"),
+        ("USER 99999999999", "no user"),
+        ("STOPSIGNAL SIGFOO", "no signal"),
+        ("CMD [\"a\"]\nCMD [\"b\"]", "more than one instruction"),
         ("ONBUILD FROM x", "FROM"),
         ("ONBUILD onbuild RUN x", "ONBUILD"),
-        ("HEALTHCHECK --interval=soon CMD x", "no time"),
-        ("HEALTHCHECK", "needs an argument"),
-        ("ENV A=${B", "${NAME}"),
+        ("HEALTHCHECK --interval=soon CMD x", "soon"),
+        ("HEALTHCHECK", "HEALTHCHECK"),
+        ("ENV A=${B", "}"),
     ] {
         let error = changed(json!({}), &[instruction]).unwrap_err();
-        assert!(error.contains(word) && error.contains(instruction), "{instruction}: {error}");
+        assert!(
+            error.contains(word) && error.contains(&format!("{instruction:?}")),
+            "{instruction}: {error}"
+        );
     }
 }

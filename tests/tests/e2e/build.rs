@@ -13,7 +13,10 @@ use super::archive::inspect;
 mod cache;
 mod files;
 mod hostile;
+mod language;
+mod real;
 mod stages;
+mod verb;
 
 /// A context with these files.
 fn context(files: &[(&str, &str)]) -> TempDir {

@@ -83,13 +83,13 @@ async fn a_pushed_image_keeps_its_digest_and_only_what_is_missing_is_sent() {
 }
 
 /// Debian's containerd, on its own.
-struct Containerd {
+pub(crate) struct Containerd {
     directory: tempfile::TempDir,
     process: Child,
 }
 
 impl Containerd {
-    fn start() -> Containerd {
+    pub(crate) fn start() -> Containerd {
         let directory = tempfile::Builder::new().prefix("sp-ctd-").tempdir_in("/tmp").unwrap();
         let at = |name: &str| directory.path().join(name);
         std::fs::write(
@@ -118,7 +118,7 @@ impl Containerd {
         containerd
     }
 
-    fn try_ctr(&self, arguments: &[&str]) -> Option<String> {
+    pub(crate) fn try_ctr(&self, arguments: &[&str]) -> Option<String> {
         let output =
             Command::new("ctr").arg("-a").arg(self.directory.path().join("sock")).args(arguments).output();
         let output = output.expect("ctr is installed");

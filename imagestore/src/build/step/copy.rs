@@ -188,7 +188,7 @@ impl Site {
     ) -> Result<(Option<Layer>, Lease), Failed> {
         let mut pad = self.pad(parent)?;
         let named = copy.owner.as_deref().is_some_and(owner::has_names);
-        let mut changes = Changes { owner: None, mode: copy.mode.clone() };
+        let mut changes = Changes { mode: copy.mode.clone(), ..Changes::default() };
         if let Some(text) = &copy.owner {
             let files = if named { pad::open(&pad.mount()?)? } else { pad.upper()? };
             changes.owner = Some(owner::resolve_owner(&Directory::new(files), text)?);
@@ -241,7 +241,8 @@ impl Site {
         let mut picks = Vec::new();
         let wanted = Wanted { path: "/", pivot: None, parents: false, exclude: &[] };
         transfer::select(&tree, &wanted, "the archive", &mut picks)?;
-        transfer::place(&tree, &picks, &Destination { root, path: directory }, changes)?;
+        let changes = Changes { replace: true, ..changes.clone() };
+        transfer::place(&tree, &picks, &Destination { root, path: directory }, &changes)?;
         Ok(true)
     }
 }

@@ -225,7 +225,8 @@ impl Site {
             if exit.code == 0 {
                 return site.keep(pad, &mount_points);
             }
-            let error = Error::Command { code: exit.code, oom_killed: exit.oom_killed };
+            let (code, oom_killed) = (exit.code, exit.oom_killed);
+            let error = Error::Command { code, oom_killed, disk_full: is_full(&pad) };
             let wreck = if site.debug { Some(Arc::new(site.keep(pad, &mount_points)?)) } else { None };
             Err(Failed { error, wreck, explanation: String::new() })
         })
@@ -422,6 +423,13 @@ impl Site {
             .map_err(Error::io("fchown", b"a cache mount"))?;
         fchmod(&root, Mode::from(mode & 0o7777)).map_err(Error::io("fchmod", b"a cache mount"))
     }
+}
+
+/// Whether a step has left next to no room. Its output has none either then, and cannot say so.
+fn is_full(pad: &pad::Pad) -> bool {
+    const ROOM: u64 = 4 << 20;
+    let found = pad.upper().ok().and_then(|upper| rustix::fs::fstatvfs(upper).ok());
+    found.is_some_and(|disk| disk.f_bfree.saturating_mul(disk.f_frsize) < ROOM)
 }
 
 /// What counts of a mount beside its files. Which stage or image they are of, and what those are called, does not.

@@ -2,11 +2,12 @@
 //!
 //! The destination's path is resolved with the root as its world, links included, and what is missing of it is made. Below
 //! the destination nothing is followed. A file takes the place of a file or link that was there; a directory joins a
-//! directory; one never takes the place of the other. Owner first, then mode, then extended attributes, then time: each
+//! directory; one takes the place of the other only where an archive is unpacked. Owner first, then mode, then extended attributes, then time: each
 //! may undo what is set before it. Names of one file stay names of one file.
 
 use std::{
     collections::HashMap,
+    ffi::CString,
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -18,10 +19,13 @@ use rustix::{
 };
 
 use super::{Changes, Pick};
-use crate::build::{
-    Error,
-    error::shown,
-    tree::{Node, Tree, components, join, split},
+use crate::{
+    build::{
+        Error,
+        error::shown,
+        tree::{Node, Tree, components, join, split},
+    },
+    layer::remove_tree,
 };
 
 /// As many links as the kernel follows (path_resolution(7)).
@@ -235,17 +239,7 @@ impl Placing<'_> {
         let path = join(&self.base, &pick.to);
         let directory = self.open.last().map(|(_, fd)| fd.as_fd()).expect("the destination is always open");
         if pick.node.kind == FileType::Directory {
-            let fd = match fs::mkdirat(directory, name, Mode::from(0o700)) {
-                Ok(()) | Err(Errno::EXIST) => {
-                    open_directory(directory, name).map_err(|errno| match errno {
-                        Errno::NOTDIR | Errno::LOOP => {
-                            taken(&path, "a directory cannot take the place of a file")
-                        }
-                        errno => Error::io("openat", &path)(errno),
-                    })?
-                }
-                Err(errno) => return Err(Error::io("mkdirat", &path)(errno)),
-            };
+            let fd = self.make_directory(directory, name, &path)?;
             dress(fd.as_fd(), &pick.node, self.changes, &path)?;
             self.made.push((pick.to.clone(), pick.node.mtime));
             if self.open.len() >= OPEN {
@@ -254,7 +248,7 @@ impl Placing<'_> {
             self.open.push((pick.to.clone(), fd));
             return Ok(());
         }
-        clear(directory, name, &path)?;
+        clear(directory, name, &path, self.changes.replace)?;
         if let Some(inode) = pick.node.inode {
             if let Some(first) = self.linked.get(&inode).cloned() {
                 let root = self.open[0].1.as_fd();
@@ -264,6 +258,27 @@ impl Placing<'_> {
             self.linked.insert(inode, pick.to.clone());
         }
         self.make(directory, name, pick, &path)
+    }
+
+    /// A directory of this name, made unless it is there.
+    fn make_directory(&self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd, Error> {
+        let mut replace = self.changes.replace;
+        loop {
+            match fs::mkdirat(parent, name, Mode::from(0o700)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(Error::io("mkdirat", path)(errno)),
+            }
+            match open_directory(parent, name) {
+                Ok(directory) => return Ok(directory),
+                Err(Errno::NOTDIR | Errno::LOOP) if std::mem::take(&mut replace) => {
+                    fs::unlinkat(parent, name, AtFlags::empty()).map_err(Error::io("unlinkat", path))?;
+                }
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    return Err(taken(path, "a directory cannot take the place of a file"));
+                }
+                Err(errno) => return Err(Error::io("openat", path)(errno)),
+            }
+        }
     }
 
     fn make(&self, directory: BorrowedFd<'_>, name: &[u8], pick: &Pick, path: &[u8]) -> Result<(), Error> {
@@ -387,9 +402,13 @@ fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
 }
 
 /// Takes away what a file is to replace.
-fn clear(directory: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<(), Error> {
+fn clear(directory: BorrowedFd<'_>, name: &[u8], path: &[u8], replace: bool) -> Result<(), Error> {
     match fs::unlinkat(directory, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) if replace => {
+            let name = CString::new(name).map_err(|_| Error::Invalid("a name has a NUL in it".into()))?;
+            remove_tree(directory, &name, &mut |_, _| {}).map_err(Error::io("remove", path))
+        }
         Err(Errno::ISDIR | Errno::PERM) => Err(taken(path, "a file cannot take the place of a directory")),
         Err(errno) => Err(Error::io("unlinkat", path)(errno)),
     }

@@ -10,7 +10,7 @@ use rustix::fs::FileType;
 
 use super::{Pick, pattern};
 use crate::build::{
-    Error,
+    Error, Ignore,
     error::shown,
     tree::{Node, Tree, components, join, resolve, split},
 };
@@ -40,7 +40,9 @@ pub(in crate::build) fn select(
     place: &str,
     picks: &mut Vec<Pick>,
 ) -> Result<(), Error> {
-    let mut selection = Selection { tree, wanted, picks, made: HashSet::new() };
+    let exclude = Ignore::of(wanted.exclude.iter().map(String::as_str))
+        .map_err(|problem| Error::Invalid(format!("--exclude: {problem}")))?;
+    let mut selection = Selection { tree, wanted, exclude, picks, made: HashSet::new() };
     let path = wanted.path.as_bytes();
     let start = match wanted.pivot {
         Some(pivot) => match resolve(tree, pivot.as_bytes(), true)? {
@@ -70,6 +72,7 @@ fn join_all(path: &[u8]) -> Vec<u8> {
 struct Selection<'s> {
     tree: &'s dyn Tree,
     wanted: &'s Wanted<'s>,
+    exclude: Ignore,
     picks: &'s mut Vec<Pick>,
     /// Directories above sources that are picked already.
     made: HashSet<Vec<u8>>,
@@ -160,7 +163,7 @@ impl Selection<'_> {
         }
         let directory = node.kind == FileType::Directory;
         let excluded = !relative.is_empty() && self.excluded(&relative);
-        if excluded && !(directory && self.takes_back()) {
+        if excluded && !(directory && self.exclude.may_include_below(&relative)) {
             return Ok(());
         }
         let before = self.picks.len();
@@ -188,20 +191,8 @@ impl Selection<'_> {
         Ok(())
     }
 
-    fn takes_back(&self) -> bool {
-        self.wanted.exclude.iter().any(|pattern| pattern.starts_with('!'))
-    }
-
-    /// The last pattern that matches the path or a directory above it decides.
     fn excluded(&self, path: &[u8]) -> bool {
-        let hit = |pattern: &str| {
-            let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-            ends.chain([path.len()]).any(|end| pattern::matches(pattern.as_bytes(), &path[..end]))
-        };
-        self.wanted.exclude.iter().fold(false, |excluded, pattern| match pattern.strip_prefix('!') {
-            Some(pattern) => excluded && !hit(pattern),
-            None => excluded || hit(pattern),
-        })
+        self.exclude.excludes(path)
     }
 }
 

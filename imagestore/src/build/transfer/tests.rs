@@ -94,7 +94,7 @@ fn patterns_find_and_exclusions_leave_out() {
 fn owners_and_modes_change_on_the_way() {
     let (from, root) = (source(), tempfile::tempdir().unwrap());
     let mode = Some(crate::build::ModeChange::Octal(0o604));
-    let changes = Changes { owner: Some((7, 8)), mode };
+    let changes = Changes { owner: Some((7, 8)), mode, replace: false };
     copy_with(from.path(), "/a/b.txt", root.path(), "/x/b", &changes).unwrap();
     let file = fs::metadata(root.path().join("x/b")).unwrap();
     assert_eq!((file.uid(), file.gid(), file.mode() & 0o7777), (7, 8, 0o604));
@@ -142,6 +142,21 @@ fn files_and_directories_do_not_take_each_others_place() {
     copy(from.path(), "/a", root.path(), "/z").unwrap();
     assert_eq!(fs::read_to_string(root.path().join("target")).unwrap(), "old");
     assert_eq!(fs::read_to_string(root.path().join("z/b.txt")).unwrap(), "b");
+}
+
+#[test]
+fn what_an_archive_holds_takes_the_place_of_whatever_is_there() {
+    let (from, root) = (source(), tempfile::tempdir().unwrap());
+    fs::create_dir_all(root.path().join("x/b.txt/full")).unwrap();
+    symlink("/elsewhere", root.path().join("x/c")).unwrap();
+    fs::create_dir(root.path().join("elsewhere")).unwrap();
+    let (tree, picks) = (tree(from.path()), picks(from.path(), "/a", &[], false).unwrap());
+    let into = crate::build::pad::open(root.path()).unwrap();
+    let changes = Changes { replace: true, ..Changes::default() };
+    place(&tree, &picks, &Destination { root: into.as_fd(), path: "/x/" }, &changes).unwrap();
+    assert_eq!(fs::read_to_string(root.path().join("x/b.txt")).unwrap(), "b");
+    assert!(fs::symlink_metadata(root.path().join("x/c")).unwrap().is_dir());
+    assert_eq!(fs::read_dir(root.path().join("elsewhere")).unwrap().count(), 0);
 }
 
 #[test]

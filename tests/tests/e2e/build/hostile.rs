@@ -4,6 +4,7 @@ use std::os::unix::fs::symlink;
 
 use sampan_proto::sampan::PruneBuildCacheRequest;
 use sampan_proto::sampan::build_service_client::BuildServiceClient;
+use sampan_tests::{Disk, Options, with_agent_of};
 
 use super::*;
 
@@ -156,6 +157,170 @@ async fn contexts_that_are_not_plain_are_refused() {
             };
             assert_eq!(status.code(), tonic::Code::InvalidArgument, "{entries:?}: {status}");
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_outgrows_the_disk_fails_cleanly_and_the_next_one_goes_well() {
+    let disk = Disk::new(48);
+    let options = Options { root: Some(disk.path()), ..Options::default() };
+    with_agent_of(options, async |agent| {
+        let base = fixture().image("busybox");
+        let small = context_of(&format!("FROM {base}\nRUN echo small > /small\n"));
+        build(agent, &small, "small").await.image();
+        let clean = agent.snapshot();
+        let free = disk.free();
+        // A command, a file of the context that is nothing but a hole, an archive that swells.
+        let filling = context_of(&format!("FROM {base}\nRUN dd if=/dev/zero of=/big bs=1M count=200\n"));
+        let failed = build(agent, &filling, "filling").await;
+        assert!(failed.error().contains("No space left"), "{}", failed.error());
+        assert!(failed.failure.unwrap().exit_code != 0);
+        let sparse = context_of(&format!("FROM {base}\nCOPY hole /hole\n"));
+        fs::File::create(sparse.path().join("hole")).unwrap().set_len(200 << 20).unwrap();
+        let folder = sparse.path().to_str().unwrap();
+        let failed = agent.cli().run(&["build", folder]);
+        assert!(failed.code == 1 && failed.stderr.contains("No space left"), "{}", failed.stderr);
+        let bomb = context_of(&format!("FROM {base}\nADD bomb.tgz /bomb/\n"));
+        let file = fs::File::create(bomb.path().join("bomb.tgz")).unwrap();
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(file, flate2::Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_size(200 << 20);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, "zeros", std::io::Read::take(std::io::repeat(0), 200 << 20)).unwrap();
+        tar.into_inner().unwrap().finish().unwrap();
+        let failed = build(agent, &bomb, "bomb").await;
+        assert_eq!(
+            failed.status.as_ref().unwrap().code(),
+            tonic::Code::ResourceExhausted,
+            "{:?}",
+            failed.status
+        );
+        agent.assert_clean(&clean);
+        agent.cli().ok(&["builder", "prune", "-f", "--kind", "context"]);
+        assert!(disk.free() + (1 << 20) > free, "{} of {free} bytes are free again", disk.free());
+        build(agent, &context_of(&format!("FROM {base}\nRUN echo again > /again\n")), "again").await.image();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn special_files_of_a_context_are_copied_and_not_read() {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    with_agent(async |agent| {
+        let base = fixture().image("busybox");
+        let context =
+            context_of(&format!("FROM {base}\nCOPY . /in\nRUN stat -c '%F %t,%T' /in/zero /in/pipe\n"));
+        mknodat(
+            CWD,
+            context.path().join("zero"),
+            FileType::CharacterDevice,
+            Mode::from(0o666),
+            makedev(1, 5),
+        )
+        .unwrap();
+        mknodat(CWD, context.path().join("pipe"), FileType::Fifo, Mode::from(0o666), 0).unwrap();
+        std::os::unix::net::UnixListener::bind(context.path().join("socket")).unwrap();
+        let output = agent.cli().run(&["build", "--progress", "plain", context.path().to_str().unwrap()]);
+        assert!(
+            output.code == 0 && output.stderr.contains("character special file 1,5"),
+            "{}",
+            output.stderr
+        );
+        assert!(output.stderr.contains("fifo 0,0"), "{}", output.stderr);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_in_the_middle_of_its_context_leaves_nothing() {
+    use sampan_proto::sampan::build_request::Part;
+    use sampan_proto::sampan::{BuildRequest, build_start};
+    with_agent(async |agent| {
+        let start = BuildStart { source: build_start::Source::Stream as i32, ..Default::default() };
+        let parts = [Part::Start(start), Part::Data(vec![7; 100_000])];
+        let messages = tokio_stream::iter(parts.map(|part| BuildRequest { part: Some(part) }));
+        let mut answers =
+            BuildServiceClient::new(agent.channel()).build(messages).await.unwrap().into_inner();
+        while let Ok(Some(_)) = answers.message().await {}
+        let left = || fs::read_dir(agent.scope().root.join("build/tmp")).unwrap().count();
+        assert!(sampan_tests::eventually_sync(super::super::SOON, || left() == 0));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_in_a_build_leaves_nothing_to_the_next() {
+    with_agent(async |agent| {
+        let base = fixture().image("busybox");
+        let context = context_of(&format!(
+            "FROM {base}\nRUN echo first > /first\nRUN --mount=type=cache,target=/c echo begun; touch /c/x; sleep 1000\n"
+        ));
+        let mut running = sampan_tests::Running::begin(agent.channel(), context.path(), |_| {}).await;
+        running.serve(|build| build.log.contains("begun")).await;
+        agent.kill();
+        drop(running);
+        agent.restart().await;
+        let empty = |path: std::path::PathBuf| fs::read_dir(path).map_or(0, Iterator::count) == 0;
+        let (root, state) = (agent.scope().root.clone(), agent.scope().state.clone());
+        let gone = || empty(state.join("pods")) && empty(root.join("snapshots/active")) && empty(root.join("build/output"));
+        assert!(sampan_tests::eventually_sync(super::super::SOON, gone), "{}", agent.log());
+        let builds = agent.cli().json(&["builder", "history"]);
+        assert!(builds[0]["status"] == "Error" && builds[0]["error"].as_str().unwrap().contains("agent ended"), "{builds}");
+        // What was done before is done, and the cache mount is nobody's.
+        fs::write(
+            context.path().join("Dockerfile"),
+            format!("FROM {base}\nRUN echo first > /first\nRUN --mount=type=cache,target=/c,sharing=locked ls /c > /seen\n"),
+        )
+        .unwrap();
+        let built = build(agent, &context, "after").await;
+        assert_eq!(built.titles(State::Cached), ["RUN echo first > /first"]);
+        assert_eq!(run(agent, "after", &["cat", "/seen"]), "x");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_in_a_directory_that_others_swap_stay_in_their_container() {
+    with_agent(async |agent| {
+        let (base, canary) = (fixture().image("busybox"), canary(agent));
+        let host = canary.display();
+        // One step swaps a directory of a shared cache mount for links, others have mounts made in it meanwhile.
+        let swapper = context_of(&format!(
+            "FROM {base}\nRUN --mount=type=cache,id=r,target=/c echo begun; while [ ! -e /c/stop ]; do \
+             mkdir /c/d 2>/dev/null; ln -sfn {host} /c/d/l 2>/dev/null; rm -rf /c/d; ln -s {host} /c/d; rm -f /c/d; ln -s / /c/d; rm -f /c/d; done\n"
+        ));
+        let mut swapping = sampan_tests::Running::begin(agent.channel(), swapper.path(), |_| {}).await;
+        swapping.serve(|build| build.log.contains("begun")).await;
+        for number in 0..12 {
+            let dockerfile = format!(
+                "FROM {base} AS source\nRUN mkdir /given && echo {number} > /given/file\nFROM {base}\n\
+                 RUN --mount=type=cache,id=r,target=/c --mount=type=bind,from=source,source=/given,target=/c/d/m,rw \
+                     --mount=type=tmpfs,target=/c/d/t echo {number} > /c/d/m/new; touch /c/d/t/x /c/d/l/y; true\n"
+            );
+            // Whether the mount can be made is luck; where it is made is not.
+            let built = build(agent, &context_of(&dockerfile), "raced").await;
+            assert!(built.failure.is_none() || built.error().len() > 5, "{:?}", built.status);
+            is_well(&canary);
+        }
+        let stop = context_of(&format!("FROM {base}\nRUN --mount=type=cache,id=r,target=/c touch /c/stop\n"));
+        build(agent, &stop, "stop").await.image();
+        swapping.serve(|_| false).await;
+        is_well(&canary);
+        // A copy of a tree while a stage that stands on it runs, with a program of the image where a decompressor would be.
+        let tar = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let context = context(&[("Dockerfile", &format!(
+            "FROM {base} AS evil\nRUN for name in gzip gunzip unpigz xz unxz bzip2 zstd tar; do \
+             printf '#!/bin/sh\\ntouch {host}/ran\\n' > /bin/$name; chmod 755 /bin/$name; done; true\n\
+             FROM evil\nADD a.tgz /a/\nRUN ls /a\n"
+        ))]);
+        let mut tar = tar::Builder::new(tar);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(1);
+        tar.append_data(&mut header, "unpacked", &b"x"[..]).unwrap();
+        fs::write(context.path().join("a.tgz"), tar.into_inner().unwrap().finish().unwrap()).unwrap();
+        assert!(build(agent, &context, "added").await.log.contains("unpacked"));
+        is_well(&canary);
     })
     .await;
 }
