@@ -106,7 +106,14 @@ impl Pods {
     /// `AlreadyExists` when the name is in use; whatever kept the pod from being made, all undone then.
     pub async fn run(&self, config: PodConfig) -> Result<PodId> {
         self.context.delegate(&config.runtime_handler)?;
-        let (id, made) = match self.admit(config)? {
+        let admission = match self.admit(config.clone()) {
+            Err(Error::NameInUse { holder, .. }) if self.is_remains(&holder) => {
+                self.remove(&PodId::from_file_name(&holder).ok_or_else(|| Error::Internal(holder))?).await?;
+                self.admit(config)
+            }
+            other => other,
+        };
+        let (id, made) = match admission? {
             Admission::Joins(id) => return self.join(id).await,
             Admission::Starts(id, made) => (id, made),
         };
@@ -150,6 +157,11 @@ impl Pods {
             pods.forget(&pod);
         });
         Ok(Admission::Starts(id, made))
+    }
+
+    /// Whether a pod could not be made or removed as a whole. Who asks for its name wants it out of the way.
+    fn is_remains(&self, id: &str) -> bool {
+        self.find(id).is_ok_and(|pod| pod.record.phase == PodPhase::Removing)
     }
 
     /// Waits until a pod that another request is making is ready.
