@@ -123,7 +123,14 @@ impl Pods {
         if config.users.is_some() {
             self.check_users(&config.runtime_handler, delegate.is_some())?;
         }
-        let (id, made) = match self.admit(config)? {
+        let admission = match self.admit(config.clone()) {
+            Err(Error::NameInUse { holder, .. }) if self.is_remains(&holder) => {
+                self.remove(&PodId::from_file_name(&holder).ok_or_else(|| Error::Internal(holder))?).await?;
+                self.admit(config)
+            }
+            other => other,
+        };
+        let (id, made) = match admission? {
             Admission::Joins(id) => return self.join(id).await,
             Admission::Starts(id, made) => (id, made),
         };
@@ -167,6 +174,11 @@ impl Pods {
             pods.forget(&pod);
         });
         Ok(Admission::Starts(id, made))
+    }
+
+    /// Whether a pod could not be made or removed as a whole. Who asks for its name wants it out of the way.
+    fn is_remains(&self, id: &str) -> bool {
+        self.find(id).is_ok_and(|pod| pod.record.phase == PodPhase::Removing)
     }
 
     /// Waits until a pod that another request is making is ready.

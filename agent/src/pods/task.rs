@@ -12,7 +12,11 @@
 //! and a caller that goes away stops nothing. The record on disk is written before a step whose remains
 //! would have to be found after a crash.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use sampan_runtime::shim::protocol::{Event, Request, Response};
 use tokio::{
@@ -103,6 +107,10 @@ pub(crate) struct Task {
     farewell: Option<Instant>,
     /// The monitor has ended unasked.
     orphaned: bool,
+    /// Somebody was told that there is such a pod.
+    made: bool,
+    /// Living containers of which a kill for want of memory has been told.
+    starved: BTreeSet<ContainerId>,
 }
 
 /// What a pod's task is started with.
@@ -128,12 +136,15 @@ impl Start {
             inbox,
             farewell: None,
             orphaned: false,
+            made: true,
+            starved: BTreeSet::new(),
         }
     }
 
     /// Makes the pod, tells `made` how that went, and serves it until it is removed.
     pub(crate) async fn create(self, made: oneshot::Sender<Result<()>>) {
         let mut task = self.task();
+        task.made = false;
         let span = tracing::info_span!("pod", sandbox.id = %task.record.id);
         async {
             match task.create().await {
@@ -144,10 +155,12 @@ impl Start {
                 }
                 Err(error) => {
                     warn!(error = %error.chain(), "pod could not be created");
-                    if let Err(left) = task.remove().await {
-                        warn!(error = %left.chain(), "remains of the pod are left; the next start takes them away");
-                    }
+                    let left = task.remove().await;
                     let _ = made.send(Err(error));
+                    if let Err(left) = left {
+                        warn!(error = %left.chain(), "remains of the pod are left until it is removed");
+                        task.serve().await;
+                    }
                 }
             }
         }
@@ -160,9 +173,10 @@ impl Start {
         let mut task = self.task();
         let span = tracing::info_span!("pod", sandbox.id = %task.record.id);
         async {
-            let remains = task.resume().await;
+            task.take_up().await;
             let _ = resumed.send(());
-            if remains {
+            // Plugins may take their time; nobody waits for them but who asks for this pod.
+            if task.finish().await {
                 task.release_ended().await;
                 task.check_plugins().await;
                 task.serve().await;
@@ -177,7 +191,9 @@ impl Task {
     async fn serve(&mut self) {
         loop {
             if std::mem::take(&mut self.orphaned) {
-                self.lost("MonitorLost", "the pod's monitor ended").await;
+                let why = "the pod's monitor ended";
+                self.lost("MonitorLost", why).await;
+                self.give_back(why).await;
             }
             let farewell = self.farewell;
             tokio::select! {
@@ -238,6 +254,7 @@ impl Task {
     async fn observe(&mut self, event: Result<Option<Response>>) {
         match event {
             Ok(Some(Response::Event(Event::Exited { id, exit }))) => self.exited(&id, exit).await,
+            Ok(Some(Response::Event(Event::OutOfMemory { id }))) => self.out_of_memory(&id),
             Ok(Some(other)) => debug!(?other, "unexpected message from the monitor"),
             Ok(None) => self.disconnected("the connection was closed"),
             Err(error) => self.disconnected(&error.chain()),
@@ -286,6 +303,7 @@ impl Task {
         blocking(move || files::create(&folder, &config, &hostname, attachment.as_ref())).await?;
         self.record.phase = PodPhase::Ready;
         self.save_pod()?;
+        self.made = true;
         self.tell(Action::Create);
         self.tell(Action::Start);
         self.context.measurements.pod_start("whole", start.into_std());
@@ -303,13 +321,17 @@ impl Task {
 
     /// Ends every container and takes down all but record and logs. Stopping twice succeeds.
     async fn stop(&mut self) -> Result<()> {
-        if self.record.phase == PodPhase::Stopped && self.control.is_none() {
+        let stopped = self.record.phase == PodPhase::Stopped;
+        if stopped && self.control.is_none() && self.record.attachment.is_none() {
             return Ok(());
         }
         self.take_down("the pod was stopped").await?;
+        let was_ready = self.record.phase == PodPhase::Ready;
         self.record.phase = PodPhase::Stopped;
         let saved = self.save_pod();
-        self.tell(Action::Die);
+        if was_ready {
+            self.tell(Action::Die);
+        }
         saved?;
         info!("pod stopped");
         Ok(())
@@ -317,11 +339,10 @@ impl Task {
 
     /// Takes down everything and forgets the pod.
     async fn remove(&mut self) -> Result<()> {
-        let (was_ready, was_made) =
-            (self.record.phase == PodPhase::Ready, self.record.phase != PodPhase::Creating);
+        let was_ready = self.record.phase == PodPhase::Ready;
         self.record.phase = PodPhase::Removing;
         // A full disk must not keep a pod from going.
-        let _ = self.context.records.write_pod(&self.record);
+        let _ = self.save_pod();
         self.take_down("the pod was removed").await?;
         if was_ready {
             self.tell(Action::Die);
@@ -337,7 +358,7 @@ impl Task {
         })
         .await?;
         self.view.send_modify(|view| Arc::make_mut(view).gone = true);
-        if was_made {
+        if self.made {
             for container in self.containers.values() {
                 self.tell_of(container, Action::Remove);
             }

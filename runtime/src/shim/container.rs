@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::log::{Buffers, Log, Progress, Stream};
 use super::protocol::{ContainerState, ErrorKind, Exit, PidMode, Runtime, Status};
+use super::server::Memory;
 use crate::container::Channel;
 
 /// How far it is. A client is the number of the connection that waits for the answer.
@@ -50,6 +51,10 @@ pub(super) struct Container {
     pub(super) started_at: i64,
     /// Why it never came to run its program.
     pub(super) failure: Option<(ErrorKind, String)>,
+    /// Tells of kills for want of memory, from the moment that the container is made.
+    pub(super) memory: Option<Memory>,
+    /// Somebody asked us to kill it.
+    pub(super) told_to_die: bool,
     /// The connection that wants it forgotten when it has ended.
     pub(super) forget: Option<u32>,
 }

@@ -22,6 +22,8 @@ pub(super) enum Source {
     Exec(u32),
     Stdout(u32),
     Stderr(u32),
+    /// What wakes when a container is short of memory.
+    Memory(u32),
 }
 
 impl Source {
@@ -34,6 +36,7 @@ impl Source {
             Source::Exec(number) => (4, number),
             Source::Stdout(number) => (5, number),
             Source::Stderr(number) => (6, number),
+            Source::Memory(number) => (7, number),
         };
         kind << 32 | u64::from(number)
     }
@@ -48,6 +51,7 @@ impl Source {
             4 => Source::Exec(number),
             5 => Source::Stdout(number),
             6 => Source::Stderr(number),
+            7 => Source::Memory(number),
             _ => return None,
         })
     }

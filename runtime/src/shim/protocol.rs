@@ -223,6 +223,11 @@ pub enum Event {
         /// How.
         exit: Exit,
     },
+    /// The kernel has killed a process of a container for want of memory; it is told before the end that may come of it.
+    OutOfMemory {
+        /// The container.
+        id: String,
+    },
 }
 
 /// How a container ended. Also the contents of `exit.json` in the bundle's directory, which is written whole before
@@ -352,6 +357,10 @@ mod tests {
         round_trip(
             Response::Event(Event::Exited { id: "web".into(), exit: exit.clone() }),
             r#"{"event":{"exited":{"id":"web","exit":{"code":137,"signal":9,"oom_killed":true,"started_at":1,"finished_at":2}}}}"#,
+        );
+        round_trip(
+            Response::Event(Event::OutOfMemory { id: "web".into() }),
+            r#"{"event":{"out_of_memory":{"id":"web"}}}"#,
         );
         let state = ContainerState {
             id: "web".into(),

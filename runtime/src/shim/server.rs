@@ -4,6 +4,7 @@
 //! processes; both leave answers that can't be given yet to a later event, under the number of their connection.
 
 mod child;
+mod memory;
 mod request;
 
 use std::os::fd::OwnedFd;
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
+
+pub(super) use memory::Memory;
 
 use super::connection::{Connection, Received};
 use super::container::Container;
@@ -134,6 +137,7 @@ impl Server {
                 }
             }
             self.remove_cgroups();
+            self.look_again_for_kills();
             if let Some(result) = self.finished() {
                 return result;
             }
@@ -147,7 +151,9 @@ impl Server {
     /// How long nothing may happen before there is something to do all the same.
     fn timeout(&self, active: bool) -> Option<u64> {
         let now = Instant::now();
-        let pause = (!self.removals.is_empty()).then_some(removal::PAUSE);
+        let looking =
+            self.containers.iter().any(|container| container.memory.as_ref().is_some_and(Memory::expects));
+        let pause = (looking || !self.removals.is_empty()).then_some(removal::PAUSE);
         let idle = active.then_some(IDLE);
         let until = [self.first_client_until, self.shutdown.as_ref().map(|shutdown| shutdown.until)];
         let until = until.into_iter().flatten().map(|until| until.saturating_duration_since(now));
@@ -215,6 +221,7 @@ impl Server {
             Source::Exec(number) => self.exec_reports(number),
             Source::Stdout(number) => self.pump(number, false),
             Source::Stderr(number) => self.pump(number, true),
+            Source::Memory(number) => self.short_of_memory(number),
         }
     }
 

@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
-use k8s_cri::v1::RuntimeCondition;
+use k8s_cri::v1::{ContainerState, PodSandboxState, RuntimeCondition};
 use sampan_tests::{Agent, Ctr, eventually, with_agent};
 use serde_json::{Value, json};
 use tonic::Code;
 
+use super::crash::kill_monitor;
 use super::network::{free_port, page};
 use super::{SOON, busybox, pulled};
 
@@ -309,7 +311,70 @@ async fn an_agent_killed_while_plugins_work_has_them_undo_it() {
             (calls == ["first GC", "second GC", "second DEL", "first DEL"]).then_some(())
         })
         .await;
-        assert!(agent.cri().pods().await.unwrap().is_empty());
+        eventually("the pod is forgotten", SOON, async || {
+            agent.cri().pods().await.unwrap().is_empty().then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_could_be_neither_made_nor_undone_is_listed_until_it_is_gone() {
+    with_agent(async |agent| {
+        let scripts = Scripts::install(agent, &["first", "second"]);
+        let (cri, pod) = (agent.cri(), agent.pod("remains"));
+        let fails = "echo '{\"code\": 100, \"msg\": \"not now\"}'; exit 1";
+        for way in ["stop and remove", "ask again"] {
+            scripts.answer("second", "ADD", fails);
+            scripts.answer("first", "DEL", fails);
+            cri.run_pod(&pod).await.unwrap_err();
+            let listed = cri.pods().await.unwrap();
+            assert_eq!(listed.len(), 1);
+            assert_eq!(listed[0].state(), PodSandboxState::SandboxNotready);
+            assert!(cri.stop_pod(&listed[0].id).await.unwrap_err().message().contains("not now"));
+            scripts.answer("first", "DEL", "");
+            scripts.answer("second", "ADD", "");
+            scripts.calls();
+            if way == "ask again" {
+                let id = cri.run_pod(&pod).await.unwrap();
+                assert_ne!(id, listed[0].id);
+                assert_eq!(scripts.verbs(), ["second DEL", "first DEL", "first ADD", "second ADD"]);
+                cri.clear_pod(&id).await.unwrap();
+            } else {
+                cri.stop_pod(&listed[0].id).await.unwrap();
+                assert_eq!(scripts.verbs(), ["second DEL", "first DEL"]);
+                cri.remove_pod(&listed[0].id).await.unwrap();
+            }
+            assert!(cri.pods().await.unwrap().is_empty());
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_serves_before_slow_plugins_have_let_go_of_dead_pods() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let scripts = Scripts::install(agent, &["first"]);
+        let (cri, pod) = (agent.cri(), agent.pod("dead"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let id = cri.run(&pod_id, &Ctr::sleeper("c", &image, &pod), &pod).await.unwrap();
+        agent.kill();
+        kill_monitor(&pod_id);
+        scripts.answer("first", "DEL", "sleep 8");
+        let took = agent.restart().await;
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        let status = cri.pod(&pod_id).await.unwrap();
+        assert_eq!(status.state(), PodSandboxState::SandboxNotready);
+        assert_eq!(cri.container(&id).await.unwrap().state(), ContainerState::ContainerExited);
+        let other = cri.run_pod(&agent.pod("other")).await.unwrap();
+        scripts.answer("first", "DEL", "");
+        cri.clear_pod(&other).await.unwrap();
+        cri.clear_pod(&pod_id).await.unwrap();
+        let events = agent.cli().ok(&["events", "--since", "1h", "--no-follow"]);
+        let ends = events.lines().filter(|line| line.contains(" pod die ") && line.contains("name=dead"));
+        assert_eq!(ends.count(), 1, "{events}");
     })
     .await;
 }

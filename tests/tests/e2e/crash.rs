@@ -148,6 +148,17 @@ async fn a_kill_in_the_middle_of_work_leaves_nothing_and_a_retry_succeeds() {
     .await;
 }
 
+/// Kills the monitor of a pod as the kernel might.
+pub(super) fn kill_monitor(pod_id: &str) {
+    let monitor = std::fs::read_dir("/proc").unwrap().flatten().find(|process| {
+        std::fs::read_to_string(process.path().join("cmdline"))
+            .is_ok_and(|line| line.contains("shim") && line.contains(pod_id))
+    });
+    let pid: i32 = monitor.expect("the monitor").file_name().to_str().unwrap().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_monitor_is_noticed_and_can_be_cleared_away() {
     with_agent(async |agent| {
@@ -155,13 +166,7 @@ async fn a_killed_monitor_is_noticed_and_can_be_cleared_away() {
         let (cri, pod) = (agent.cri(), agent.pod("monitor"));
         let pod_id = cri.run_pod(&pod).await.unwrap();
         let id = cri.run(&pod_id, &Ctr::sleeper("c", &image, &pod), &pod).await.unwrap();
-        let monitor = std::fs::read_dir("/proc").unwrap().flatten().find(|process| {
-            std::fs::read_to_string(process.path().join("cmdline"))
-                .is_ok_and(|line| line.contains("shim") && line.contains(&pod_id))
-        });
-        let pid: i32 = monitor.expect("the monitor").file_name().to_str().unwrap().parse().unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        kill_monitor(&pod_id);
         eventually("the pod is not ready", SOON, async || {
             (cri.pod(&pod_id).await.unwrap().state() == PodSandboxState::SandboxNotready).then_some(())
         })

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use k8s_cri::v1::{ContainerState, PodSandboxState};
-use sampan_tests::{Agent, Cri, Ctr, Pod, with_agent};
+use sampan_tests::{Agent, Cri, Ctr, Pod, eventually, with_agent};
 use tonic::Code;
 
-use super::{busybox, now};
+use super::{SOON, busybox, now};
 
 /// A pod, running, with busybox pulled.
 async fn pod(agent: &Agent) -> (Cri, String, Pod, String) {
@@ -162,6 +162,33 @@ async fn processes_left_by_the_first_one_end_with_the_container() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_child_killed_for_want_of_memory_is_told_and_is_not_the_containers_end() {
+    with_agent(async |agent| {
+        let (cri, image, pod, pod_id) = pod(agent).await;
+        let script = "sh -c 'x=a; while :; do x=$x$x; done'; echo lives on; sleep 1000";
+        let config = Ctr::new("parent", &image, &pod)
+            .sh(script)
+            .resources(|resources| resources.memory_limit_in_bytes = 20 << 20);
+        let id = cri.run(&pod_id, &config, &pod).await.unwrap();
+        let cli = agent.cli();
+        let events = || cli.ok(&["events", "--since", "1h", "--no-follow"]);
+        eventually("the kill is told", SOON, async || events().contains(" container oom ").then_some(()))
+            .await;
+        assert_eq!(cri.container(&id).await.unwrap().state(), ContainerState::ContainerRunning);
+        eventually("the shell goes on", SOON, async || {
+            std::fs::read_to_string(pod.log_file(&config)).unwrap().contains("lives on").then_some(())
+        })
+        .await;
+        cri.stop(&id, 0).await.unwrap();
+        let status = cri.container(&id).await.unwrap();
+        assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"), "{status:?}");
+        assert_eq!(events().matches(" container oom ").count(), 1);
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_memory_bomb_is_told_as_oom_killed() {
     with_agent(async |agent| {
         let (cri, image, pod, pod_id) = pod(agent).await;
@@ -171,6 +198,8 @@ async fn a_memory_bomb_is_told_as_oom_killed() {
         let id = cri.run(&pod_id, &config, &pod).await.unwrap();
         let status = cri.ended(&id).await;
         assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{status:?}");
+        let events = agent.cli().ok(&["events", "--since", "1h", "--no-follow"]);
+        assert_eq!(events.matches(" container oom ").count(), 1, "{events}");
         assert_eq!(
             cri.pod(&pod_id).await.unwrap().state(),
             PodSandboxState::SandboxReady,

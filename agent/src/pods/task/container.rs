@@ -208,6 +208,17 @@ impl Task {
         }
     }
 
+    /// Tells that the kernel has killed a process of a container, which may live on.
+    pub(super) fn out_of_memory(&mut self, id: &str) {
+        let living = |container: &&Arc<ContainerRecord>| {
+            container.id.as_str() == id && container.phase != ContainerPhase::Exited
+        };
+        let Some(record) = self.containers.values().find(living).cloned() else { return };
+        info!(container.id = %id, "a process of the container was killed for want of memory");
+        self.starved.insert(record.id.clone());
+        self.tell_of(&record, Action::Oom);
+    }
+
     /// Records an end, shows it, and gives back what only a living container needs.
     pub(super) async fn ended(&mut self, mut record: ContainerRecord, exit: ExitRecord) {
         info!(container.id = %record.id, exit.code = exit.code, reason = %exit.reason, "container ended");
@@ -217,7 +228,9 @@ impl Task {
         if let Err(error) = self.save_container(record.clone()) {
             warn!(container.id = %record.id, error = %error.chain(), "the container's end could not be recorded on disk");
         }
-        if record.exit.as_ref().is_some_and(|exit| exit.reason == OOM_KILLED) {
+        // Nobody was there to hear it while the agent was away.
+        let known = self.starved.remove(&record.id);
+        if !known && record.exit.as_ref().is_some_and(|exit| exit.reason == OOM_KILLED) {
             self.tell_of(&record, Action::Oom);
         }
         self.tell_of(&record, Action::Die);

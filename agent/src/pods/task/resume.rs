@@ -8,10 +8,36 @@ use super::container::{exit_record, release};
 use super::*;
 
 impl Task {
-    /// Brings record and reality together; false when nothing of the pod is left to serve.
-    pub(super) async fn resume(&mut self) -> bool {
-        self.publish();
+    /// Brings record and reality together, as far as that waits for nobody outside; then the pod can be shown.
+    pub(super) async fn take_up(&mut self) {
         match self.record.phase {
+            // Nobody has heard of it, or nobody wants to hear of it again.
+            PodPhase::Creating => self.made = false,
+            PodPhase::Removing => {}
+            PodPhase::Ready if self.record.boot_id != self.context.boot_id => {
+                if self.record.attachment.as_ref().is_some_and(|attached| attached.plugins.is_none()) {
+                    // What the kernel had is gone, and the addresses may be another pod's by now.
+                    self.record.attachment = None;
+                }
+                self.lost("MachineRestarted", "the machine was restarted").await;
+            }
+            PodPhase::Ready => match self.reconnect().await {
+                Ok(()) => info!(containers = self.containers.len(), "pod taken up again"),
+                Err(error) => {
+                    warn!(error = %error.chain(), "the pod's monitor is gone");
+                    self.lost("MonitorLost", "the pod's monitor ended while the agent was away").await;
+                }
+            },
+            PodPhase::Stopped => {}
+        }
+        self.publish();
+    }
+
+    /// Gives back what a pod that is at its end may still hold; false when nothing of it is left to serve.
+    pub(super) async fn finish(&mut self) -> bool {
+        match self.record.phase {
+            PodPhase::Ready => {}
+            PodPhase::Stopped => self.give_back("the pod was stopped").await,
             PodPhase::Creating | PodPhase::Removing => {
                 info!(phase = ?self.record.phase, "pod was left half-way; taking it down");
                 if self.record.monitor_pid.is_none() {
@@ -22,23 +48,7 @@ impl Task {
                     Err(error) => warn!(error = %error.chain(), "remains of the pod are left"),
                 }
             }
-            PodPhase::Ready if self.record.boot_id != self.context.boot_id => {
-                self.lost("MachineRestarted", "the machine was restarted").await;
-            }
-            PodPhase::Ready => match self.reconnect().await {
-                Ok(()) => info!(containers = self.containers.len(), "pod taken up again"),
-                Err(error) => {
-                    warn!(error = %error.chain(), "the pod's monitor is gone");
-                    self.lost("MonitorLost", "the pod's monitor ended while the agent was away").await;
-                }
-            },
-            PodPhase::Stopped => {
-                if let Err(error) = self.take_down("the pod was stopped").await {
-                    warn!(error = %error.chain(), "remains of the stopped pod are left");
-                }
-            }
         }
-        self.publish();
         true
     }
 
@@ -98,7 +108,8 @@ impl Task {
         }
     }
 
-    /// Without a monitor there is no pod: records what is known of its containers' ends and takes it down.
+    /// Without a monitor there is no pod: records what is known of its containers' ends. What it held is for
+    /// [`Task::give_back`].
     pub(super) async fn lost(&mut self, reason: &str, message: &str) {
         self.control = None;
         self.events = None;
@@ -107,12 +118,20 @@ impl Task {
             let exit = exit.unwrap_or_else(|| ExitRecord { reason: reason.into(), ..unknown_exit(message) });
             self.ended(record, exit).await;
         }
-        if let Err(error) = self.take_down(message).await {
-            warn!(error = %error.chain(), "remains of the pod are left");
-        }
         self.record.phase = PodPhase::Stopped;
         if let Err(error) = self.save_pod() {
             warn!(error = %error.chain(), "the pod's end could not be recorded on disk");
+        }
+        self.tell(Action::Die);
+    }
+
+    /// Takes down what is left of a pod that has stopped.
+    pub(super) async fn give_back(&mut self, reason: &str) {
+        if let Err(error) = self.take_down(reason).await {
+            warn!(error = %error.chain(), "remains of the pod are left until it is stopped again or removed");
+        }
+        if let Err(error) = self.save_pod() {
+            warn!(error = %error.chain(), "what was given back could not be recorded on disk");
         }
     }
 

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 
 use super::request::now;
-use super::{Server, Waiting, report_dropping};
+use super::{Memory, Server, Waiting, report_dropping};
 use crate::cgroup::Cgroup;
 use crate::console;
 use crate::container::{ExecFailure, Report};
@@ -87,6 +87,9 @@ impl Server {
                         let _ = container.signal(libc::SIGKILL);
                         return;
                     }
+                    if container.runtime.is_none() {
+                        container.memory = Memory::watch(&self.poll, number, &container.cgroup);
+                    }
                     container.phase = Phase::Created;
                     let pid = container.pid;
                     return self.reply(client, Response::Created { pid });
@@ -135,11 +138,12 @@ impl Server {
         container.channel = None;
         let (code, signal) = ending(status);
         let killed = code == 128 + libc::SIGKILL;
-        let out_of_memory = match &container.runtime {
-            None => cgroup.is_ok_and(|cgroup| cgroup.oom_kills().is_ok_and(|kills| kills > 0)),
-            Some(_) => container.bundle.join(OUT_OF_MEMORY).exists(),
+        let told_by_delegate =
+            container.runtime.as_ref().map(|_| container.bundle.join(OUT_OF_MEMORY).exists());
+        let oom_killed = killed & told_by_delegate.unwrap_or_else(|| self.died_of_memory(number));
+        let Some(container) = self.containers.iter_mut().find(|container| container.number == number) else {
+            return;
         };
-        let oom_killed = killed && out_of_memory;
         let ran = container.failure.is_none() && container.phase == Phase::Running;
         let started_at = if ran { container.started_at } else { 0 };
         let exit = Exit { code, signal, oom_killed, started_at, finished_at };
@@ -162,7 +166,7 @@ impl Server {
                 if let Phase::Starting { client } = phase {
                     self.reply(client, failure("started"));
                 }
-                self.publish(number, exit);
+                self.publish_end(number, exit);
             }
         }
     }
@@ -176,11 +180,16 @@ impl Server {
         }
     }
 
-    fn publish(&mut self, number: u32, exit: Exit) {
+    fn publish_end(&mut self, number: u32, exit: Exit) {
         let Some(container) = self.containers.iter().find(|container| container.number == number) else {
             return;
         };
-        let event = Response::Event(Event::Exited { id: container.id.clone(), exit });
+        let id = container.id.clone();
+        self.publish(Response::Event(Event::Exited { id, exit }));
+    }
+
+    /// Tells everybody who has subscribed.
+    pub(super) fn publish(&mut self, event: Response) {
         let subscribers = self.connections.iter().filter(|connection| connection.subscribed);
         for number in subscribers.map(|connection| connection.number).collect::<Vec<_>>() {
             self.tell(number, &event);

@@ -181,6 +181,8 @@ impl Server {
             phase: Phase::Creating { client },
             started_at: 0,
             failure: None,
+            memory: None,
+            told_to_die: false,
             forget: None,
         })
     }
@@ -270,6 +272,7 @@ impl Server {
         if container.has_exited() {
             return Err((ErrorKind::FailedPrecondition, format!("container {id:?} has exited")));
         }
+        container.told_to_die |= signal == libc::SIGKILL;
         // The first process comes first, so that it ends by the signal and not because of what becomes of the others.
         if !all || signal == libc::SIGKILL {
             match container.signal(signal) {
