@@ -152,6 +152,8 @@ state = "$work/run"
 socket = "$SAMPAN_SOCKET"
 [network]
 bridge = "$bridge"
+# What the node may have of a cluster is not for the demonstration.
+cni_configurations = ""
 subnets = ["10.$second.$third.0/24", "$(printf 'fd%02x:%04x:%04x::/64' $((RANDOM % 256)) $RANDOM $RANDOM)"]
 [registry]
 insecure = ["$registry"]

@@ -276,18 +276,18 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::CheckpointContainerRequest>,
     ) -> Reply<cri::CheckpointContainerResponse> {
-        checkpoint::refuse("CheckpointContainer")
+        checkpoint::refuse("CheckpointContainer").await
     }
 
     async fn checkpoint_pod(
         &self,
         _: Request<cri::CheckpointPodRequest>,
     ) -> Reply<cri::CheckpointPodResponse> {
-        checkpoint::refuse("CheckpointPod")
+        checkpoint::refuse("CheckpointPod").await
     }
 
     async fn restore_pod(&self, _: Request<cri::RestorePodRequest>) -> Reply<cri::RestorePodResponse> {
-        checkpoint::refuse("RestorePod")
+        checkpoint::refuse("RestorePod").await
     }
 
     async fn list_metric_descriptors(
