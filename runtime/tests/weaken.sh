@@ -82,6 +82,8 @@ while IFS='¦' read -r -a field; do
         outcome="PASSES"
     fi
     [ "$outcome" = fails ] || failed=1
+    # Whether it fails for the right reason is for a reader to judge.
+    [ ! -f "$tree/../last" ] || { echo "== $number $test"; grep -m1 -A3 panicked "$tree/../last" || tail -n 5 "$tree/../last"; } >&2
     echo "| $number | \`$test\` | $what | $outcome |"
     git -C "$tree" checkout --quiet .
     # A copy that was written to is made anew.
