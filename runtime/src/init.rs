@@ -28,6 +28,7 @@ mod label;
 mod maskedpath;
 mod mounts;
 mod namespace;
+mod netdevice;
 mod process;
 mod program;
 mod rootfs;
@@ -108,7 +109,11 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     if setup.midwife {
         identity::deliver(&namespaces, linux, reporter)?;
     }
+    let network_devices = netdevice::Devices::find(linux, &namespaces)?;
     namespaces.enter()?;
+    if let Some(devices) = network_devices {
+        devices.take()?;
+    }
     // Of the container's user namespace, or its processes could not use it.
     match line {
         Some(line) if line.keyring => {

@@ -15,6 +15,7 @@ pub mod executable;
 mod hook;
 mod init;
 pub mod mount;
+mod netlink;
 pub mod oci;
 pub mod quota;
 pub mod seccomp;

@@ -45,6 +45,14 @@ pub(crate) enum Error {
     Keyring(#[source] sys::Error),
     #[error("HOME has more than one line")]
     Home,
+    #[error("network device {name}")]
+    NetworkDevice {
+        name: String,
+        #[source]
+        source: sys::Error,
+    },
+    #[error("{name:?} is no name of a network device")]
+    NetworkDeviceName { name: String },
     #[error("begin a session")]
     Session(#[source] sys::Error),
     #[error("terminal")]

@@ -28,7 +28,6 @@ pub(super) fn check(spec: &Spec, commanded: bool) -> Result<()> {
     refuse(offsets && !has(LinuxNamespaceType::Time), "timeOffsets without a time namespace")?;
     let mapped = is_given(linux.uid_mappings()) || is_given(linux.gid_mappings());
     refuse(mapped && !has(LinuxNamespaceType::User), "id mapping without a user namespace")?;
-    refuse(linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()), "netDevices")?;
     refuse(linux.intel_rdt().is_some(), "intelRdt")?;
     super::label::check_mount_label(linux.mount_label().as_deref())
 }

@@ -56,7 +56,7 @@ pub(super) fn features() -> Result<()> {
                 "flags": words("MPOL_F_", "NUMA_BALANCING RELATIVE_NODES STATIC_NODES"),
             },
             "mountExtensions": { "idmap": { "enabled": true } },
-            "netDevices": { "enabled": false },
+            "netDevices": { "enabled": true },
         },
         "annotations": {
             "io.sampan.runtime.version": env!("CARGO_PKG_VERSION"),

@@ -178,7 +178,10 @@ fn symlinked_working_directory_stays_inside() {
 /// CVE-2025-52881: whoever has /proc be a volume gets none of the writes that are meant for the kernel.
 fn proc_that_is_a_volume_gets_no_writes() {
     let canary = Canary::new();
-    for on_tmpfs in [false, true] {
+    // One is a link out of the volume, the other a file in it.
+    let sysctls = [("kernel.shm_rmid_forced", "1"), ("kernel.shmmni", "100")];
+    for (on_tmpfs, (sysctl, value)) in [false, true].into_iter().flat_map(|on| sysctls.map(|pair| (on, pair)))
+    {
         let volume = tempfile::tempdir().unwrap();
         for directory in ["self/attr/apparmor", "thread-self/attr", "sys/net/ipv4", "sys/kernel"] {
             fs::create_dir_all(volume.path().join(directory)).unwrap();
@@ -203,9 +206,8 @@ fn proc_that_is_a_volume_gets_no_writes() {
         } else {
             bundle = bundle.add_mount(bind(volume.path(), "/proc", &[]));
         }
-        let bundle = bundle
-            .set("/linux/sysctl", json!({ "kernel.shm_rmid_forced": "1", "kernel.shmmni": "100" }))
-            .set("/process/oomScoreAdj", json!(500));
+        let bundle =
+            bundle.set("/linux/sysctl", json!({ sysctl: value })).set("/process/oomScoreAdj", json!(500));
         let outcome = bundle.run();
         assert!(!outcome.stdout.contains("inner"), "{outcome:?}");
         assert_eq!(describe(volume.path()), before);

@@ -117,3 +117,38 @@ fn sources_of_bind_mounts_are_relative_to_the_bundle() {
     fs::write(bundle.path().join("beside"), "found\n").unwrap();
     assert_eq!(bundle.run().success(), "found\n");
 }
+
+#[test]
+fn network_devices_come_along_with_their_addresses() {
+    let bundle = Bundle::shell("ip -o addr show dev inner; ip -o link show dev kept")
+        .set("/linux/netDevices", json!({ "sampan-a": { "name": "inner" }, "kept": {} }));
+    std::os::unix::fs::symlink("busybox", bundle.inside("bin/ip")).unwrap();
+    bundle.write();
+    let (path, root) = (bundle.path().to_str().unwrap(), bundle.path().join("state"));
+    // In a namespace of its own, so that the machine's devices are out of reach.
+    let script = format!(
+        "ip link add sampan-a type veth peer name kept && ip addr add 10.1.2.3/24 dev sampan-a &&
+         ip addr add fd00::7/64 nodad dev sampan-a && ip link set sampan-a up &&
+         {} --root {} run --bundle {path} {id} && ip -o link",
+        crate::fixture::RUNTIME,
+        root.display(),
+        id = bundle.id
+    );
+    let output = std::process::Command::new("unshare").args(["--net", "sh", "-c", &script]).output().unwrap();
+    let output = crate::fixture::Done::of(output).success();
+    for text in ["inet 10.1.2.3/24", "inet6 fd00::7/64", "kept"] {
+        assert!(output.contains(text), "{text}: {output}");
+    }
+    assert!(output.lines().find(|line| line.contains("kept")).unwrap().contains("UP"), "{output}");
+    assert!(!output.contains("sampan-a"), "it has gone from where it was: {output}");
+
+    let missing = Bundle::new(&["true"]).set("/linux/netDevices", json!({ "nosuchdevice": {} }));
+    let told = missing.create().failure();
+    assert!(told.contains("network device nosuchdevice") && told.contains("no such device"), "{told}");
+    let wrong = Bundle::new(&["true"]).set("/linux/netDevices", json!({ "lo": { "name": "a/b" } }));
+    assert!(wrong.create().failure().contains("no name of a network device"));
+    let shared = Bundle::new(&["true"])
+        .set("/linux/netDevices", json!({ "lo": {} }))
+        .set("/linux/namespaces", json!([{ "type": "mount" }, { "type": "pid" }]));
+    assert!(shared.create().failure().contains("without a network namespace"));
+}

@@ -12,7 +12,7 @@ use sampan_runtime::shim::protocol::{Request, Response};
 use crate::pod::{Pod, Variation, eventually, memory_file, process};
 
 /// As much as an allocator may keep for itself.
-const SLACK_KIB: u64 = 64;
+const SLACK_KIB: u64 = 128;
 
 /// What a process has that is in no file, in KiB.
 fn own_memory(pid: i32) -> u64 {
