@@ -2,7 +2,7 @@
 
 use std::{os::fd::AsFd, sync::Arc};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Mode};
 use tokio_util::sync::CancellationToken;
 
 use super::{Done, Failed, Feed, Listener, Site, Task, blocking};
@@ -236,7 +236,10 @@ impl Site {
             return Ok(false);
         };
         let temporary = self.builder.files.directory()?;
-        archive::unpack(tar, pad::open(temporary.path())?.as_fd(), &pick.from)?;
+        let unpacked = pad::open(temporary.path())?;
+        // What the destination will be if it is not there, unless the archive tells of its own root.
+        rustix::fs::fchmod(&unpacked, Mode::from(0o755)).map_err(Error::io("fchmod", b"an archive"))?;
+        archive::unpack(tar, unpacked.as_fd(), &pick.from)?;
         let tree = Directory::new(pad::open(temporary.path())?);
         let mut picks = Vec::new();
         let wanted = Wanted { path: "/", pivot: None, parents: false, exclude: &[] };

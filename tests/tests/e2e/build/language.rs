@@ -225,9 +225,13 @@ async fn several_archives_are_each_unpacked_and_named_files_fetched() {
         let seen = run(
             agent,
             "unpacked",
-            &["sh", "-c", "cat /opt/one/file /opt/two/file /opt/plain.tar '/got/with space'; ls /opt"],
+            &[
+                "sh",
+                "-c",
+                "cat /opt/one/file /opt/two/file /opt/plain.tar '/got/with space'; stat -c %a /opt; ls /opt",
+            ],
         );
-        assert_eq!(seen, "onetwono archive at allfetchedone\nplain.tar\ntwo");
+        assert_eq!(seen, "onetwono archive at allfetched755\none\nplain.tar\ntwo");
         let cache = agent.cli().ok(&["builder", "ls", "--output", "json"]);
         let told =
             format!("{:?}{cache}{}", built.steps, agent.cli().ok(&["history", "--no-trunc", "unpacked"]));

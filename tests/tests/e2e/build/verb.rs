@@ -84,6 +84,8 @@ async fn a_build_is_named_quiet_and_written_down() {
         }
         succeeds(&cli, context.path(), &["--platform", &sampan_architecture()]);
         succeeds(&cli, context.path(), &["--network", "none", "--no-cache"]);
+        let pulled = succeeds(&cli, context.path(), &["--pull"]);
+        assert!(pulled.stderr.contains("2 of 2 steps cached"), "the base is the same: {}", pulled.stderr);
     })
     .await;
 }

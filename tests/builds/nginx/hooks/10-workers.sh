@@ -1,0 +1,2 @@
+#!/bin/sh
+echo "workers: $(nproc)" >&2

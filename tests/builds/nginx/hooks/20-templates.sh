@@ -1,0 +1,2 @@
+#!/bin/sh
+envsubst < /dev/null
