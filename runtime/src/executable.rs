@@ -12,12 +12,13 @@
 //! to a read-only mount (EROFS), which nobody can change who can't reach it in a mount namespace.
 //! Children are clones of the monitor, not executed anew, and have the same link. Unlike a copy in
 //! a sealed memfd this costs no memory: all monitors of a node go on sharing the file's pages. It
-//! costs one more exec a monitor, and none when whoever started it did the same already.
+//! costs one more exec a monitor, and none when whoever started it did the same already, as the agent does.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 
@@ -53,13 +54,8 @@ fn protect_self() -> Result<(), Cause> {
     if is_read_only(&own)? {
         return Ok(());
     }
-    let mount = sys::mount::clone_tree(&own, "", false).map_err(Cause::Call)?;
-    let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
-    sys::mount::set_attributes(&mount, attributes, false).map_err(Cause::Call)?;
-    if !is_read_only(&mount)? {
-        // Never again and again.
-        return Err(Cause::StillWritable);
-    }
+    // One that is still writable is an error: never again and again.
+    let mount = read_only_mount(&own)?;
     let arguments = Strings::new(strings(std::env::args_os().map(OsStringExt::into_vec))?);
     let environment = std::env::vars_os().map(|(name, value)| {
         let mut variable = name.into_vec();
@@ -69,6 +65,21 @@ fn protect_self() -> Result<(), Cause> {
     });
     let environment = Strings::new(strings(environment)?);
     Err(Cause::Call(sys::process::fexecve(&mount, &arguments, &environment)))
+}
+
+/// Opens an executable on a read-only mount of its own that is mounted nowhere. Executed by this descriptor, the runtime runs
+/// as it should from the start.
+pub fn open_read_only(path: &Path) -> Result<OwnedFd, Error> {
+    let file = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let file = file.map_err(|errno| Error(Cause::Call(sys::Error::new(format!("open({path:?})"), errno))))?;
+    read_only_mount(&file).map_err(Error)
+}
+
+fn read_only_mount(file: &OwnedFd) -> Result<OwnedFd, Cause> {
+    let mount = sys::mount::clone_tree(file, "", false).map_err(Cause::Call)?;
+    let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+    sys::mount::set_attributes(&mount, attributes, false).map_err(Cause::Call)?;
+    if is_read_only(&mount)? { Ok(mount) } else { Err(Cause::StillWritable) }
 }
 
 fn is_read_only(file: impl AsFd) -> Result<bool, Cause> {

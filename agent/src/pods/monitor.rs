@@ -11,6 +11,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -23,10 +24,12 @@ use rustix::{
     },
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use sampan_runtime::shim::protocol::{
-    ContainerState, EXEC_DESCRIPTORS, ErrorKind, MAX_MESSAGE, Request, Response, VERSION,
+use sampan_runtime::{
+    executable,
+    shim::protocol::{ContainerState, EXEC_DESCRIPTORS, ErrorKind, MAX_MESSAGE, Request, Response, VERSION},
 };
 use tokio::{io::Interest, net::UnixStream, process::Command, time::timeout};
+use tracing::warn;
 
 use super::id::{ContainerId, PodId};
 use crate::error::{Error, Kind, Result, at};
@@ -70,9 +73,16 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
     let gone = |source| Error::MonitorGone { pod: launch.pod.to_string(), source };
     let listener = listen(launch.folder).map_err(gone)?;
     // The one program the agent starts: fork and clone are for the single-threaded monitor alone.
+    let program = read_only(launch.runtime);
     #[allow(clippy::disallowed_methods)]
-    let mut command = Command::new(launch.runtime);
-    command.arg("shim").arg("--pod").arg(launch.pod.as_str()).arg("--cgroup").arg(launch.cgroup);
+    let mut command = Command::new(&program);
+    command
+        .arg0(launch.runtime)
+        .arg("shim")
+        .arg("--pod")
+        .arg(launch.pod.as_str())
+        .arg("--cgroup")
+        .arg(launch.cgroup);
     if let Some(hostname) = launch.hostname {
         command.arg("--hostname").arg(hostname);
     }
@@ -89,8 +99,8 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
         command.arg("--sysctl").arg(format!("{key}={value}"));
     }
     let log = File::options().append(true).create(true).open(launch.folder.join("shim.log")).map_err(gone)?;
+    // Without a directory of its own to change to, it can be started without a copy of the agent's page tables.
     command
-        .current_dir(launch.folder)
         .env_clear()
         // glibc's per-thread cache would hold pages that a single-threaded monitor can do without.
         .env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
@@ -116,6 +126,24 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
             Err(gone(io::Error::other(format!("{}: {last}", error.chain()))))
         }
     }
+}
+
+/// The runtime's program on a read-only mount, which spares every monitor a second exec; where that can't be had, its path.
+fn read_only(runtime: &Path) -> PathBuf {
+    static PROGRAM: OnceLock<Option<OwnedFd>> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| match executable::open_read_only(runtime) {
+        Ok(program) => Some(program),
+        Err(error) => {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "monitors make their executable read-only by themselves"
+            );
+            None
+        }
+    });
+    program
+        .as_ref()
+        .map_or_else(|| runtime.to_owned(), |fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into())
 }
 
 impl Connection {
@@ -177,6 +205,24 @@ impl Connection {
             (Response::Attached, stdin) => Ok(stdin),
             (other, _) => Err(self.unexpected(&other)),
         }
+    }
+
+    /// Gives up the command that runs on this connection: all its processes are killed. Returns when they are gone.
+    pub(crate) async fn give_up(&self) -> Result<()> {
+        rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write)
+            .map_err(|errno| self.gone(errno.into()))?;
+        let ended = async {
+            while let Some(message) = self.receive().await? {
+                if matches!(message, Response::ExecExited { .. } | Response::Error { .. }) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        timeout(ANSWER, ended).await.map_err(|_| Error::Deadline {
+            what: format!("killing a command in pod {}", self.pod.short()),
+            limit: ANSWER,
+        })?
     }
 
     /// Every container that the monitor knows.

@@ -354,6 +354,7 @@ fn pod_config(step: &Step) -> PodConfig {
         network: step.network,
         pid: PidMode::Container,
         host_ipc: false,
+        resources: Resources::default(),
         privileged: false,
         runtime_handler: String::new(),
         auto_remove: false,

@@ -20,6 +20,7 @@ fn pod() -> PodConfig {
         network: NetworkMode::Pod,
         pid: PidMode::Container,
         host_ipc: false,
+        resources: Resources::default(),
         privileged: false,
         runtime_handler: String::new(),
         auto_remove: false,

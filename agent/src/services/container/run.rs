@@ -84,6 +84,7 @@ fn pod(name: &str, request: &sampan::RunRequest) -> Result<PodConfig> {
         },
         pid: PidMode::Container,
         host_ipc: false,
+        resources: Resources::default(),
         privileged: request.privileged,
         runtime_handler: String::new(),
         auto_remove: request.auto_remove,
