@@ -16,7 +16,7 @@ use tracing::warn;
 
 use crate::{
     context::{blocking, now},
-    error::Result,
+    error::{Error, Result, at},
     pods::PodView,
 };
 
@@ -190,9 +190,22 @@ impl Events {
 
     /// The number of the oldest event that is kept, or of the next one.
     pub async fn oldest(self: &Arc<Events>) -> u64 {
+        let first = self.kept(0).await;
+        first.front().map_or(*self.next.borrow(), |event| event.sequence)
+    }
+
+    /// The events from this number on that the journal has.
+    async fn kept(self: &Arc<Events>, from: u64) -> VecDeque<Event> {
         let events = self.clone();
-        let first = blocking(move || events.inner().journal.read(0)).await;
-        first.ok().and_then(|first| first.front().map(|event| event.sequence)).unwrap_or(*self.next.borrow())
+        let read = blocking(move || {
+            // Others tell of events while the files, which may be long, are read.
+            let files = events.inner().journal.files()?;
+            journal::events(files, from).map_err(at("read", "the journal of events"))
+        });
+        read.await.unwrap_or_else(|error: Error| {
+            warn!(error = %error.chain(), "the journal of events could not be read");
+            VecDeque::new()
+        })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -235,8 +248,7 @@ impl Listener {
                 self.next = told.event.sequence + 1;
                 return Some(Heard::Event(told));
             }
-            let (events, next) = (self.events.clone(), self.next);
-            self.replayed = blocking(move || events.inner().journal.read(next)).await.unwrap_or_default();
+            self.replayed = self.events.kept(self.next).await;
         }
         let Some(event) = self.replayed.front() else { return Some(self.gap(known)) };
         if event.sequence > self.next {
@@ -305,6 +317,23 @@ mod tests {
         let all = heard(&mut events.listen(Some(1))).await;
         let expected: Vec<_> = (0..3 + MEMORY).map(|id| format!("{}:{id}", id + 1)).collect();
         assert_eq!(all, expected);
+    }
+
+    #[tokio::test]
+    async fn a_number_is_given_once_even_if_its_event_could_not_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let events = Events::open(folder.path(), "boot").unwrap();
+        tell(&events, 0);
+        // Nothing can be written to a file that is open for reading.
+        let path = folder.path().join("events/journal");
+        let writable =
+            std::mem::replace(&mut events.inner().journal.file, std::fs::File::open(&path).unwrap());
+        tell(&events, 1);
+        tell(&events, 2);
+        drop((events, writable));
+        let events = Arc::new(Events::open(folder.path(), "boot").unwrap());
+        tell(&events, 3);
+        assert_eq!(heard(&mut events.listen(Some(1))).await, ["1:0", "gap 2-3", "4:3"]);
     }
 
     #[tokio::test]

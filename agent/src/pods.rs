@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use sampan_runtime::{cgroup::Cgroup, shim::protocol::Request};
+use sampan_runtime::shim::protocol::Request;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -78,6 +78,8 @@ pub struct Pods {
 struct Index {
     pods: HashMap<PodId, Handle>,
     names: HashMap<PodName, PodId>,
+    /// In which pod a container was found when it was last asked for. A hint: the pod's view decides.
+    owners: HashMap<ContainerId, PodId>,
 }
 
 /// A container and the pod it is in, as they are now.
@@ -163,6 +165,7 @@ impl Pods {
             boot_id: self.context.boot_id.clone(),
             monitor_pid: None,
             attachment: None,
+            resources: config.resources.clone(),
             config,
         };
         let (answer, made) = oneshot::channel();
@@ -209,6 +212,7 @@ impl Pods {
     fn forget(&self, id: &PodId) {
         let mut index = self.index();
         if let Some(handle) = index.pods.remove(id) {
+            index.owners.retain(|_, owner| owner != id);
             let name = handle.view.borrow().record.config.name.clone();
             if index.names.get(&name) == Some(id) {
                 index.names.remove(&name);
@@ -250,12 +254,8 @@ impl Pods {
     pub fn find_container(&self, id: &str) -> Result<Found> {
         // Nearly all requests have the whole id, and there may be thousands of containers.
         if let Some(exact) = ContainerId::from_file_name(id) {
-            let made = |container: &&Arc<ContainerRecord>| container.phase != ContainerPhase::Creating;
-            let with_it = self.list().into_iter().find_map(|pod| {
-                let container = pod.containers.get(&exact).filter(made).cloned()?;
-                Some(Found { pod, container })
-            });
-            return with_it.ok_or_else(|| Error::NotFound { object: "container", id: id.to_owned() });
+            let found = self.index().find_container(&exact);
+            return found.ok_or_else(|| Error::NotFound { object: "container", id: id.to_owned() });
         }
         let containers = self.containers().into_iter();
         only("container", id, containers.filter(|found| has_prefix(found.container.id.as_str(), id)))
@@ -426,20 +426,9 @@ impl Pods {
     ///
     /// # Errors
     /// `FailedPrecondition` when the pod does not run, or what the kernel does not take.
-    pub async fn update_pod_resources(&self, pod: &PodView, resources: Resources) -> Result<()> {
-        if pod.record.phase != PodPhase::Ready {
-            return Err(Error::Precondition(format!("pod {} is not running", pod.record.id.short())));
-        }
-        if pod.record.config.cgroup_parent.is_some() {
-            return Ok(());
-        }
-        let (limits, path) = (spec::limits(&resources)?, task::pod_cgroup(&self.context, &pod.record.id));
-        blocking(move || {
-            let failed = |source| Error::Cgroup { path: path.clone(), source };
-            let cgroup = Cgroup::new(&path).map_err(failed)?;
-            cgroup.create().and_then(|()| cgroup.apply(&limits)).map_err(failed)
-        })
-        .await
+    pub async fn update_pod_resources(&self, pod: &PodId, resources: Resources) -> Result<()> {
+        let resources = Box::new(resources);
+        self.ask(pod, |answer| Command::UpdatePod { resources, answer }).await
     }
 
     /// Has new pods get their addresses from other subnets.
@@ -475,6 +464,24 @@ impl Pods {
 
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Index {
+    fn find_container(&mut self, id: &ContainerId) -> Option<Found> {
+        let within = |handle: &Handle| {
+            let pod = handle.view.borrow().clone();
+            let container = pod.containers.get(id)?.clone();
+            let known = !pod.gone && container.phase != ContainerPhase::Creating;
+            known.then_some(Found { pod, container })
+        };
+        if let Some(found) = self.owners.get(id).and_then(|owner| self.pods.get(owner)).and_then(within) {
+            return Some(found);
+        }
+        self.owners.remove(id);
+        let found = self.pods.values().find_map(within)?;
+        self.owners.insert(id.clone(), found.pod.record.id.clone());
+        Some(found)
     }
 }
 

@@ -40,6 +40,11 @@ use measured::Measure;
 const MESSAGE_LIMIT: usize = 16 << 20;
 /// Largest answer: an execution's two streams of 16 MiB, and what is around them.
 const ANSWER_LIMIT: usize = 33 << 20;
+/// Calls that one connection may have in flight; more wait. Above what a busy kubelet has, and it bounds what a client that
+/// opens streams without end can make us hold.
+const STREAMS: u32 = 1000;
+/// Streams that a client has reset and that are still ours to clean up; a client that resets more is cut off.
+const RESETS: usize = 64;
 /// Idle connections are asked whether they still live.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -133,6 +138,8 @@ async fn router(
     };
     Ok(Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .max_concurrent_streams(Some(STREAMS))
+        .http2_max_pending_accept_reset_streams(Some(RESETS))
         .layer(measure)
         .add_service(runtime)
         .add_service(images)

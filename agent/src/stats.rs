@@ -203,9 +203,14 @@ impl Collector {
     }
 
     fn refresh_layers(&self) {
-        let containers = self.pods.containers();
-        let living = containers.iter().filter(|found| lives(found.container.phase));
-        let living: Vec<ContainerId> = living.map(|found| found.container.id.clone()).collect();
+        // Without a look at each of those that have ended: there may be thousands.
+        let pods = self.pods.list();
+        let ready = pods.iter().filter(|pod| pod.record.phase == PodPhase::Ready);
+        let containers = ready.flat_map(|pod| pod.containers.values());
+        let living: Vec<ContainerId> = containers
+            .filter(|container| lives(container.phase))
+            .map(|container| container.id.clone())
+            .collect();
         let layers = &self.kept.layers;
         layers.retain(&living);
         let snapshots = self.pods.context().store.snapshots();

@@ -26,7 +26,7 @@ use std::io;
 use crate::sys;
 use crate::users::Mappings;
 
-/// What a shim is started with. Its standard input is the listening socket, its working directory the pod's.
+/// What a shim is started with. Its standard input is the listening socket.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The pod, for people who look at a list of processes.

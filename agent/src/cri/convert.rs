@@ -43,6 +43,8 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
     if let Some(dns) = &config.dns_config {
         plain("dns_config", dns.servers.iter().chain(&dns.searches).chain(&dns.options))?;
     }
+    let overhead = linux.overhead.map(resources).transpose()?.unwrap_or_default();
+    let resources = linux.resources.map(resources).transpose()?.unwrap_or_default().with_overhead(&overhead);
     let sysctls = sysctls(linux.sysctls)?;
     Ok(PodConfig {
         name: PodName {
@@ -70,6 +72,7 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
         pid: pid_mode(&namespaces.target_id, namespaces.pid),
         host_ipc: namespaces.ipc == cri::NamespaceMode::Node as i32,
         users,
+        resources,
         privileged: security.privileged,
         runtime_handler,
         auto_remove: false,

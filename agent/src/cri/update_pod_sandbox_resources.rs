@@ -13,7 +13,9 @@ pub(super) async fn call(
 ) -> Result<cri::UpdatePodSandboxResourcesResponse, Status> {
     let pod = pods.find(&request.pod_sandbox_id)?;
     if let Some(resources) = request.resources {
-        pods.update_pod_resources(&pod, convert::resources(resources)?).await?;
+        let overhead = request.overhead.map(convert::resources).transpose()?.unwrap_or_default();
+        let whole = convert::resources(resources)?.with_overhead(&overhead);
+        pods.update_pod_resources(&pod.record.id, whole).await?;
     }
     Ok(cri::UpdatePodSandboxResourcesResponse {})
 }

@@ -51,6 +51,9 @@ pub struct PodConfig {
     /// Users of the pod's own; `None`: the host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users: Option<IdMappings>,
+    /// Limits of all containers together, put in force where the pod has a cgroup of the agent's own.
+    #[serde(default)]
+    pub resources: Resources,
     /// Whether its containers may be privileged.
     pub privileged: bool,
     /// The runtime handler asked for; empty: the default.
@@ -145,6 +148,23 @@ pub struct ContainerConfig {
     /// The input ends with the first client that has attached to it.
     #[serde(default)]
     pub stdin_once: bool,
+}
+
+impl ContainerConfig {
+    /// Whether another request asks for the same; what the agent has found out since does not count.
+    pub(crate) fn same_request(&self, other: &ContainerConfig) -> bool {
+        let asked = |config: &ContainerConfig| {
+            let mut config = config.clone();
+            for mount in &mut config.mounts {
+                mount.source = None;
+                if let Some(volume) = &mut mount.image {
+                    volume.id.clear();
+                }
+            }
+            config
+        };
+        asked(self) == asked(other)
+    }
 }
 
 /// A host path in a container.
@@ -314,6 +334,22 @@ impl Resources {
         self.unified.extend(unified);
     }
 
+    /// The sum of what containers may use and what their pod needs beside them.
+    pub(crate) fn with_overhead(mut self, overhead: &Resources) -> Resources {
+        let whole = |own: Option<i64>, more: Option<i64>| match (own, more) {
+            (Some(own @ 1..), Some(more @ 1..)) => Some(own.saturating_add(more)),
+            // Nothing is added to what has no limit.
+            (own, _) => own,
+        };
+        self.memory_limit = whole(self.memory_limit, overhead.memory_limit);
+        self.memory_swap_limit = whole(self.memory_swap_limit, overhead.memory_limit);
+        if self.cpu_period == overhead.cpu_period || overhead.cpu_period.is_none() {
+            self.cpu_quota = whole(self.cpu_quota, overhead.cpu_quota);
+        }
+        self.cpu_shares = self.cpu_shares.map(|own| own.saturating_add(overhead.cpu_shares.unwrap_or(0)));
+        self
+    }
+
     /// The sum's limit once memory has another limit: what may be swapped stays the same.
     fn swap_limit_for(&self, memory_limit: Option<i64>) -> Option<i64> {
         match (self.memory_swap_limit, self.memory_limit, memory_limit) {
@@ -395,6 +431,14 @@ mod tests {
 
     fn memory(limit: i64, sum: Option<i64>) -> Resources {
         Resources { memory_limit: Some(limit), memory_swap_limit: sum, ..Resources::default() }
+    }
+
+    #[test]
+    fn overhead_is_added_to_what_has_a_limit() {
+        let overhead = Resources { memory_limit: Some(10), cpu_shares: Some(2), ..Resources::default() };
+        assert_eq!(memory(64, Some(96)).with_overhead(&overhead), memory(74, Some(106)));
+        assert_eq!(memory(-1, None).with_overhead(&overhead), memory(-1, None));
+        assert_eq!(Resources::default().with_overhead(&overhead), Resources::default());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use rustix::{
 };
 use sampan_runtime::shim::protocol::{Request, Response};
 use tokio::{io::AsyncReadExt, net::unix::pipe, time::timeout};
+use tracing::warn;
 
 use super::{
     id::{ContainerId, PodId},
@@ -69,10 +70,17 @@ pub(crate) async fn run(
     let collect = collect(&connection, stdout, stderr);
     match limit {
         None => collect.await,
-        Some(limit) => timeout(limit, collect).await.map_err(|_| Error::Deadline {
-            what: format!("the command in container {}", container.id.short()),
-            limit,
-        })?,
+        Some(limit) => match timeout(limit, collect).await {
+            Ok(output) => output,
+            Err(_) => {
+                // A probe that is answered while its processes are still there makes them pile up.
+                if let Err(error) = connection.give_up().await {
+                    warn!(container.id = %container.id, error = %error.chain(), "a command may not be gone");
+                }
+                let what = format!("the command in container {}", container.id.short());
+                Err(Error::Deadline { what, limit })
+            }
+        },
     }
 }
 

@@ -107,8 +107,8 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
         }
     }
     let log = File::options().append(true).create(true).open(launch.folder.join("shim.log")).map_err(gone)?;
+    // Without a directory of its own to change to, it can be started without a copy of the agent's page tables.
     command
-        .current_dir(launch.folder)
         .env_clear()
         // glibc's per-thread cache would hold pages that a single-threaded monitor can do without.
         .env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
@@ -195,6 +195,24 @@ impl Connection {
             (Response::Attached, stdin) => Ok(stdin),
             (other, _) => Err(self.unexpected(&other)),
         }
+    }
+
+    /// Gives up the command that runs on this connection: all its processes are killed. Returns when they are gone.
+    pub(crate) async fn give_up(&self) -> Result<()> {
+        rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write)
+            .map_err(|errno| self.gone(errno.into()))?;
+        let ended = async {
+            while let Some(message) = self.receive().await? {
+                if matches!(message, Response::ExecExited { .. } | Response::Error { .. }) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        timeout(ANSWER, ended).await.map_err(|_| Error::Deadline {
+            what: format!("killing a command in pod {}", self.pod.short()),
+            limit: ANSWER,
+        })?
     }
 
     /// Every container that the monitor knows.

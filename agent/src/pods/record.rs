@@ -9,11 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use super::{
-    config::{ContainerConfig, MountConfig, PodConfig},
+    config::{ContainerConfig, MountConfig, PodConfig, Resources},
     id::{ContainerId, PodId},
 };
 use crate::{
@@ -52,6 +53,9 @@ pub struct PodRecord {
     pub monitor_pid: Option<i32>,
     /// Its addresses and ports.
     pub attachment: Option<Attachment>,
+    /// Its limits as they are in force.
+    #[serde(default)]
+    pub resources: Resources,
 }
 
 /// Where a container is in its life.
@@ -267,11 +271,29 @@ fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     let json = serde_json::to_string_pretty(record).map_err(io::Error::other).map_err(at("encode", path))?;
     let text = format!("{}\n{json}\n", checksum(&json));
     let temporary = path.with_extension("json.tmp");
-    let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
+    let written = fs::write(&temporary, text).and_then(|()| replace(&temporary, path));
+    if !matches!(written, Ok(Replaced::Moved)) {
         let _ = fs::remove_file(&temporary);
     }
-    written.map_err(at("write", path))
+    written.map(|_| ()).map_err(at("write", path))
+}
+
+enum Replaced {
+    /// The temporary name is free.
+    Moved,
+    /// It has the old file.
+    Exchanged,
+}
+
+/// Gives a file its name at one blow. A name that is taken changes hands with the temporary one: where a rename replaces a
+/// file, ext4 begins to write the new one to the disk at once, which records that are rewritten with every step need not pay
+/// for.
+fn replace(temporary: &Path, path: &Path) -> io::Result<Replaced> {
+    match renameat_with(CWD, temporary, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(Replaced::Exchanged),
+        // Nothing to change with, or a file system that can't.
+        Err(_) => fs::rename(temporary, path).map(|()| Replaced::Moved),
+    }
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {

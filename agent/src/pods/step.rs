@@ -377,6 +377,7 @@ fn pod_config(step: &Step) -> PodConfig {
         pid: PidMode::Container,
         host_ipc: false,
         users: None,
+        resources: Resources::default(),
         privileged: false,
         runtime_handler: String::new(),
         auto_remove: false,

@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use sampan_runtime::shim::protocol::{Event, Request, Response};
+use sampan_runtime::{
+    cgroup::Cgroup,
+    shim::protocol::{Event, Request, Response},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout_at},
@@ -32,6 +35,7 @@ use super::{
     id::ContainerId,
     monitor::{self, Connection, Launch},
     record::{ContainerPhase, ContainerRecord, ExitRecord, PodPhase, PodRecord},
+    spec,
 };
 use crate::{
     context::{Context, blocking, private_folder},
@@ -79,6 +83,11 @@ pub(crate) enum Command {
     /// Kills it first when it runs.
     RemoveContainer {
         id: ContainerId,
+        answer: oneshot::Sender<Result<()>>,
+    },
+    /// New limits of all containers together.
+    UpdatePod {
+        resources: Box<Resources>,
         answer: oneshot::Sender<Result<()>>,
     },
     Stop {
@@ -237,6 +246,9 @@ impl Task {
             Command::RemoveContainer { id, answer } => {
                 let _ = answer.send(self.remove_container(&id).await);
             }
+            Command::UpdatePod { resources, answer } => {
+                let _ = answer.send(self.update_pod(&resources).await);
+            }
             Command::Stop { answer } => {
                 let _ = answer.send(self.stop().await);
             }
@@ -290,17 +302,27 @@ impl Task {
             users: config.users.as_ref(),
         };
         let control = monitor::launch(&launch).await?;
-        let events = Connection::open(&self.record.id, &folder).await?;
-        events.command(&Request::Subscribe).await?;
         self.record.monitor_pid = Some(control.pid);
         self.control = Some(control);
-        self.events = Some(events);
         self.context.measurements.pod_start("monitor", start.into_std());
         let since = Instant::now();
-        self.connect_network().await?;
+        let pod = self.record.id.clone();
+        let subscribe = async {
+            let events = Connection::open(&pod, &folder).await?;
+            events.command(&Request::Subscribe).await?;
+            Ok::<_, Error>(events)
+        };
+        // Both to their ends: a connection to the network that is cut off in the middle would be half a one.
+        let (events, connected) = tokio::join!(subscribe, self.connect_network());
+        connected?;
+        self.events = Some(events?);
         self.context.measurements.pod_start("network", since.into_std());
         let attachment = self.record.attachment.clone();
         blocking(move || files::create(&folder, &config, &hostname, attachment.as_ref())).await?;
+        let limits = self.record.resources.clone();
+        if limits != Resources::default() {
+            self.limit_pod(&limits).await?;
+        }
         self.record.phase = PodPhase::Ready;
         self.save_pod()?;
         self.made = true;
@@ -308,6 +330,34 @@ impl Task {
         self.tell(Action::Start);
         self.context.measurements.pod_start("whole", start.into_std());
         Ok(())
+    }
+
+    /// Puts new limits of all containers together in force, or leaves all as they were.
+    async fn update_pod(&mut self, resources: &Resources) -> Result<()> {
+        if self.record.phase != PodPhase::Ready {
+            return Err(Error::Precondition(format!("pod {} is not running", self.record.id.short())));
+        }
+        let mut limits = self.record.resources.clone();
+        limits.merge(resources);
+        self.limit_pod(&limits).await?;
+        self.record.resources = limits;
+        self.save_pod()
+    }
+
+    /// Sets the limits of the pod's cgroup; one that was named as its parent is left to who named it.
+    async fn limit_pod(&self, limits: &Resources) -> Result<()> {
+        let limits = spec::limits(limits)?;
+        if self.record.config.cgroup_parent.is_some() {
+            return Ok(());
+        }
+        let path = pod_cgroup(&self.context, &self.record.id);
+        blocking(move || {
+            let failed = |source| Error::Cgroup { path: path.clone(), source };
+            let cgroup = Cgroup::new(&path).map_err(failed)?;
+            // Which devices may be used is for each container to say.
+            cgroup.create().and_then(|()| cgroup.update(&limits)).map_err(failed)
+        })
+        .await
     }
 
     /// The name that the pod's containers have.

@@ -48,18 +48,22 @@ impl Hierarchies {
         if let Some(known) = HOST.get() {
             return Ok(known.clone());
         }
-        let found = Arc::new(Hierarchies::from_mountinfo(Path::new("/proc/self/mountinfo"))?);
+        // The kernel's own list is short, and says after how many the long table of mounts has no more to tell.
+        let count =
+            std::fs::read_to_string("/proc/self/cgroup").map_or(usize::MAX, |text| text.lines().count());
+        let found = Arc::new(Hierarchies::find(Path::new("/proc/self/mountinfo"), count)?);
         Ok(HOST.get_or_init(|| found).clone())
     }
 
-    /// Parses a table in the format of proc_pid_mountinfo(5). Line by line: with many overlays it has megabytes.
-    pub(super) fn from_mountinfo(path: &Path) -> Result<Hierarchies, Error> {
+    /// Parses a table in the format of proc_pid_mountinfo(5) until it has found so many hierarchies. Line by line: with many
+    /// overlays it has megabytes, and every monitor reads it.
+    fn find(path: &Path, count: usize) -> Result<Hierarchies, Error> {
         let failed = |source| Error::Mountinfo { path: path.to_owned(), source };
         let mut reader = BufReader::with_capacity(4096, std::fs::File::open(path).map_err(failed)?);
         let mut found = Hierarchies { v1: Vec::new(), unified: None };
         let mut devices = Vec::new();
         let mut line = String::new();
-        loop {
+        while devices.len() < count {
             line.clear();
             if reader.read_line(&mut line).map_err(failed)? == 0 {
                 break;
@@ -175,7 +179,7 @@ mod tests {
     fn table(text: &str) -> Result<Hierarchies, Error> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Hierarchies::from_mountinfo(file.path())
+        Hierarchies::find(file.path(), usize::MAX)
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(super) struct Connection {
     pub(super) subscribed: bool,
     /// Whether a request is being worked on.
     pub(super) busy: bool,
+    /// It has closed its side.
+    pub(super) listens_only: bool,
     queue: VecDeque<Vec<u8>>,
 }
 
@@ -52,13 +54,22 @@ impl AsFd for Connection {
 
 impl Connection {
     pub(super) fn new(number: u32, socket: OwnedFd) -> Connection {
-        Connection { number, socket, greeted: false, subscribed: false, busy: false, queue: VecDeque::new() }
+        Connection {
+            number,
+            socket,
+            greeted: false,
+            subscribed: false,
+            busy: false,
+            listens_only: false,
+            queue: VecDeque::new(),
+        }
     }
 
     /// What to wait for.
     pub(super) fn interest(&self) -> EventFlags {
-        let mut flags = EventFlags::RDHUP;
-        flags.set(EventFlags::IN, !self.busy);
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::RDHUP, !self.listens_only);
+        flags.set(EventFlags::IN, !self.busy && !self.listens_only);
         flags.set(EventFlags::OUT, !self.queue.is_empty());
         flags
     }

@@ -19,12 +19,19 @@ pub(super) struct Exec {
     pub(super) channel: Option<Channel>,
     /// Why it never came to run its program.
     pub(super) failure: Option<(ErrorKind, String)>,
+    /// The client wants no more of it than to know that it is gone.
+    pub(super) given_up: bool,
 }
 
 impl Exec {
     /// The client has gone before the end: every process of the exec goes too.
-    pub(super) fn kill(&mut self) {
+    pub(super) fn abandon(&mut self) {
         self.client = None;
+        self.kill();
+    }
+
+    /// Kills every process of the exec.
+    pub(super) fn kill(&self) {
         // It may not have reached its cgroup yet. One that is gone already is what we want.
         let _ = crate::sys::signal::pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
         // What this misses is found when the process has been reaped and the cgroup is removed.

@@ -41,6 +41,8 @@ pub(super) fn settle(options: &Options) -> Option<OomScore> {
             say(&format!("{what}: {error}"));
         }
     };
+    // Wherever we were started must not stay in use because of us.
+    let _ = rustix::process::chdir("/");
     // A parent may have made us a leader already.
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(c"sampan-shim");

@@ -263,7 +263,11 @@ impl Server {
         {
             return self.disconnect(number);
         }
-        let gone = flags.intersects(EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR);
+        let closed = flags.intersects(EventFlags::HUP | EventFlags::ERR);
+        if flags.contains(EventFlags::RDHUP) && !closed && self.give_up_exec(number) {
+            return;
+        }
+        let gone = closed || flags.contains(EventFlags::RDHUP);
         while let Some(connection) = self.connection(number).filter(|connection| !connection.busy) {
             match connection.receive() {
                 Received::Message(message) => self.request(number, message),
@@ -298,9 +302,21 @@ impl Server {
         }
         for exec in &mut self.execs {
             if exec.client == Some(number) {
-                exec.kill();
+                exec.abandon();
             }
         }
+    }
+
+    /// A client that has an exec and says that it will say no more has given the exec up, and waits to hear of its end.
+    fn give_up_exec(&mut self, number: u32) -> bool {
+        let Some(exec) = self.execs.iter_mut().find(|exec| exec.client == Some(number)) else { return false };
+        exec.given_up = true;
+        exec.kill();
+        if let Some(connection) = self.connection(number) {
+            connection.listens_only = true;
+        }
+        self.watch(number);
+        true
     }
 
     /// Gives the answer to a connection's request, which may then ask the next.

@@ -39,6 +39,12 @@ async fn a_timeout_kills_all_it_started() {
         let script = "setsid sleep 4712 & sleep 4713 & (trap '' TERM; sleep 4714)";
         let status = cri.exec(&id, &["sh", "-c", script], 1).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+        // Not a moment later: probes that are answered too early pile up.
+        let commands = std::fs::read_dir("/proc").unwrap().flatten();
+        let commands =
+            commands.filter_map(|process| std::fs::read_to_string(process.path().join("cmdline")).ok());
+        let left: Vec<String> = commands.filter(|line| line.starts_with("sleep\0471")).collect();
+        assert!(left.is_empty(), "{left:?}");
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         let left = cri.sh(&id, "ps | grep 'sleep 471[234]' | grep -v grep || true").await;
         assert_eq!(left, "");
@@ -54,6 +60,30 @@ async fn sixteen_mebibytes_of_a_stream_are_kept_and_the_rest_is_discarded() {
         let answer =
             cri.exec(&id, &["sh", "-c", "head -c 20000000 /dev/zero; echo end >&2"], 60).await.unwrap();
         assert_eq!((answer.stdout.len(), answer.stderr, answer.exit_code), (16 << 20, b"end\n".into(), 0));
+        cri.clear_pod(&pod).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_without_end_costs_the_agent_what_is_kept_of_it() {
+    with_agent(async |agent| {
+        let (cri, pod, id) = container(agent).await;
+        let process = format!("/proc/{}", agent.scope().pid);
+        let mebibytes = |field: &str| {
+            let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+            line.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
+        };
+        cri.exec(&id, &["true"], 10).await.unwrap();
+        let before = mebibytes("VmRSS:");
+        // The highest is counted anew.
+        std::fs::write(format!("{process}/clear_refs"), "5").unwrap();
+        let answer = cri.exec(&id, &["head", "-c", "2147483648", "/dev/zero"], 60).await.unwrap();
+        assert_eq!((answer.stdout.len(), answer.exit_code), (16 << 20, 0));
+        // What is kept, and once more as the message that is sent.
+        let grown = mebibytes("VmHWM:").saturating_sub(before);
+        assert!(grown <= 36, "{grown} MiB more");
         cri.clear_pod(&pod).await.unwrap();
     })
     .await;

@@ -19,6 +19,7 @@ mod crowd;
 mod device;
 mod event;
 mod exec;
+mod flood;
 mod full_disk;
 mod handler;
 mod image;

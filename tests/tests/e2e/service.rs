@@ -55,7 +55,8 @@ async fn what_cannot_be_done_here_says_what_is_missing() {
     with_agent(async |agent| {
         let mut runtime = agent.cri().runtime;
         let status = runtime.checkpoint_container(CheckpointContainerRequest::default()).await.unwrap_err();
-        let works = std::process::Command::new("criu").arg("check").output().is_ok_and(|out| out.status.success());
+        let works =
+            std::process::Command::new("criu").arg("check").output().is_ok_and(|out| out.status.success());
         let code = if works { Code::Unimplemented } else { Code::FailedPrecondition };
         assert_eq!(status.code(), code, "{status}");
         assert!(status.message().contains("CRIU"), "{status}");

@@ -21,6 +21,7 @@ fn pod() -> PodConfig {
         pid: PidMode::Container,
         host_ipc: false,
         users: None,
+        resources: Resources::default(),
         privileged: false,
         runtime_handler: String::new(),
         auto_remove: false,

@@ -7,16 +7,13 @@ use std::{
 };
 
 use sampan_imagestore::Image;
-use sampan_runtime::{
-    cgroup::Cgroup,
-    shim::protocol::{self, Exit},
-};
+use sampan_runtime::shim::protocol::{self, Exit};
 
 use super::*;
 use crate::{
     context::now,
     error::Kind,
-    pods::{PodId, config::PidMode, layout::lay_out, record::UserIds, spec},
+    pods::{PodId, config::PidMode, layout::lay_out, record::UserIds},
 };
 
 /// Longest wait for a cgroup to become empty once its processes are killed.
@@ -35,7 +32,9 @@ impl Task {
         image: Arc<Image>,
     ) -> Result<ContainerId> {
         self.control()?;
-        self.check_name(&config)?;
+        if let Some(made) = self.already_made(&config)? {
+            return Ok(made);
+        }
         let id = ContainerId::random();
         let record = ContainerRecord {
             image_id: image.id.to_string(),
@@ -297,17 +296,23 @@ impl Task {
             .ok_or_else(|| Error::NotFound { object: "container", id: id.to_string() })
     }
 
-    fn check_name(&self, config: &ContainerConfig) -> Result<()> {
+    /// The container that an earlier request for the same made and that nobody has started since: its caller may never
+    /// have heard of it.
+    fn already_made(&self, config: &ContainerConfig) -> Result<Option<ContainerId>> {
         let same = |other: &&Arc<ContainerRecord>| {
             other.config.name == config.name && other.config.attempt == config.attempt
         };
         match self.containers.values().find(same) {
+            Some(made) if made.phase == ContainerPhase::Created && made.config.same_request(config) => {
+                debug!(container.id = %made.id, "asked for again");
+                Ok(Some(made.id.clone()))
+            }
             Some(holder) => Err(Error::NameInUse {
                 object: "container",
                 name: format!("{} (attempt {})", config.name, config.attempt),
                 holder: holder.id.to_string(),
             }),
-            None => Ok(()),
+            None => Ok(None),
         }
     }
 

@@ -86,6 +86,7 @@ fn pod(name: &str, request: &sampan::RunRequest) -> Result<PodConfig> {
         pid: PidMode::Container,
         host_ipc: false,
         users: None,
+        resources: Resources::default(),
         privileged: request.privileged,
         runtime_handler: String::new(),
         auto_remove: request.auto_remove,

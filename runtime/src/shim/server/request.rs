@@ -383,7 +383,17 @@ impl Server {
         }
         let channel = Some(channel);
         let client = Some(client);
-        self.execs.push(Exec { number, client, cgroup, child: pid, pid, pidfd, channel, failure: None });
+        self.execs.push(Exec {
+            number,
+            client,
+            cgroup,
+            child: pid,
+            pid,
+            pidfd,
+            channel,
+            failure: None,
+            given_up: false,
+        });
         Ok(None)
     }
 
@@ -417,7 +427,7 @@ impl Server {
             return Err((ErrorKind::FailedPrecondition, "the pod is shutting down".to_owned()));
         }
         for exec in &mut self.execs {
-            exec.kill();
+            exec.abandon();
         }
         for container in self.containers.iter().filter(|container| !container.has_exited()) {
             // One that is gone already is what we want.
