@@ -17,7 +17,8 @@ pub(crate) const ANNOTATION: &str = "io.sampan.storage-size";
 pub(crate) fn limit(annotations: &BTreeMap<String, String>, default: Option<u64>) -> Result<Option<u64>> {
     let Some(text) = annotations.get(ANNOTATION) else { return Ok(default) };
     let bytes = bytes(text).filter(|bytes| *bytes > 0);
-    let invalid = || Error::Invalid(format!("annotation {ANNOTATION}: {text:?} is no size such as 10g or 500m"));
+    let invalid =
+        || Error::Invalid(format!("annotation {ANNOTATION}: {text:?} is no size such as 10g or 500m"));
     bytes.ok_or_else(invalid).map(Some)
 }
 

@@ -29,7 +29,10 @@ pub trait ProjectQuota: Debug + Send + Sync {
 }
 
 /// What works on this file system, or nothing.
-pub(super) fn probe(folders: &Folders, quota: Option<Arc<dyn ProjectQuota>>) -> Option<Arc<dyn ProjectQuota>> {
+pub(super) fn probe(
+    folders: &Folders,
+    quota: Option<Arc<dyn ProjectQuota>>,
+) -> Option<Arc<dyn ProjectQuota>> {
     let quota = quota?;
     match quota.usage(folders.active.as_fd(), 0) {
         Ok(_) => Some(quota),
@@ -68,11 +71,7 @@ impl Snapshots {
     }
 
     /// Puts the directories of a snapshot that is being made into a project.
-    pub(super) fn assign(
-        &self,
-        project: u32,
-        directories: &[BorrowedFd<'_>],
-    ) -> Result<(), Error> {
+    pub(super) fn assign(&self, project: u32, directories: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let Some(quota) = &self.quota else { return Ok(()) };
         let assign = || {
             // What its last owner was allowed is over.
