@@ -34,6 +34,7 @@ mod session;
 mod stats;
 mod store;
 mod streaming;
+mod unpack;
 mod update;
 mod volume;
 

@@ -22,8 +22,7 @@ pub(crate) fn layers(layout: &Path) -> Result<Vec<Layer>> {
     };
     let manifest = read(blob(&read(layout.join("index.json"))?["manifests"][0]))?;
     let layers = manifest["layers"].as_array().context("a manifest without layers")?;
-    let layer =
-        |layer| Layer { path: blob(layer), bytes: layer["size"].as_u64().unwrap_or_default() };
+    let layer = |layer| Layer { path: blob(layer), bytes: layer["size"].as_u64().unwrap_or_default() };
     Ok(layers.iter().map(layer).collect())
 }
 
