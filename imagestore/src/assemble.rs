@@ -9,7 +9,7 @@ use oci_spec::image::ImageConfiguration;
 
 use crate::{
     Digest, Image, Reference,
-    image::{Layer, chains, created},
+    image::{Layer, NOTHING, chains, created},
     manifest::{self, Manifest},
     pull::{self, Allowance, Error},
     store::Inner,
@@ -41,7 +41,8 @@ pub(crate) fn assemble_within(
         manifest::Document::Manifest(manifest) => layers(&manifest, &parsed).map_err(described)?,
         manifest::Document::Index(_) => return Err(described(manifest::Error::Nested)),
     };
-    let held = layers.iter().flat_map(Layer::names).chain([digest.clone(), id.clone()]).collect();
+    let held = layers.iter().flat_map(Layer::names).chain([digest.clone(), id.clone()]);
+    let held = held.chain([NOTHING.digest().clone()]).collect();
     let _lease = store.leases.take(held);
     store.content.put(&digest, manifest)?;
     store.content.put(&id, config)?;

@@ -7,10 +7,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
     num::NonZeroU64,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use rustix::fs::Advice;
 use sha2::{Digest as _, Sha256};
 
-use crate::{Digest, Kind};
+use crate::{Digest, Kind, folder};
 
 /// What went wrong with a blob.
 #[derive(Debug, thiserror::Error)]
@@ -133,13 +133,12 @@ const KEPT: Duration = Duration::from_secs(24 * 3600);
 impl Content {
     /// Opens `root/content`, made if missing, and deletes what an earlier process left half done.
     pub(crate) fn open(root: &Path) -> Result<Content, Error> {
+        for folder in ["content", "content/blobs", "content/blobs/sha256", "content/ingest"] {
+            let path = root.join(folder);
+            folder::closed(&path).map_err(|source| Error::Open { path, source })?;
+        }
         let blobs = root.join("content/blobs/sha256");
         let ingest = root.join("content/ingest");
-        let open =
-            |path: &Path| -> io::Result<()> { DirBuilder::new().recursive(true).mode(0o700).create(path) };
-        for path in [&blobs, &ingest] {
-            open(path).map_err(|source| Error::Open { path: path.clone(), source })?;
-        }
         tidy(&ingest, |name, age| name.len() != 64 || age > KEPT)
             .map_err(|source| Error::Open { path: ingest.clone(), source })?;
         let (directory, sizes) = File::open(&blobs)
@@ -611,7 +610,13 @@ mod tests {
     #[test]
     fn directories_are_closed_to_others() {
         use std::os::unix::fs::PermissionsExt;
-        let (root, _content) = store();
+        let (root, content) = store();
+        drop(content);
+        // As an earlier version, or somebody with another umask, may have made them.
+        for path in ["content", "content/blobs", "content/blobs/sha256"] {
+            fs::set_permissions(root.path().join(path), fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        Content::open(root.path()).unwrap();
         for path in ["content", "content/ingest", "content/blobs", "content/blobs/sha256"] {
             let mode = fs::metadata(root.path().join(path)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o700, "{path}");

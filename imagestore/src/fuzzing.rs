@@ -12,7 +12,8 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
-    Digest, Reference, layer as layers, manifest as manifests, pull, registry, signature as signatures,
+    Digest, Reference, Store, StoreOptions, layer as layers, manifest as manifests, pull, registry,
+    signature as signatures,
 };
 
 /// More of a layer than this finds nothing new and only takes time.
@@ -37,6 +38,37 @@ pub fn layer(bytes: &[u8]) {
     layers::remove_tree(parent.as_fd(), &name, &mut |_, _| {}).expect("remove what was made");
 }
 
+/// An archive of images, loaded into a store that a failed load leaves empty.
+pub fn load(bytes: &[u8]) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let root = std::env::temp_dir().join(format!("sampan-fuzz-load-{}-{number}", std::process::id()));
+    let store = Store::open(&root, StoreOptions::default()).expect("open a store");
+    match store.load(bytes) {
+        Ok(loaded) => assert!(!loaded.is_empty(), "a load that succeeds has loaded something"),
+        // Of several images some may be in before one turns out to be none.
+        Err(_) if !store.images().is_empty() => {}
+        Err(_) => assert_eq!(store.usage().expect("add up").images.bytes, 0, "a failed load leaves nothing"),
+    }
+    drop(store);
+    std::fs::remove_dir_all(&root).expect("remove the store");
+}
+
+/// A Dockerfile.
+pub fn dockerfile(bytes: &[u8]) {
+    let _ = crate::build::Dockerfile::parse("Dockerfile", bytes);
+}
+
+/// A `.dockerignore`, asked about its own lines.
+pub fn ignore(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(ignore) = crate::build::Ignore::parse(text) else { return };
+    for line in bytes.split(|byte| *byte == b'\n') {
+        assert!(!(ignore.is_empty() && ignore.excludes(line)), "without a pattern nothing is excluded");
+        ignore.may_include_below(line);
+    }
+}
+
 /// A blob of unknown compression.
 pub fn inflate(bytes: &[u8]) {
     let mut blob = bytes;
@@ -54,7 +86,6 @@ pub fn manifest(bytes: &[u8]) {
     match manifests::parse(bytes, content_type[usize::from(*kind) % content_type.len()]) {
         Ok(manifests::Document::Index(index)) => drop(manifests::select(&index, &crate::Platform::default())),
         Ok(manifests::Document::Manifest(manifest)) => {
-            assert!(!manifest.layers.is_empty());
             if let Ok(config) = serde_json::from_slice(bytes) {
                 let _ = manifests::diff_ids(&manifest, &config);
             }

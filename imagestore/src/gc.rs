@@ -53,7 +53,7 @@ impl Leases {
         let images = images();
         let blobs: HashSet<&Digest> = images.iter().flat_map(|image| image.blobs()).collect();
         let mut chains: HashSet<ChainId> = snapshots.in_use();
-        chains.extend(images.iter().flat_map(|image| &image.layers).map(|layer| layer.chain_id.clone()));
+        chains.extend(images.iter().flat_map(|image| image.chains()).cloned());
 
         let mut result = content.discard_stale().map_err(Error::from);
         for digest in content.digests() {

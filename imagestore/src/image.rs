@@ -1,7 +1,9 @@
 //! Images: what a manifest and its configuration amount to on this node.
 //!
-//! An [`Image`] is known by the digest of its configuration and never has fewer than one layer. Names come and
-//! go; everything else about it is fixed.
+//! An [`Image`] is known by the digest of its configuration. Names come and go; everything else about it is fixed. One
+//! without layers stands on an empty one that is in no manifest, so that every image has a chain to stand on.
+
+use std::sync::LazyLock;
 
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
@@ -47,6 +49,10 @@ pub struct Layer {
     pub size: u64,
 }
 
+/// A tar with nothing in it, and the chain that it is.
+pub(crate) const EMPTY: [u8; 1024] = [0; 1024];
+pub(crate) static NOTHING: LazyLock<ChainId> = LazyLock::new(|| ChainId::base(&Digest::of(&EMPTY)));
+
 impl Layer {
     /// What to hold on to while it is being pulled.
     pub(crate) fn names(&self) -> [Digest; 2] {
@@ -57,7 +63,13 @@ impl Layer {
 impl Image {
     /// The uppermost layer's chain: what a container's root stands on.
     pub fn chain_id(&self) -> &ChainId {
-        &self.layers.last().expect("an image has at least one layer").chain_id
+        self.layers.last().map_or(&NOTHING, |layer| &layer.chain_id)
+    }
+
+    /// All chains that have to be unpacked for it.
+    pub(crate) fn chains(&self) -> impl Iterator<Item = &ChainId> {
+        let nothing = self.layers.is_empty().then_some(&*NOTHING);
+        self.layers.iter().map(|layer| &layer.chain_id).chain(nothing)
     }
 
     /// Everything in the content store that the image needs.

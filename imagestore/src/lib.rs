@@ -13,6 +13,7 @@ mod content;
 mod diff;
 mod digest;
 mod error;
+mod folder;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gc;

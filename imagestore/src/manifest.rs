@@ -83,7 +83,7 @@ pub enum Error {
     #[error("it is an index in an index in an index")]
     Nested,
     /// The number of layers is out of bounds.
-    #[error("it has {count} layers; 1 to {MAX_LAYERS} are possible")]
+    #[error("it has {count} layers; up to {MAX_LAYERS} are possible")]
     Layers {
         /// How many.
         count: usize,
@@ -166,26 +166,45 @@ impl std::fmt::Display for Platform {
 }
 
 impl Platform {
-    /// How well an image for `other` runs here: the higher the better, `None` not at all.
+    /// How well an image for `other` runs here: the higher the better, `None` not at all. What containerd's matcher
+    /// takes, in its order.
     fn rank(&self, other: &Platform) -> Option<u32> {
-        if self.os != other.os || self.architecture != other.architecture {
+        if self.os != other.os {
             return None;
         }
         // A machine runs what was made for its variant and for those before it: v7, v8, v8.2, v9.
-        let level = |variant: &Option<String>| match variant.as_deref() {
-            None | Some("") if self.architecture == "arm64" => Some(800),
-            None | Some("") if self.architecture == "arm" => Some(700),
-            None | Some("") => Some(100),
-            Some(text) => {
-                let text = text.strip_prefix('v')?;
-                let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
-                let (major, minor) = (major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?);
-                (major < 1000 && minor < 100).then_some(major * 100 + minor)
-            }
-        };
-        let (mine, theirs) = (level(&self.variant)?, level(&other.variant)?);
-        (theirs <= mine).then_some(theirs)
+        let mine = level(&self.architecture, self.variant.as_deref())?;
+        let theirs = level(&other.architecture, other.variant.as_deref())?;
+        match (self.architecture.as_str(), other.architecture.as_str()) {
+            (own, other) if own == other => (theirs <= mine).then_some(OWN + theirs),
+            // Most of these machines run programs of their predecessors too; better than nothing.
+            ("amd64", "386") => Some(theirs),
+            ("arm64", "arm") => (theirs <= 800).then_some(theirs),
+            _ => None,
+        }
     }
+
+    /// Whether an image for `other` runs here.
+    pub(crate) fn runs(&self, other: &Platform) -> bool {
+        self.rank(other).is_some()
+    }
+}
+
+/// What an image for the machine's own architecture ranks above all others by.
+const OWN: u32 = 1_000_000;
+
+/// `v8.2` is 802; without a variant an architecture has its usual one.
+fn level(architecture: &str, variant: Option<&str>) -> Option<u32> {
+    let usual = match architecture {
+        "arm64" => 800,
+        "arm" => 700,
+        _ => 100,
+    };
+    let Some(text) = variant.filter(|text| !text.is_empty()) else { return Some(usual) };
+    let text = text.strip_prefix('v').unwrap_or(text);
+    let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
+    let (major, minor) = (major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?);
+    (major < 1000 && minor < 100).then_some(major * 100 + minor)
 }
 
 /// An image's parts.
@@ -254,7 +273,7 @@ fn is_index(media_type: &str) -> bool {
 }
 
 fn manifest(config: Descriptor, layers: Vec<Descriptor>) -> Result<Manifest, Error> {
-    if layers.is_empty() || layers.len() > MAX_LAYERS {
+    if layers.len() > MAX_LAYERS {
         return Err(Error::Layers { count: layers.len() });
     }
     if config.size > MAX_DOCUMENT {
@@ -377,6 +396,7 @@ mod tests {
             "layers": [descriptor(LAYERS[3]), descriptor(LAYERS[4]), descriptor(LAYERS[5])],
         });
         assert!(matches!(read(&docker, Some(DOCKER_MANIFEST)).unwrap(), Document::Manifest(_)));
+        assert!(matches!(read(&manifest_of(0), None).unwrap(), Document::Manifest(m) if m.layers.is_empty()));
         let mut untyped = manifest_of(1);
         untyped.as_object_mut().unwrap().remove("mediaType");
         assert!(matches!(read(&untyped, Some("text/plain")).unwrap(), Document::Manifest(_)));
@@ -412,7 +432,6 @@ mod tests {
             image["layers"][1]["mediaType"] = json!(foreign);
             assert!(matches!(read(&image, None), Err(Error::Foreign { .. })), "{foreign}");
         }
-        assert!(matches!(read(&manifest_of(0), None), Err(Error::Layers { count: 0 })));
         assert!(matches!(read(&manifest_of(501), None), Err(Error::Layers { count: 501 })));
         assert!(matches!(parse(b"<html>", None), Err(Error::Parse { .. })));
     }
@@ -440,6 +459,26 @@ mod tests {
         assert_eq!(select(&index_of(&variants), &newer).unwrap().size, 1);
         assert_eq!(select(&index_of(&variants), &arm64).unwrap().size, 2);
         assert_eq!(select(&index_of(&[("linux", "arm", None)]), &arm).unwrap().size, 0);
+        // Levels of amd64: the highest that runs here, and nothing above it.
+        let levels = index_of(&[
+            ("linux", "amd64", Some("v4")),
+            ("linux", "amd64", Some("v1")),
+            ("linux", "amd64", Some("v2")),
+            ("linux", "386", None),
+        ]);
+        let third = Platform { variant: Some("v3".into()), ..amd.clone() };
+        assert_eq!((select(&levels, &third).unwrap().size, select(&levels, &amd).unwrap().size), (2, 1));
+        // What a machine's predecessors ran, if there is nothing better.
+        assert_eq!(select(&levels[3..], &amd).unwrap().size, 3);
+        let arms = index_of(&[
+            ("linux", "arm", Some("v6")),
+            ("linux", "arm", Some("v7")),
+            ("linux", "arm", Some("v9")),
+            ("linux", "386", None),
+        ]);
+        assert_eq!(select(&arms, &arm64).unwrap().size, 1);
+        assert!(select(&arms[3..], &arm64).is_err());
+        assert!(select(&index_of(&[("linux", "arm64", None)]), &arm).is_err());
         let none = select(&index[..2], &amd).unwrap_err();
         assert_eq!(
             none.to_string(),

@@ -4,15 +4,15 @@
 //! truth. One that does not costs its own image only: it is reported, and a new pull replaces it.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Image, Kind};
+use crate::{Digest, Image, Kind, folder};
 
 /// What went wrong with an image record.
 #[derive(Debug, thiserror::Error)]
@@ -85,11 +85,8 @@ impl Metadata {
     /// Opens `root/metadata/images`, made if missing.
     pub(crate) fn open(root: &Path) -> Result<Metadata, Error> {
         let path = root.join("metadata/images");
-        let directory = DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .and_then(|()| File::open(&path))
+        let directory = folder::closed(&root.join("metadata"))
+            .and_then(|_| folder::closed(&path))
             .map_err(|source| Error::Open { path: path.clone(), source })?;
         Ok(Metadata { path, directory })
     }
@@ -166,11 +163,7 @@ fn decode(text: &str) -> Result<Record, String> {
     if Digest::of(body.as_bytes()).hex() != sum {
         return Err("its checksum does not match".to_owned());
     }
-    let record: Record = serde_json::from_str(body).map_err(|error| error.to_string())?;
-    if record.image.layers.is_empty() {
-        return Err("it has no layers".to_owned());
-    }
-    Ok(record)
+    serde_json::from_str(body).map_err(|error| error.to_string())
 }
 
 fn read(path: &Path, name: &str) -> Result<Record, String> {

@@ -29,7 +29,7 @@ use tracing::Instrument as _;
 
 use crate::{
     Auth, Digest, Image, Kind, Reference,
-    image::{Layer, chains, created},
+    image::{Layer, NOTHING, chains, created},
     manifest::{self, Document, Manifest},
     registry::{Fetched, Repository},
     signature::Policy,
@@ -109,7 +109,7 @@ pub(crate) async fn run(
     };
     let resolved = token.run_until_cancelled(look).await.ok_or(Error::Cancelled)??;
     // Held from before the first look at what is here until the record holds everything itself.
-    let held = [resolved.manifest.digest.clone(), resolved.id.clone()];
+    let held = [resolved.manifest.digest.clone(), resolved.id.clone(), NOTHING.digest().clone()];
     let held = held.into_iter().chain(resolved.layers.iter().flat_map(Layer::names)).collect();
     let leases = store.leases.clone();
     let _lease = spawn_blocking(move || leases.take(held)).await.map_err(|_| Error::Lost)?;
@@ -226,6 +226,9 @@ fn complete(
             store.snapshots.commit(stage, &layer.chain_id, parent, &unpacked)?;
         }
         parent = Some(&layer.chain_id);
+    }
+    if work.layers.is_empty() {
+        layer::restore_nothing(&store.snapshots)?;
     }
     store.settle_later();
 

@@ -164,8 +164,16 @@ struct Counted {
     cost: Duration,
 }
 
-/// A walk is repeated after so many times what it took: whoever asks how often, counting takes a twentieth of a core.
+/// A walk that takes longer than this is repeated after so many times what it took: whoever asks how often, counting
+/// takes a twentieth of a core.
+const CHEAP: Duration = Duration::from_millis(50);
 const WALKS: u32 = 20;
+
+impl Counted {
+    fn is_good(&self) -> bool {
+        self.cost > CHEAP && self.at.elapsed() < self.cost * WALKS
+    }
+}
 
 impl Snapshots {
     /// Opens what is below `root`, and deletes what no record names: leftovers of a crash.
@@ -418,7 +426,7 @@ impl Snapshots {
     }
 
     /// What was written into an active snapshot: disk blocks, hard links counted once. The file system knows, or a walk
-    /// finds out; as long ago as twenty times what it took, the last walk's answer is given again.
+    /// finds out; a walk that took long is not repeated before twenty times that have passed.
     pub fn usage(&self, key: &str) -> Result<Usage, Error> {
         let (access, project, counted) = {
             let state = self.state();
@@ -433,7 +441,7 @@ impl Snapshots {
         {
             return Ok(usage);
         }
-        if let Some(counted) = counted.filter(|counted| counted.at.elapsed() < counted.cost * WALKS) {
+        if let Some(counted) = counted.filter(|counted| counted.is_good()) {
             return Ok(counted.usage);
         }
         let start = Instant::now();

@@ -5,9 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fs::DirBuilder,
     io::{Read, Write},
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -25,7 +23,7 @@ use crate::{
     catalog::Catalog,
     check, commit,
     content::Content,
-    diff, error,
+    diff, error, folder,
     gc::Leases,
     history, manifest,
     pull::{self, Flights, Reports},
@@ -115,20 +113,16 @@ const SETTLE: Duration = Duration::from_secs(10);
 impl Store {
     /// Opens the store below `root`, made if missing, and deletes what an earlier process left half done.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Store, Error> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(root)
-            .map_err(|source| Error::Open { path: root.to_owned(), source })?;
+        folder::closed(root).map_err(|source| Error::Open { path: root.to_owned(), source })?;
         let content = Arc::new(Content::open(root)?);
         let snapshots = Snapshots::open_with(&root.join("snapshots"), options.quota.clone())?;
         // After a power cut layers can be missing whose blobs are here.
         let usable = |image: &Image| {
-            let mut missing = image.layers.iter().filter(|layer| !snapshots.contains(&layer.chain_id));
+            let mut missing = image.chains().filter(|chain| !snapshots.contains(chain));
             let Some(first) = missing.next() else { return Ok(()) };
             tracing::info!(image.id = %image.id, "layers are unpacked again");
             pull::restore(&content, &snapshots, &image.layers)
-                .map_err(|error| format!("layer {} is not there: {}", first.chain_id, error::chain(&error)))
+                .map_err(|error| format!("layer {first} is not there: {}", error::chain(&error)))
         };
         let (catalog, faults) = Catalog::open(root, &options.pinned, usable)?;
         for fault in &faults {

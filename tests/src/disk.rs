@@ -18,15 +18,36 @@ impl Disk {
     /// # Panics
     /// When it cannot be made: without it the test means nothing.
     pub fn new(mebibytes: u64) -> Disk {
+        let disk = Disk::unmounted(mebibytes, &[]);
+        run(disk.mount("loop"));
+        disk
+    }
+
+    /// One that keeps quotas of projects; `None` where the kernel cannot.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn with_quotas(mebibytes: u64) -> Option<Disk> {
+        let disk = Disk::unmounted(mebibytes, &["-O", "project,quota", "-E", "quotatype=prjquota"]);
+        let mounted = disk.mount("loop,prjquota").output().expect("mount");
+        mounted.status.success().then_some(disk)
+    }
+
+    fn unmounted(mebibytes: u64, features: &[&str]) -> Disk {
         let base = tempfile::Builder::new().prefix("sp-disk-").tempdir().expect("a temporary directory");
         let image = base.path().join("image");
         let file = std::fs::File::create(&image).expect("create the backing file");
         file.set_len(mebibytes << 20).expect("set its length");
         let disk = Disk { base };
         std::fs::create_dir(disk.path()).expect("create the mount point");
-        run(Command::new("mkfs.ext4").arg("-q").arg("-m0").arg(&image));
-        run(Command::new("mount").arg("-o").arg("loop").arg(&image).arg(disk.path()));
+        run(Command::new("mkfs.ext4").arg("-q").arg("-m0").args(features).arg(&image));
         disk
+    }
+
+    fn mount(&self, options: &str) -> Command {
+        let mut command = Command::new("mount");
+        command.arg("-o").arg(options).arg(self.base.path().join("image")).arg(self.path());
+        command
     }
 
     /// Where it is mounted.
@@ -67,7 +88,8 @@ fn unmount(path: &Path) {
     drop(Command::new("umount").arg("-l").arg(path).status());
 }
 
-fn run(command: &mut Command) {
+fn run(mut command: impl std::borrow::BorrowMut<Command>) {
+    let command = command.borrow_mut();
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

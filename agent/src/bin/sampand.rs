@@ -56,6 +56,10 @@ fn main() -> ExitCode {
 }
 
 fn main_exec() -> anyhow::Result<()> {
+    // Whoever starts it may have none; what is stricter stays.
+    let usual = rustix::fs::Mode::from_raw_mode(0o022);
+    let given = rustix::process::umask(usual);
+    rustix::process::umask(given | usual);
     let arguments = Arguments::parse();
     let overrides = Overrides {
         root: arguments.root,

@@ -24,7 +24,8 @@ enum Verb {
 
 #[derive(Debug, Args)]
 struct Check {
-    /// Mend what is damaged: unpack layers again, and fetch blobs that are damaged themselves
+    /// Mend what is damaged: unpack layers again, and fetch blobs that are damaged themselves, with the credentials that
+    /// the agent is configured with
     #[arg(long)]
     repair: bool,
 }

@@ -58,13 +58,6 @@ pub enum Error {
         /// How many are taken.
         limit: usize,
     },
-    /// A name in the archive is malformed.
-    #[error("the archive names an image badly")]
-    Name {
-        /// How.
-        #[from]
-        source: crate::reference::ParseError,
-    },
     /// An image could not be put together.
     #[error(transparent)]
     Image(#[from] pull::Error),
@@ -83,6 +76,8 @@ impl Error {
             Error::Read { source } => match source.kind() {
                 io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => Kind::Cancelled,
                 io::ErrorKind::UnexpectedEof => Kind::DataLoss,
+                // It swells beyond reason.
+                io::ErrorKind::FileTooLarge => Kind::ResourceExhausted,
                 _ if source.raw_os_error().is_some() => Kind::of_io(source),
                 _ => Kind::InvalidArgument,
             },
@@ -90,11 +85,9 @@ impl Error {
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => Kind::Cancelled,
                 _ => Kind::of_io(source),
             },
-            Error::Document { .. }
-            | Error::Missing { .. }
-            | Error::Layers { .. }
-            | Error::NoImage
-            | Error::Name { .. } => Kind::InvalidArgument,
+            Error::Document { .. } | Error::Missing { .. } | Error::Layers { .. } | Error::NoImage => {
+                Kind::InvalidArgument
+            }
             Error::TooMany { .. } => Kind::ResourceExhausted,
             Error::Image(error) => error.kind(),
             Error::Content(error) => error.kind(),

@@ -73,6 +73,28 @@ struct Described {
     platform: Option<Platform>,
 }
 
+impl Described {
+    /// The name of the image. containerd's annotation has all of it; the specification's has that, or no more than a
+    /// tag, which is no name.
+    fn name(&self) -> Option<Reference> {
+        let whole = self.annotations.get(CONTAINERD_NAME);
+        let name =
+            whole.or_else(|| self.annotations.get(OCI_NAME).filter(|name| name.contains([':', '/'])))?;
+        readable(name)
+    }
+}
+
+/// An image whose name is none is loaded without it: it can be had by its id.
+fn readable(name: &str) -> Option<Reference> {
+    match name.parse() {
+        Ok(reference) => Some(reference),
+        Err(error) => {
+            tracing::warn!(name, %error, "archive has an image with a name that is none");
+            None
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Index {
     manifests: Vec<Described>,
@@ -195,9 +217,7 @@ impl Contents {
     /// An image of the layout, or the one of an index in it that suits this machine.
     fn described(&self, store: &Inner, described: &Described, found: &mut Vec<Found>) -> Result<(), Error> {
         let own = &store.options.platform;
-        let foreign =
-            |platform: &Platform| platform.os != own.os || platform.architecture != own.architecture;
-        if described.platform.as_ref().is_some_and(foreign) {
+        if described.platform.as_ref().is_some_and(|platform| !own.runs(platform)) {
             return Ok(());
         }
         let mut digest = described.digest.clone();
@@ -217,11 +237,8 @@ impl Contents {
                             .size(digest)
                             .ok_or(content::Error::Missing { digest: digest.clone() })?;
                     }
-                    let name =
-                        [CONTAINERD_NAME, OCI_NAME].iter().find_map(|key| described.annotations.get(*key));
-                    let name = name.filter(|name| !name.is_empty() && *name != "latest");
-                    let names = name.map(|name| name.parse()).transpose()?;
-                    add(found, Found { manifest: bytes, config, names: names.into_iter().collect() });
+                    let names = described.name().into_iter().collect();
+                    add(found, Found { manifest: bytes, config, names });
                     return Ok(());
                 }
             }
@@ -232,7 +249,7 @@ impl Contents {
     /// An image of a Docker archive, which has no manifest: it gets one that names the layers as they are here.
     fn docker(&self, store: &Inner, image: DockerImage, found: &mut Vec<Found>) -> Result<(), Error> {
         let names = image.repo_tags.unwrap_or_default();
-        let names = names.iter().map(|name| name.parse()).collect::<Result<Vec<Reference>, _>>()?;
+        let names: Vec<Reference> = names.iter().filter_map(|name| readable(name)).collect();
         let (id, _) = self.file(&image.config)?;
         let config = store.content.read(&id, MAX_DOCUMENT)?;
         if let Some(known) = found.iter_mut().find(|known| known.config == config) {

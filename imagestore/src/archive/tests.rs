@@ -224,7 +224,7 @@ fn a_damaged_archive_is_refused_and_leaves_nothing() {
         (tar(&[("manifest.json", b"{")]), Kind::InvalidArgument),
         (tar(&[("manifest.json", list("../../etc/passwd", &[]).as_bytes())]), Kind::InvalidArgument),
         (tar(&[("c", &config), ("manifest.json", list("c", &["x"]).as_bytes())]), Kind::InvalidArgument),
-        (tar(&[("c", &config), ("manifest.json", list("c", &[]).as_bytes())]), Kind::ResourceExhausted),
+        (tar(&[("c", &config), ("manifest.json", list("c", &[]).as_bytes())]), Kind::InvalidArgument),
         (
             tar(&[("c", &config), ("l", &layer("other")), ("manifest.json", list("c", &["l"]).as_bytes())]),
             Kind::DataLoss,
@@ -252,15 +252,21 @@ fn paths_of_an_archive_are_cleaned() {
 #[test]
 fn an_archive_that_swells_beyond_reason_is_given_up_wherever_it_swells() {
     let (_root, store) = store();
-    // Zeros behind the end of the archive itself, in members that are compressed once: they fill no disk.
-    let (archive, _) = docker_archive();
-    let bomb = [gzip(&archive), gzip(&vec![0; 16 << 20]).repeat(100)].concat();
+    // A file that nobody needs, so that it fills no disk; its zeros are compressed once.
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(&vec![0; 16 << 20]).unwrap();
+    let zeros = encoder.finish().unwrap();
+    let mut header = ::tar::Header::new_gnu();
+    header.set_path("x/json").unwrap();
+    header.set_size(2 << 30);
+    header.set_cksum();
+    let bomb = [gzip(header.as_bytes()), zeros.repeat(128)].concat();
     let error = store.load(&bomb[..]).unwrap_err();
     assert_eq!(error.kind(), Kind::ResourceExhausted, "{}", crate::error::chain(&error));
     assert!(crate::error::chain(&error).contains("swell to more than"), "{}", crate::error::chain(&error));
 
     // A layer that would be allowed more if only its own size were looked at: the archive was compressed before.
-    let swollen = gzip(&vec![0; 16 << 20]).repeat(100);
+    let swollen = zeros.repeat(75);
     let config = config(&[layer("a")]);
     let list = json!([{ "Config": "c.json", "RepoTags": ["app:1"], "Layers": ["l.tar"] }]).to_string();
     let files: [(&str, &[u8]); 3] =
@@ -268,4 +274,49 @@ fn an_archive_that_swells_beyond_reason_is_given_up_wherever_it_swells() {
     let error = store.load(&gzip(&tar(&files))[..]).unwrap_err();
     assert_eq!(error.kind(), Kind::ResourceExhausted, "{}", crate::error::chain(&error));
     assert_eq!(store.usage().unwrap().images.bytes, 0);
+}
+
+#[test]
+fn a_name_that_is_none_costs_the_name_and_not_the_image() {
+    let layer = layer("a");
+    let config = config(std::slice::from_ref(&layer));
+    let list = json!([{ "Config": "c.json", "RepoTags": ["Not A Name", "app:1"], "Layers": ["l.tar"] }]);
+    let list = list.to_string();
+    let files: [(&str, &[u8]); 3] =
+        [("l.tar", &layer), ("c.json", &config), ("manifest.json", list.as_bytes())];
+    let (_root, store) = store();
+    let loaded = store.load(&tar(&files)[..]).unwrap();
+    assert_eq!(loaded[0].names, ["docker.io/library/app:1"]);
+}
+
+#[test]
+fn a_tag_alone_is_no_name_of_an_image() {
+    let layer = layer("a");
+    let config = config(std::slice::from_ref(&layer));
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": crate::manifest::OCI_MANIFEST,
+        "config": {"mediaType": crate::manifest::OCI_CONFIG, "digest": Digest::of(&config), "size": config.len()},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": Digest::of(&layer), "size": layer.len()}],
+    })
+    .to_string();
+    let named = |annotations: Value| {
+        let index = json!({"schemaVersion": 2, "manifests": [
+            {"digest": Digest::of(manifest.as_bytes()), "size": manifest.len(), "annotations": annotations},
+        ]});
+        let blob = |bytes: &[u8]| format!("blobs/sha256/{}", Digest::of(bytes).hex());
+        let index = index.to_string();
+        let archive = tar(&[
+            (&blob(&layer), &layer),
+            (&blob(&config), &config),
+            (&blob(manifest.as_bytes()), manifest.as_bytes()),
+            ("index.json", index.as_bytes()),
+        ]);
+        let (_root, store) = store();
+        store.load(&archive[..]).unwrap().remove(0).names
+    };
+    let [containerd, oci] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+    assert_eq!(named(json!({oci: "1.0"})), [""; 0]);
+    assert_eq!(named(json!({oci: "latest"})), [""; 0]);
+    assert_eq!(named(json!({oci: "team/app:1.0"})), ["docker.io/team/app:1.0"]);
+    assert_eq!(named(json!({oci: "1.0", containerd: "quay.io/team/app:1.0"})), ["quay.io/team/app:1.0"]);
 }

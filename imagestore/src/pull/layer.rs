@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Image, Kind, Snapshots,
     content::{self, Content, Ingest},
-    image::Layer,
+    image::{EMPTY, Layer, NOTHING},
     layer::{self, Unpacked},
     snapshot::Stage,
 };
@@ -221,7 +221,18 @@ pub(crate) fn restore_within(
         }
         parent = Some(&layer.chain_id);
     }
-    Ok(())
+    if layers.is_empty() { restore_nothing(snapshots) } else { Ok(()) }
+}
+
+/// What an image without layers stands on.
+pub(super) fn restore_nothing(snapshots: &Snapshots) -> Result<(), Error> {
+    if snapshots.contains(&NOTHING) {
+        return Ok(());
+    }
+    let stage = snapshots.stage()?;
+    let unpacked = layer::unpack(&EMPTY[..], stage.root())
+        .map_err(|source| Error::Layer { digest: NOTHING.digest().clone(), source })?;
+    Ok(snapshots.commit(stage, &NOTHING, None, &unpacked)?)
 }
 
 /// Unpacks a blob that is here beside whatever was made of it before.

@@ -43,6 +43,17 @@ pub(crate) enum Presence {
     Sent,
 }
 
+/// A blob that goes in pieces.
+#[derive(Clone, Debug)]
+struct Session {
+    /// Where the next one goes.
+    url: Url,
+    /// How much the registry has, as far as is known.
+    at: u64,
+    /// A piece may have come only in part.
+    broken: bool,
+}
+
 /// A repository that is written to.
 #[derive(Debug)]
 pub(crate) struct Destination {
@@ -90,12 +101,17 @@ impl Destination {
     ) -> Result<Presence, Error> {
         let what = self.source.blob_name(digest);
         let mut backoff = Backoff::new(&self.source.transport.patience);
-        // How far the pieces have come, once the whole in one request did not go through.
-        let mut session: Option<(Url, u64)> = None;
+        // Once the whole in one request did not go through.
+        let mut session: Option<Session> = None;
         loop {
+            let before = session.as_ref().map_or(0, |session| session.at);
             let attempt = async {
-                if let Some((url, at)) = session.take() {
-                    return self.pieces(digest, file, size, (url, at), sent, &mut session).await;
+                if let Some(mut pieces) = session.clone() {
+                    if !pieces.broken || self.reached(&what, &mut pieces).await? {
+                        session = Some(pieces);
+                        return self.pieces(digest, file, size, sent, &mut session).await;
+                    }
+                    session = None;
                 }
                 let response = self.request(&what, Method::HEAD, &format!("blobs/{digest}"), &[]).await?;
                 match response.status() {
@@ -112,7 +128,7 @@ impl Destination {
                         let Some(url) = self.begin(digest, &[], &what).await? else {
                             return Ok(Presence::Mounted);
                         };
-                        session = Some((url, 0));
+                        session = Some(Session { url, at: 0, broken: false });
                         Err(error)
                     }
                     done => done,
@@ -120,8 +136,14 @@ impl Destination {
             };
             match attempt.await {
                 Ok(presence) => return Ok(presence),
-                Err(_) if session.as_ref().is_some_and(|(_, at)| *at == 0) => {}
-                Err(error) => backoff.pause(error).await?,
+                Err(_) if session.as_ref().is_some_and(|session| !session.broken) => {}
+                Err(error) => {
+                    // Progress buys patience.
+                    if session.as_ref().is_some_and(|session| session.at > before) {
+                        backoff.reset();
+                    }
+                    backoff.pause(error).await?;
+                }
             }
         }
     }
@@ -171,18 +193,37 @@ impl Destination {
         }
     }
 
-    /// Piece by piece from `at`. What the registry has is noted in `session`, to go on from there.
+    /// Asks how much of a broken upload the registry has; false when it knows nothing of the upload any more.
+    async fn reached(&self, what: &str, session: &mut Session) -> Result<bool, Error> {
+        let make = || self.upload(Method::GET, session.url.clone(), &[], None);
+        let response = self.source.send(what, &|| 0, make).await?;
+        if response.status() != StatusCode::NO_CONTENT {
+            return Ok(false);
+        }
+        if response.headers().contains_key(LOCATION) {
+            session.url = self.location(&response)?;
+        }
+        // "0-0" is how registries say that there is nothing, and one byte is no loss.
+        session.at = last(response.headers()).filter(|last| *last > 0).map_or(0, |last| last + 1);
+        Ok(true)
+    }
+
+    /// Piece by piece, from where the session is. How far it comes is noted there, to go on from.
     async fn pieces(
         &self,
         digest: &Digest,
         file: &Arc<File>,
         size: u64,
-        (mut url, mut at): (Url, u64),
         sent: &Arc<AtomicU64>,
-        session: &mut Option<(Url, u64)>,
+        session: &mut Option<Session>,
     ) -> Result<Presence, Error> {
         let what = self.source.blob_name(digest);
+        let Some(Session { mut url, mut at, .. }) = session.clone() else { return Ok(Presence::Found) };
+        if at > size {
+            return Err(self.protocol("it has more of a blob than there is"));
+        }
         while at < size {
+            *session = Some(Session { url: url.clone(), at, broken: true });
             let length = PIECE.min(size - at);
             let (range, count) = (format!("{at}-{}", at + length - 1), length.to_string());
             let headers = [
@@ -204,8 +245,8 @@ impl Destination {
                 Some(_) => return Err(self.protocol("it took none of a piece of a blob")),
                 None => at + length,
             };
-            *session = Some((url.clone(), at));
         }
+        *session = Some(Session { url: url.clone(), at, broken: true });
         url.query_pairs_mut().append_pair("digest", digest.as_str());
         let make = || self.upload(Method::PUT, url.clone(), &[(CONTENT_LENGTH, "0")], None);
         let response = self.source.send(&what, &|| 0, make).await?;

@@ -1,9 +1,9 @@
 //! Credentials: who is asked for them, and who never sees them.
 
-use sampan_imagestore::{Auth, Image, Kind, Progress};
+use sampan_imagestore::{Auth, Credentials, Image, Kind, Progress, Store, StoreOptions};
 
 use crate::{
-    images::{Setup, simple, text},
+    images::{Setup, options, simple, text},
     server::{Registry, Reply, Request, digest},
 };
 
@@ -191,4 +191,42 @@ async fn redirects_without_end_end() {
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(text(&error).contains("redirects without end"), "{}", text(&error));
     assert_eq!(setup.registry.requests().len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_uses_the_credentials_that_the_node_keeps() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Registry::start().await;
+    registry.publish("app", "latest", &simple(100_000, 59));
+    registry.rule(|request| {
+        let asked = request.header("authorization") != Some(BASIC);
+        asked.then(|| Reply::status(401).header("WWW-Authenticate", "Basic realm=\"x\""))
+    });
+    let file = root.path().join("auth.json");
+    let open = |credentials: bool| {
+        let file = credentials.then(|| file.clone());
+        let credentials = Credentials { file, helper: None };
+        Store::open(&root.path().join("store"), StoreOptions { credentials, ..options() }).unwrap()
+    };
+    let store = open(false);
+    let reference = registry.name("app").parse().unwrap();
+    let image = store.pull(&reference, Some(basic()), Progress::none()).await.unwrap();
+    let blob = root.path().join("store/content/blobs/sha256").join(image.layers[0].digest.hex());
+    std::fs::write(&blob, "rotten").unwrap();
+    let check = async |store: Store| {
+        let (faults, mut found) = tokio::sync::mpsc::channel(16);
+        let summary = store.check(true, faults).await.unwrap();
+        let mut problems = String::new();
+        while let Some(fault) = found.recv().await {
+            problems += &fault.problem;
+        }
+        (summary.repaired, problems)
+    };
+    // What came with the pull is not kept, and the fault says what is missing.
+    let (repaired, problems) = check(store).await;
+    assert!(repaired == 0 && problems.contains("401") | problems.contains("credentials"), "{problems}");
+    let auths = format!(r#"{{"auths":{{"{}":{{"auth":"dXNlcjpodW50ZXIy"}}}}}}"#, registry.address);
+    std::fs::write(&file, auths).unwrap();
+    assert_eq!(check(open(true)).await.0, 1);
+    assert_eq!(digest(&std::fs::read(blob).unwrap()), image.layers[0].digest.to_string());
 }

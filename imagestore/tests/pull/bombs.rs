@@ -13,7 +13,7 @@ use sampan_imagestore::{Kind, Progress, Reference, Store};
 
 use crate::{
     images::{TestImage, TestLayer, gzip, noise, options, tar, text, zstd},
-    server::Registry,
+    server::{Registry, Reply},
 };
 
 /// Set for the process that is measured: what to pull.
@@ -22,10 +22,15 @@ const NAME: &str = "SAMPAN_TEST_BOMB";
 const MEMORY: u64 = 64 << 20;
 
 /// What a pull of `image` ends with, as "KIND: message" or "pulled", in a process that stays within its memory.
-#[allow(clippy::disallowed_methods)]
 async fn pulled(test: &str, image: TestImage) -> String {
     let registry = Registry::start().await;
     registry.publish("app", "latest", &image);
+    outcome(test, &registry).await
+}
+
+/// The same of what is at `registry`.
+#[allow(clippy::disallowed_methods)]
+async fn outcome(test: &str, registry: &Registry) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]).env(NAME, registry.name("app")).stderr(Stdio::inherit());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
@@ -122,6 +127,49 @@ fn a_zstd_window_of_two_gibibytes_is_refused() {
     let outcome = in_runtime(pulled("bombs::a_zstd_window_of_two_gibibytes_is_refused", image));
     assert!(outcome.starts_with(&format!("{:?}", Kind::ResourceExhausted)), "{outcome}");
     assert!(outcome.contains("needs a window of 2147483648 bytes"), "{outcome}");
+}
+
+/// What becomes of a pull whose manifest is answered by this.
+fn with_manifest(test: &str, reply: Reply) -> String {
+    in_runtime(async {
+        let registry = Registry::start().await;
+        registry.rule(move |request| request.path().contains("/manifests/").then(|| reply.clone()));
+        outcome(test, &registry).await
+    })
+}
+
+#[test]
+fn a_manifest_of_a_gibibyte_is_refused() {
+    if measured() {
+        return;
+    }
+    // It never comes to its end; nobody should wait for that.
+    let body = vec![b' '; 8 << 20];
+    let reply = Reply { length: Some(1 << 30), cut: Some(body.len()), hang: true, ..Reply::ok(body) };
+    let reply = reply.header("Content-Type", "application/vnd.oci.image.manifest.v1+json");
+    let outcome = with_manifest("bombs::a_manifest_of_a_gibibyte_is_refused", reply);
+    assert!(outcome.starts_with(&format!("{:?}", Kind::ResourceExhausted)), "{outcome}");
+}
+
+#[test]
+fn a_manifest_of_a_million_layers_is_refused() {
+    if measured() {
+        return;
+    }
+    let digest = sampan_imagestore::Digest::of(b"").to_string();
+    let layer = format!(
+        r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{digest}","size":1}}"#
+    );
+    let layers = vec![layer; 1_000_000].join(",");
+    let config =
+        format!(r#"{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{digest}","size":1}}"#);
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{config},"layers":[{layers}]}}"#
+    );
+    let reply =
+        Reply::ok(manifest.into_bytes()).header("Content-Type", "application/vnd.oci.image.manifest.v1+json");
+    let outcome = with_manifest("bombs::a_manifest_of_a_million_layers_is_refused", reply);
+    assert!(outcome.starts_with(&format!("{:?}", Kind::ResourceExhausted)), "{outcome}");
 }
 
 #[test]

@@ -6,7 +6,9 @@ use sampan_imagestore::{Kind, Phase, Platform, Progress, Store, StoreOptions};
 use serde_json::json;
 
 use crate::{
-    images::{Setup, TestImage, gzip, layer_directory, noise, options, plain, simple, tar, text, zstd},
+    images::{
+        Setup, TestImage, entries, gzip, layer_directory, noise, options, plain, simple, tar, text, zstd,
+    },
     server::digest,
 };
 
@@ -212,4 +214,28 @@ async fn layers_that_a_power_cut_took_are_unpacked_again_without_the_registry() 
     assert!(store.faults()[0].contains(pulled.layers[2].digest.as_str()), "{:?}", store.faults());
     store.pull(&setup.reference("app"), None, Progress::none()).await.unwrap();
     setup.assert_holds(5, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_layers_stands_on_an_empty_one() {
+    let setup = Setup::new().await;
+    setup.registry.publish("app", "latest", &TestImage::new(Vec::new()));
+    let image = setup.pull("app").await.unwrap();
+    assert_eq!(image.layers, []);
+    setup.assert_holds(2, 1);
+    setup.store.collect().unwrap();
+    let look = |store: &Store| {
+        store.snapshots().prepare("key", Some(image.chain_id())).unwrap();
+        let lower = store.snapshots().directories("key").unwrap().lower;
+        assert_eq!(entries(&lower[0]), [""; 0]);
+        store.snapshots().remove("key").unwrap();
+    };
+    look(&setup.store);
+    // A power cut takes what was not synced; it is made again.
+    std::fs::remove_dir_all(setup.root.path().join("snapshots/committed")).unwrap();
+    let store = setup.reopen();
+    assert_eq!(store.faults(), [""; 0]);
+    look(&store);
+    store.remove(&image.id).unwrap();
+    setup.assert_holds(0, 0);
 }

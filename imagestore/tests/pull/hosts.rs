@@ -216,10 +216,10 @@ async fn credentials_of_the_node_serve_pulls_without_any() {
 }
 
 /// Certificates for a registry on loopback.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(pub(crate) CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Authority {
+    pub(crate) fn new() -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
@@ -234,7 +234,11 @@ impl Authority {
 
     /// A server's side of TLS; with `clients`, only for clients that have a certificate of theirs.
     fn server(&self, clients: Option<&Authority>) -> ServerConfig {
-        let (certificate, key) = self.issue("127.0.0.1");
+        self.server_of("127.0.0.1", clients)
+    }
+
+    pub(crate) fn server_of(&self, name: &str, clients: Option<&Authority>) -> ServerConfig {
+        let (certificate, key) = self.issue(name);
         let certificate = PemObject::from_pem_slice(certificate.as_bytes()).unwrap();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         let provider = Arc::new(ring::default_provider());

@@ -21,9 +21,12 @@ use crate::images::{Blob, TestImage};
 /// What a client asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
+    pub(crate) method: String,
     pub(crate) target: String,
     pub(crate) headers: HashMap<String, String>,
+    /// As far as it is text.
     pub(crate) body: String,
+    pub(crate) bytes: Vec<u8>,
     /// How many requests for the same path came before.
     pub(crate) earlier: usize,
 }
@@ -43,6 +46,9 @@ impl Request {
         range.map_or(0, |from| from.parse().unwrap())
     }
 }
+
+/// In place of a status: the connection breaks without an answer.
+pub(crate) const NO_ANSWER: u16 = 0;
 
 /// What is answered.
 #[derive(Clone, Debug, Default)]
@@ -195,7 +201,7 @@ async fn serve(stream: impl Stream, state: Arc<State>) {
     while let Some(request) = receive(&mut stream, &state).await {
         let rules = state.rules.lock().unwrap().iter().find_map(|rule| rule(&request));
         let reply = rules.unwrap_or_else(|| answer(&request, &state));
-        if send(stream.get_mut(), reply).await.is_none() {
+        if send(stream.get_mut(), reply, request.method == "HEAD").await.is_none() {
             return;
         }
     }
@@ -211,18 +217,19 @@ async fn receive(stream: &mut BufReader<impl Stream>, state: &State) -> Option<R
             line => lines.push(line.to_owned()),
         }
     }
-    let target = lines.first()?.split(' ').nth(1)?.to_owned();
+    let mut words = lines.first()?.split(' ');
+    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
     let headers: HashMap<String, String> = lines[1..]
         .iter()
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
     let length = headers.get("content-length").map_or(0, |text| text.parse().unwrap());
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.ok()?;
-    let body = String::from_utf8(body).ok()?;
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await.ok()?;
+    let body = String::from_utf8(bytes.clone()).unwrap_or_default();
     let mut requests = state.requests.lock().unwrap();
-    let mut request = Request { target, headers, body, earlier: 0 };
+    let mut request = Request { method, target, headers, body, bytes, earlier: 0 };
     request.earlier = requests.iter().filter(|other| other.path() == request.path()).count();
     requests.push(request.clone());
     Some(request)
@@ -238,7 +245,10 @@ fn answer(request: &Request, state: &State) -> Reply {
 }
 
 /// `None` when the connection is at its end.
-async fn send(stream: &mut impl Stream, reply: Reply) -> Option<()> {
+async fn send(stream: &mut impl Stream, reply: Reply, head_only: bool) -> Option<()> {
+    if reply.status == NO_ANSWER {
+        return None;
+    }
     let length = reply.length.unwrap_or(reply.body.len());
     let mut head = format!("HTTP/1.1 {} Status\r\nContent-Length: {length}\r\n", reply.status);
     for (name, value) in &reply.headers {
@@ -246,6 +256,8 @@ async fn send(stream: &mut impl Stream, reply: Reply) -> Option<()> {
     }
     stream.write_all((head + "\r\n").as_bytes()).await.ok()?;
     let end = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
+    // What asks for the head alone gets no body, whatever its length is said to be.
+    let end = if head_only { 0 } else { end };
     for piece in reply.body[..end].chunks(if reply.pace.is_some() { 1 << 10 } else { 1 << 20 }) {
         stream.write_all(piece).await.ok()?;
         if let Some(pace) = reply.pace {

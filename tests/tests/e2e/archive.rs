@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use sampan_tests::{Agent, binary, fixture, with_agent};
+use sampan_tests::{Agent, Docker, binary, fixture, with_agent};
 use serde_json::Value;
 
 /// Runs a program of another project, and gives what it printed.
@@ -249,8 +249,9 @@ async fn what_other_tools_write_we_load() {
         assert_eq!(load("docker-archive.tar"), both);
         assert_eq!(load("oci-archive.tar"), "Loaded image: buildah/oci-archive:3");
         assert_eq!(inspect(agent, "quay.io/skopeo/oci:2")["Id"], inspect(agent, "skopeo/docker:1")["Id"]);
-        let pulled = cli.ok(&["run", "-q", "--rm", "skopeo/docker:1", "echo", "hello"]);
-        assert_eq!(pulled, "hello");
+        for name in ["skopeo/docker:1", "quay.io/skopeo/oci:2"] {
+            assert_eq!(cli.ok(&["run", "-q", "--rm", name, "echo", "hello"]), "hello");
+        }
         for name in ["buildah/docker-archive:3", "buildah/oci-archive:3"] {
             assert_eq!(cli.ok(&["run", "-q", "--rm", name]), "from buildah");
         }
@@ -274,6 +275,36 @@ async fn what_other_tools_write_we_load() {
                 std::fs::remove_dir_all(entry.path()).unwrap();
             }
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_dockerd_saves_we_load_and_run_and_it_loads_what_we_save() {
+    with_agent(async |agent| {
+        let docker = Docker::start();
+        let cli = agent.cli();
+        let names = ["busybox", "nginx"].map(|name| fixture().image(name));
+        names.iter().for_each(|name| drop(docker.run(&["pull", "-q", name])));
+        docker.run(&["tag", &names[0], "from/docker:1"]);
+        let file = agent.base().join("docker.tar");
+        let path = file.to_str().unwrap();
+        docker.run(&["save", "-o", path, "from/docker:1", &names[1]]);
+        let loaded = cli.ok(&["load", "-i", path]);
+        assert_eq!(loaded.lines().count(), 2, "{loaded}");
+        assert!(loaded.contains("Loaded image: from/docker:1"), "{loaded}");
+        assert_eq!(cli.ok(&["run", "-q", "--rm", "from/docker:1", "echo", "hello"]), "hello");
+        let id = |name: &str| docker.run(&["inspect", "--format", "{{.Id}}", name]);
+        for name in ["from/docker:1", &names[1]] {
+            assert_eq!(inspect(agent, name)["Id"], id(name), "{name}");
+        }
+        // And back, into a dockerd that has it not.
+        cli.ok(&["tag", "from/docker:1", "from/sampan:1"]);
+        cli.ok(&["save", "-o", path, "from/sampan:1"]);
+        docker.run(&["rmi", "-f", &id("from/docker:1")]);
+        docker.run(&["load", "-q", "-i", path]);
+        assert_eq!(inspect(agent, "from/sampan:1")["Id"], id("from/sampan:1"));
+        std::fs::remove_file(file).unwrap();
     })
     .await;
 }

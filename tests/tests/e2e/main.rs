@@ -37,6 +37,7 @@ mod session;
 mod stats;
 mod store;
 mod streaming;
+mod unpack;
 mod update;
 mod users;
 mod volume;

@@ -134,6 +134,70 @@ impl Drop for Containerd {
     }
 }
 
+/// Debian's podman with storage of its own.
+struct Podman {
+    directory: tempfile::TempDir,
+    cgroup: String,
+}
+
+impl Podman {
+    fn new() -> Podman {
+        let directory = tempfile::Builder::new().prefix("sp-podman-").tempdir_in("/tmp").unwrap();
+        Podman { directory, cgroup: format!("/{}", sampan_tests::unique("sampan-test-podman")) }
+    }
+
+    /// Pulls and runs an image without a network, and gives what it printed.
+    fn run(&self, image: &str, command: &[&str]) -> String {
+        let at = |name: &str| self.directory.path().join(name).display().to_string();
+        let (root, state) = (at("root"), at("state"));
+        let global = ["--root", &root, "--runroot", &state, "--storage-driver", "vfs"];
+        // runc, because crun refuses hybrid control groups; limits that any root may set.
+        let runtime = ["--runtime", "runc", "--cgroup-manager", "cgroupfs"];
+        let limits = ["--ulimit", "nofile=512:512", "--ulimit", "nproc=512:512"];
+        let run =
+            ["run", "-q", "--rm", "--tls-verify=false", "--network=host", "--cgroup-parent", &self.cgroup];
+        tool("podman", &[&global[..], &runtime, &run, &limits, &[image], command].concat())
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        // podman leaves its parent behind in every hierarchy, and a mount over its storage.
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(hierarchy.path().join(self.cgroup.trim_start_matches('/')));
+        }
+        let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(self.cgroup.trim_start_matches('/')));
+        let _ = rustix::mount::unmount(
+            self.directory.path().join("root/vfs"),
+            rustix::mount::UnmountFlags::DETACH,
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_buildah_pushes_we_pull_and_run() {
+    with_agent(async |agent| {
+        let registry = Registry::start();
+        let at = |name: &str| registry.directory.path().join(name).display().to_string();
+        let (root, state) = (at("root"), at("state"));
+        let storage = ["--root", &root, "--runroot", &state, "--storage-driver", "vfs"];
+        let buildah = |arguments: &[&str]| tool("buildah", &[&storage[..], arguments].concat());
+        let container = buildah(&["from", "--tls-verify=false", &fixture().image("busybox")]);
+        let file = at("file");
+        std::fs::write(&file, "added by buildah").unwrap();
+        buildah(&["copy", &container, &file, "/made"]);
+        buildah(&["config", "--cmd", "cat /made", &container]);
+        for format in ["oci", "docker"] {
+            let target = format!("{}/buildah/{format}:1", registry.address);
+            buildah(&["commit", "-q", "--format", format, &container, &target]);
+            buildah(&["push", "-q", "--tls-verify=false", &target]);
+            assert_eq!(agent.cli().ok(&["run", "-q", "--rm", &target]), "added by buildah", "{format}");
+        }
+        buildah(&["rm", "-a"]);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_committed_image_is_pushed_and_pulled_by_others() {
     with_agent(async |agent| {
@@ -161,7 +225,20 @@ async fn a_committed_image_is_pushed_and_pulled_by_others() {
         assert!(pulled.is_some(), "containerd pulls and unpacks it");
         let listed = containerd.try_ctr(&["images", "list"]).unwrap();
         assert!(listed.contains(&registry.digest("made/here:1")), "{listed}");
+        let cgroup = sampan_tests::unique("sampan-test-ctr");
+        let run = ["run", "--rm", "--snapshotter", "native", "--cgroup", &cgroup, &target, "c"];
+        assert_eq!(containerd.try_ctr(&run).as_deref(), Some("pushed\n"), "containerd runs it");
         drop(containerd);
+
+        let podman = Podman::new();
+        assert_eq!(podman.run(&target, &[]), "pushed");
+        let vi = podman.run(&target, &["sh", "-c", "test -e /bin/vi || echo gone"]);
+        assert_eq!(vi, "gone", "what was removed is not there");
+        let copy = registry.directory.path().join("copy");
+        let to = format!("oci:{}:x", copy.display());
+        tool("skopeo", &["--insecure-policy", "copy", "-q", "--src-tls-verify=false", &remote, &to]);
+        let copied = tool("skopeo", &["inspect", "--format", "{{.Digest}}", &to]);
+        assert_eq!(copied, registry.digest("made/here:1"), "a copy has the same digest");
 
         // And we ourselves, from nothing.
         cli.ok(&["rmi", "-f", &target]);

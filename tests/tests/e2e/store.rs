@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sampan_tests::{
-    Agent, Entry, Fault, FaultyRegistry, Layer, Options, eventually, fixture, with_agent, with_agent_of,
+    Agent, Disk, Entry, Fault, FaultyRegistry, Layer, Options, binary, eventually, fixture, with_agent,
+    with_agent_of,
 };
 
 use super::SOON;
@@ -66,18 +67,26 @@ async fn what_a_failed_pull_left_is_collected() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unused_images_make_room_above_the_high_mark() {
-    let configuration = "[images]\nhigh_bytes = 1500000\nlow_bytes = 100\ncheck_seconds = 1\n".to_owned();
+    unused_images_make_room("high_bytes = 1500000\nlow_bytes = 100", &fixture().image("nginx")).await;
+    // Few bytes in many files; the other image alone has more of these than the mark allows, too.
+    let files = (0..50).map(|number| Entry::File(format!("file-{number}"), Vec::new())).collect();
+    let registry = FaultyRegistry::start(Fault::None, &[Layer::new(files)]).await;
+    unused_images_make_room("high_inodes = 5\nlow_inodes = 1", &registry.image()).await;
+}
+
+async fn unused_images_make_room(marks: &str, other: &str) {
+    let configuration = format!("[images]\n{marks}\ncheck_seconds = 1\n");
     with_agent_of(Options { configuration, ..Options::default() }, async |agent| {
         let (cli, image) = (agent.cli(), super::busybox(agent).await);
         cli.ok(&["run", "-d", "-q", "--name", "user", &image, "sleep", "1000"]);
-        super::pulled(agent, "nginx").await;
-        eventually("nginx makes room", SOON, async || {
+        agent.cri().pull(other).await.unwrap();
+        eventually("the other makes room", SOON, async || {
             (cli.json(&["images"]).as_array().unwrap().len() == 1).then_some(())
         })
         .await;
         assert_eq!(cli.json(&["images"])[0]["repo_tags"][0], image.as_str(), "a container uses it");
         cli.ok(&["rm", "-f", "user"]);
-        eventually("and the other", SOON, async || {
+        eventually("and this one", SOON, async || {
             (cli.json(&["images"]) == serde_json::json!([])).then_some(())
         })
         .await;
@@ -166,6 +175,85 @@ async fn a_damaged_layer_is_fetched_again_alone_and_not_while_it_is_used() {
         assert!(!top.join("planted").exists());
         assert!(cli.ok(&["store", "check"]).contains("0 faults"));
         assert!(fixture().address().contains(':'));
+    })
+    .await;
+}
+
+/// The files and folders beneath `path` that anybody may write to, but for those of images and containers.
+fn open_to_others(path: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(path).unwrap().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.is_symlink() {
+            continue;
+        }
+        let of_containers = ["fs", "merged", "shm"].iter().any(|own| name == *own);
+        if of_containers {
+            continue;
+        }
+        if metadata.permissions().mode() & 0o002 != 0 {
+            found.push(format!("{:o} {}", metadata.permissions().mode(), path.display()));
+        }
+        if metadata.is_dir() {
+            open_to_others(&path, found);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_a_umask_leaves_nothing_open() {
+    let binaries = tempfile::tempdir().unwrap();
+    let wrapper = binaries.path().join("sampand");
+    let script = format!("#!/bin/sh\numask 0\nexec {} \"$@\"\n", binary("sampand").display());
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    let options = Options { binaries: Some(binaries.path().to_owned()), ..Options::default() };
+    with_agent_of(options, async |agent| {
+        let (cli, image) = (agent.cli(), super::busybox(agent).await);
+        cli.ok(&["run", "-d", "-q", "--name", "c", &image, "sleep", "1000"]);
+        cli.ok(&["commit", "c", "made:1"]);
+        let scope = agent.scope();
+        for root in [&scope.root, &scope.state] {
+            assert_eq!(fs::metadata(root).unwrap().permissions().mode() & 0o7777, 0o700, "{root:?}");
+        }
+        for folder in ["content", "content/ingest", "metadata", "metadata/images", "snapshots"] {
+            let mode = fs::metadata(scope.root.join(folder)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o700, "{folder}");
+        }
+        let mut open = Vec::new();
+        open_to_others(&scope.root, &mut open);
+        open_to_others(&scope.state, &mut open);
+        assert_eq!(open, [""; 0]);
+        cli.ok(&["rm", "-f", "c"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_container_writes_is_limited_or_the_limit_is_refused() {
+    // Not every kernel keeps quotas: Debian's does, in the guests of `make test-vm`.
+    let disk = Disk::with_quotas(256);
+    let options = Options { root: disk.as_ref().map(Disk::path), ..Options::default() };
+    let limited = disk.is_some();
+    with_agent_of(options, async |agent| {
+        let (cli, image) = (agent.cli(), super::busybox(agent).await);
+        let write = "dd if=/dev/zero of=/file bs=1M count=16 2>&1; ls -l /file | awk '{print $5}'";
+        let run = ["run", "-q", "--name", "c", "--storage-opt", "size=4m", &image, "sh", "-c", write];
+        let ran = cli.run(&run);
+        if limited {
+            let size: u64 = ran.stdout.lines().last().unwrap_or_default().parse().unwrap_or(0);
+            assert!((3 << 20..=4 << 20).contains(&size), "{ran:?}");
+            let usage = cli.json(&["system", "df"]);
+            let written = usage["containers"][0]["written"]["bytes"].as_u64().unwrap();
+            assert!((3 << 20..=4 << 20).contains(&written), "{usage}");
+            let other = cli.ok(&["run", "-q", "--rm", &image, "sh", "-c", write]);
+            assert!(other.ends_with("16777216"), "who asks for no limit has none: {other}");
+        } else {
+            assert!(ran.code == 125 && ran.stderr.contains("keeps no project quotas"), "{ran:?}");
+        }
+        cli.run(&["rm", "-f", "c"]);
+        let wrong = cli.run(&["run", "--storage-opt", "size=huge", &image]);
+        assert!(wrong.stderr.contains("--storage-opt"), "{wrong:?}");
     })
     .await;
 }

@@ -145,9 +145,9 @@ fn every_way_takes_odd_paths() {
 }
 
 #[test]
-fn layers_that_exceed_a_page_are_mounted_both_ways() {
+fn as_many_layers_as_overlayfs_stacks_are_mounted_every_way_that_takes_them() {
     let stack = Stack::new();
-    let lower: Vec<String> = (0..200).map(|number| stack.layer(&format!("{number:0>64}"))).collect();
+    let lower: Vec<String> = (0..500).map(|number| stack.layer(&format!("{number:0>64}"))).collect();
     let options = stack.options(&lower);
     let layers = Layers::of(&options).unwrap();
     assert!(layers.data(escape).len() > 3 * page_size());

@@ -12,19 +12,17 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
-use sampan_tests::{Agent, Options, fixture};
+use sampan_tests::{Agent, Docker, Options, fixture};
 
 #[path = "../bench/containerd.rs"]
 #[allow(dead_code)] // the other benchmark looks at more of it
 mod containerd;
-mod docker;
 mod floor;
 mod list;
 mod memory;
 mod report;
 
 use containerd::Containerd;
-use docker::Docker;
 use report::{Figures, Report};
 
 /// Measures pulls by Sampan, containerd, dockerd and by pigz and tar.
@@ -54,7 +52,7 @@ async fn main() -> Result<()> {
     let layers = floor::layers(&fixture().images().join("large"))?;
     let agent = start_agent(arguments.bin_dir.clone()).await;
     let mut report = Report::new(&layers);
-    let others = if arguments.alone { None } else { Some((Containerd::start().await?, Docker::start()?)) };
+    let others = if arguments.alone { None } else { Some((Containerd::start().await?, Docker::start())) };
     for round in 1..=arguments.rounds {
         eprintln!("round {round} of {}", arguments.rounds);
         let pid = agent.scope().pid;
@@ -71,8 +69,12 @@ async fn main() -> Result<()> {
             report.add("containerd", theirs);
             cri.remove_image(&image).await?;
             let pids = docker.pids();
-            report.add("dockerd", measured(&pids, async || docker.run(&["pull", "-q", &image])).await?);
-            docker.run(&["rmi", &image])?;
+            let theirs = measured(&pids, async || {
+                docker.run(&["pull", "-q", &image]);
+                Ok(())
+            });
+            report.add("dockerd", theirs.await?);
+            docker.run(&["rmi", &image]);
         }
         report.add("floor", measured(&[], async || floor::unpack(&layers)).await?);
         floor::clear()?;
