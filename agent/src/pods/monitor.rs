@@ -128,6 +128,11 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
     }
 }
 
+/// Makes once what every monitor is started from.
+pub(crate) fn prepare(runtime: &Path) {
+    let _ = read_only(runtime);
+}
+
 /// The runtime's program on a read-only mount, which spares every monitor a second exec; where that can't be had, its path.
 fn read_only(runtime: &Path) -> PathBuf {
     static PROGRAM: OnceLock<Option<OwnedFd>> = OnceLock::new();

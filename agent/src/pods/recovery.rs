@@ -19,7 +19,11 @@ impl Pods {
     /// Records that cannot be read at all. What is wrong with a single pod is logged and costs that pod.
     pub async fn recover(&self) -> Result<()> {
         let context = self.context.clone();
-        let loaded = blocking(move || context.records.load()).await?;
+        let loaded = blocking(move || {
+            monitor::prepare(&context.runtime);
+            context.records.load()
+        })
+        .await?;
         let attachments = loaded.pods.iter().filter_map(|(pod, _)| {
             let attachment = pod.attachment.clone()?;
             (pod.boot_id == self.context.boot_id).then(|| (pod.id.to_string(), attachment))
