@@ -52,6 +52,43 @@ async fn kubelet_is_told_of_every_step_with_the_pod_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_hears_every_event_when_it_does() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (mut cri, pod) = (agent.cri(), agent.pod("slow"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let mut events = cri.runtime.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
+        // More than memory and the connection hold would be hundreds; more than the queue of one client is enough.
+        let mut made = Vec::new();
+        for number in 0..40 {
+            let config = Ctr::sleeper(&format!("c{number}"), &image, &pod);
+            made.push(cri.create(&pod_id, &config, &pod).await.unwrap());
+        }
+        for id in &made {
+            let event = next(&mut events).await;
+            assert_eq!(
+                (&event.container_id, event.container_event_type()),
+                (id, ContainerEventType::ContainerCreatedEvent)
+            );
+            assert!(event.pod_sandbox_status.is_some());
+        }
+        agent.kill();
+        drop(events);
+        agent.restart().await;
+        let mut events = cri.runtime.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
+        cri.remove(&made[0]).await.unwrap();
+        let event = next(&mut events).await;
+        assert_eq!(
+            (&event.container_id, event.container_event_type()),
+            (&made[0], ContainerEventType::ContainerDeletedEvent),
+            "what happened before is not told again"
+        );
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_are_replayed_across_a_restart_without_gap_or_repetition() {
     with_agent(async |agent| {
         let image = busybox(agent).await;

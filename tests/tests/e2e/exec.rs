@@ -43,7 +43,7 @@ async fn a_timeout_kills_all_it_started() {
         let commands = std::fs::read_dir("/proc").unwrap().flatten();
         let commands =
             commands.filter_map(|process| std::fs::read_to_string(process.path().join("cmdline")).ok());
-        let left: Vec<String> = commands.filter(|line| line.starts_with("sleep\0471")).collect();
+        let left: Vec<String> = commands.filter(|line| line.starts_with("sleep\u{0}471")).collect();
         assert!(left.is_empty(), "{left:?}");
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         let left = cri.sh(&id, "ps | grep 'sleep 471[234]' | grep -v grep || true").await;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use k8s_cri::v1::Capability;
+use k8s_cri::v1::{Capability, HugepageLimit};
 use sampan_tests::{Ctr, hierarchies, with_agent};
 
 use super::busybox;
@@ -216,6 +216,90 @@ async fn an_apparmor_profile_that_is_not_there_is_not_done_without() {
         for (name, profile) in [("c", "runtime/default"), ("d", "unconfined")] {
             cri.run(&pod_id, &confined(name, profile), &pod).await.unwrap();
         }
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn huge_pages_and_files_of_the_unified_hierarchy_are_set_where_they_are_and_refused_where_not() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("limits"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let config = Ctr::new("huge", &image, &pod).command(&["sleep", "4801"]).resources(|resources| {
+            let page_size = "2MB".into();
+            resources.hugepage_limits.push(HugepageLimit { page_size, limit: 4 << 20 });
+        });
+        // Kubelet sends these limits to hosts that have no such controller too.
+        cri.run(&pod_id, &config, &pod).await.unwrap();
+        let pid = host_pid(&agent.scope().cgroup, "4801");
+        let version2 = fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap();
+        if !version2 && hierarchies().iter().any(|hierarchy| hierarchy.ends_with("hugetlb")) {
+            assert_eq!(control(&pid, "hugetlb", "hugetlb.2MB.limit_in_bytes"), (4 << 20).to_string());
+        }
+        let config = Ctr::sleeper("unified", &image, &pod).resources(|resources| {
+            resources.unified.insert("pids.max".into(), "77".into());
+        });
+        let made = cri.create(&pod_id, &config, &pod).await;
+        assert_eq!(made.is_ok(), version2, "{made:?}");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_request_names_the_signal_that_asks_a_container_to_end() {
+    use sampan_proto::cri;
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (client, pod) = (agent.cri(), agent.pod("signal"));
+        let pod_id = client.run_pod(&pod).await.unwrap();
+        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
+        let script = "trap 'exit 21' USR1; trap 'exit 22' TERM; while :; do sleep 0.1; done";
+        let config = cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
+            image: Some(cri::ImageSpec { image, ..Default::default() }),
+            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            stop_signal: cri::Signal::Sigusr1.into(),
+            ..Default::default()
+        };
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: pod_id.clone(),
+            config: Some(config),
+            sandbox_config: Some(cri::PodSandboxConfig::default()),
+        };
+        let id = runtime.create_container(request).await.unwrap().into_inner().container_id;
+        client.start(&id).await.unwrap();
+        let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: false };
+        let status = runtime.container_status(request).await.unwrap().into_inner().status.unwrap();
+        assert_eq!(status.stop_signal(), cri::Signal::Sigusr1);
+        // The shell sets its traps in its first moments.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        client.stop(&id, 10).await.unwrap();
+        assert_eq!(client.container(&id).await.unwrap().exit_code, 21);
+        client.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_on_the_hosts_network_finds_no_socket_of_ours() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("sockets").host_network());
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let id = cri.run(&pod_id, &Ctr::sleeper("c", &image, &pod), &pod).await.unwrap();
+        let sockets = cri.sh(&id, "cat /proc/net/unix").await;
+        let abstracts: Vec<&str> =
+            sockets.lines().filter_map(|line| line.split_once(" @")).map(|(_, name)| name).collect();
+        // Some of the host's own may be there; ours have the agent's or the pod's name in a path.
+        let ours = |name: &&&str| name.contains("sampan") || name.contains(&pod_id) || name.contains("shim");
+        assert_eq!(abstracts.iter().find(ours), None);
+        assert!(
+            sockets.contains("shim.sock"),
+            "the monitor's socket is a path, which leads nowhere from here"
+        );
         cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;

@@ -58,6 +58,38 @@ async fn a_container_is_measured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rate_is_known_after_two_readings_and_pressure_where_the_kernel_tells() {
+    use sampan_proto::cri;
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (client, pod) = (agent.cri(), agent.pod("rate"));
+        let pod_id = client.run_pod(&pod).await.unwrap();
+        let busy = Ctr::new("busy", &image, &pod).sh("while :; do :; done");
+        let id = client.run(&pod_id, &busy, &pod).await.unwrap();
+        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
+        let stats = eventually("a rate", SOON, async || {
+            let request = cri::ContainerStatsRequest { container_id: id.clone() };
+            let stats = runtime.container_stats(request).await.unwrap().into_inner().stats.unwrap();
+            let rate = stats.cpu.as_ref().unwrap().usage_nano_cores.as_ref().map_or(0, |rate| rate.value);
+            (rate > 10_000_000).then_some(stats)
+        })
+        .await;
+        let rate = stats.cpu.as_ref().unwrap().usage_nano_cores.unwrap().value;
+        assert!(rate <= 1_100_000_000, "one process, one core: {rate}");
+        assert!(stats.io.as_ref().unwrap().timestamp > 0 && stats.swap.as_ref().unwrap().timestamp > 0);
+        let has_pressure = std::fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap()
+            && std::fs::exists("/proc/pressure/cpu").unwrap();
+        let told = stats.cpu.unwrap().psi;
+        assert_eq!(told.is_some(), has_pressure);
+        if let Some(some) = told.and_then(|told| told.some) {
+            assert!(some.avg10 >= 0.0 && some.avg10 <= 100.0, "{some:?}");
+        }
+        client.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lists_hold_what_runs_and_filters_choose() {
     with_agent(async |agent| {
         let image = busybox(agent).await;

@@ -7,7 +7,8 @@ use k8s_cri::v1::{
     UpdateRuntimeConfigRequest,
 };
 use sampan_proto::cri::{
-    StreamContainersRequest, StreamImagesRequest, StreamPodSandboxesRequest,
+    StreamContainerStatsRequest, StreamContainersRequest, StreamImagesRequest,
+    StreamPodSandboxMetricsRequest, StreamPodSandboxStatsRequest, StreamPodSandboxesRequest,
     image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
 use sampan_tests::{Ctr, with_agent};
@@ -140,6 +141,68 @@ async fn more_memory_keeps_the_swap_that_was_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pods_own_limits_are_in_force_change_as_a_whole_and_outlive_the_agent() {
+    use sampan_proto::cri::{LinuxContainerResources, UpdatePodSandboxResourcesRequest};
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, mut pod) = (agent.cri(), agent.pod("pod-limits"));
+        let linux = pod.config.linux.as_mut().unwrap();
+        let memory = |bytes| k8s_cri::v1::LinuxContainerResources {
+            memory_limit_in_bytes: bytes,
+            ..Default::default()
+        };
+        linux.resources = Some(memory(100 << 20));
+        linux.overhead = Some(memory(28 << 20));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let mut config = Ctr::sleeper("c", &image, &pod);
+        config.config.devices.push(Device {
+            container_path: "/dev/sink".into(),
+            host_path: "/dev/full".into(),
+            permissions: "rw".into(),
+        });
+        let id = cri.run(&pod_id, &config, &pod).await.unwrap();
+        let path = format!("{}/{pod_id}", agent.scope().cgroup);
+        let limit = || {
+            let files = ["memory/memory.limit_in_bytes", "memory.max", "unified/memory.max"];
+            let read = |file: &str| {
+                let (controller, name) = file.rsplit_once('/').unwrap_or(("", file));
+                fs::read_to_string(format!("/sys/fs/cgroup/{controller}{path}/{name}")).ok()
+            };
+            files.into_iter().find_map(read).expect("the pod's cgroup").trim().to_owned()
+        };
+        assert_eq!(limit(), (128_i64 << 20).to_string());
+        let mut runtime = RuntimeServiceClient::new(agent.channel());
+        let update = |resources| UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: pod_id.clone(),
+            resources: Some(resources),
+            overhead: None,
+        };
+        let more = LinuxContainerResources { memory_limit_in_bytes: 256 << 20, ..Default::default() };
+        runtime.update_pod_sandbox_resources(update(more)).await.unwrap();
+        assert_eq!(limit(), (256_i64 << 20).to_string());
+        let impossible = LinuxContainerResources {
+            memory_limit_in_bytes: 64 << 20,
+            cpuset_cpus: "4000".into(),
+            ..Default::default()
+        };
+        let status = runtime.update_pod_sandbox_resources(update(impossible)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert_eq!(limit(), (256_i64 << 20).to_string());
+        assert_eq!(cri.sh(&id, "head -c 1 /dev/sink | wc -c").await, "1", "devices are the container's");
+        agent.kill();
+        agent.restart().await;
+        let shares = LinuxContainerResources { cpu_shares: 300, ..Default::default() };
+        runtime.update_pod_sandbox_resources(update(shares)).await.unwrap();
+        assert_eq!(limit(), (256_i64 << 20).to_string(), "what was set before is known");
+        cri.stop_pod(&pod_id).await.unwrap();
+        let status = runtime.update_pod_sandbox_resources(update(Default::default())).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lists_come_in_pieces_too() {
     with_agent(async |agent| {
         let image = busybox(agent).await;
@@ -169,6 +232,37 @@ async fn lists_come_in_pieces_too() {
         assert!(stream.message().await.unwrap().is_none());
         let mut stream = images.stream_images(StreamImagesRequest::default()).await.unwrap().into_inner();
         assert_eq!(stream.message().await.unwrap().unwrap().images[0].repo_tags, [image]);
+        // Only what runs is measured.
+        cri.start(&made[0]).await.unwrap();
+        let mut stream = runtime
+            .stream_container_stats(StreamContainerStatsRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
+        let mut measured = Vec::new();
+        while let Some(message) = stream.message().await.unwrap() {
+            assert!(!message.container_stats.is_empty());
+            measured.extend(message.container_stats);
+        }
+        let of_first = measured.iter().find(|stats| stats.attributes.as_ref().unwrap().id == made[0]);
+        assert!(of_first.unwrap().memory.as_ref().unwrap().timestamp > 0);
+        let mut stream = runtime
+            .stream_pod_sandbox_stats(StreamPodSandboxStatsRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
+        let message = stream.message().await.unwrap().unwrap();
+        assert_eq!(message.pod_sandbox_stats[0].attributes.as_ref().unwrap().id, pod_id);
+        assert!(stream.message().await.unwrap().is_none());
+        let mut stream = runtime
+            .stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
+        let message = stream.message().await.unwrap().unwrap();
+        assert_eq!(message.pod_sandbox_metrics[0].pod_sandbox_id, pod_id);
+        assert!(!message.pod_sandbox_metrics[0].container_metrics.is_empty());
+        assert!(stream.message().await.unwrap().is_none());
         cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;
@@ -187,7 +281,7 @@ async fn the_cluster_may_choose_other_subnets_and_old_pods_keep_their_addresses(
         let request = |pod_cidr: String| UpdateRuntimeConfigRequest {
             runtime_config: Some(RuntimeConfig { network_config: Some(NetworkConfig { pod_cidr }) }),
         };
-        let subnet = format!("10.254.{third}.0/24");
+        let subnet = format!("10.254.{third}.0/24,fd54:{third:x}::/64");
         cri.runtime.update_runtime_config(request(subnet.clone())).await.unwrap();
         let status = cri.runtime.update_runtime_config(request("nonsense".into())).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
@@ -196,6 +290,8 @@ async fn the_cluster_may_choose_other_subnets_and_old_pods_keep_their_addresses(
         let new_id = cri.run_pod(&new).await.unwrap();
         let ip = cri.pod(&new_id).await.unwrap().network.unwrap().ip;
         assert!(ip.starts_with(&format!("10.254.{third}.")), "{ip}");
+        let more = cri.pod(&new_id).await.unwrap().network.unwrap().additional_ips;
+        assert!(more[0].ip.starts_with(&format!("fd54:{third:x}:")), "{more:?}");
         assert_eq!(cri.pod(&old_id).await.unwrap().network.unwrap().ip, old_ip);
         let id = cri.run(&new_id, &Ctr::sleeper("c", &image, &new), &new).await.unwrap();
         assert_eq!(cri.sh(&id, &format!("wget -q -O - http://{old_ip}/page")).await, "hello");
