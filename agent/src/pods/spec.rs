@@ -392,11 +392,12 @@ fn bind(request: &MountConfig) -> Result<Mount> {
         Propagation::Bidirectional => "rshared",
     };
     let access = match (request.readonly, request.recursive_readonly) {
-        (true, true) => "rro",
-        (true, false) => "ro",
-        (false, _) => "rw",
+        (true, true) => Some("rro"),
+        (true, false) => Some("ro"),
+        // Not "rw", which would open what the host has mounted read-only.
+        (false, _) => None,
     };
-    let own = ["rbind", propagation, access].into_iter().map(str::to_owned);
+    let own = ["rbind", propagation].into_iter().chain(access).map(str::to_owned);
     let builder = MountBuilder::default()
         .destination(&request.container_path)
         .typ("bind")
