@@ -67,29 +67,41 @@ async fn what_a_failed_pull_left_is_collected() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unused_images_make_room_above_the_high_mark() {
-    unused_images_make_room("high_bytes = 1500000\nlow_bytes = 100", &fixture().image("nginx")).await;
-    // Few bytes in many files; the other image alone has more of these than the mark allows, too.
-    let files = (0..50).map(|number| Entry::File(format!("file-{number}"), Vec::new())).collect();
-    let registry = FaultyRegistry::start(Fault::None, &[Layer::new(files)]).await;
-    unused_images_make_room("high_inodes = 5\nlow_inodes = 1", &registry.image()).await;
-}
-
-async fn unused_images_make_room(marks: &str, other: &str) {
-    let configuration = format!("[images]\n{marks}\ncheck_seconds = 1\n");
+    let configuration = "[images]\nhigh_bytes = 1500000\nlow_bytes = 100\ncheck_seconds = 1\n".to_owned();
     with_agent_of(Options { configuration, ..Options::default() }, async |agent| {
         let (cli, image) = (agent.cli(), super::busybox(agent).await);
         cli.ok(&["run", "-d", "-q", "--name", "user", &image, "sleep", "1000"]);
-        agent.cri().pull(other).await.unwrap();
+        super::pulled(agent, "nginx").await;
+        eventually("nginx makes room", SOON, async || {
+            (cli.json(&["images"]).as_array().unwrap().len() == 1).then_some(())
+        })
+        .await;
+        assert_eq!(cli.json(&["images"])[0]["repo_tags"][0], image.as_str(), "a container uses it");
+        cli.ok(&["rm", "-f", "user"]);
+        eventually("and the other", SOON, async || {
+            (cli.json(&["images"]) == serde_json::json!([])).then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_files_make_room_as_many_bytes_do() {
+    let files = (0..2000).map(|number| Entry::File(format!("file-{number}"), Vec::new())).collect();
+    let registry = FaultyRegistry::start(Fault::None, &[Layer::new(files)]).await;
+    // More than busybox has, and fewer than the other.
+    let configuration = "[images]\nhigh_inodes = 1500\nlow_inodes = 10\ncheck_seconds = 1\n".to_owned();
+    with_agent_of(Options { configuration, ..Options::default() }, async |agent| {
+        let (cli, image) = (agent.cli(), super::busybox(agent).await);
+        cli.ok(&["run", "-d", "-q", "--name", "user", &image, "sleep", "1000"]);
+        agent.cri().pull(&registry.image()).await.unwrap();
         eventually("the other makes room", SOON, async || {
             (cli.json(&["images"]).as_array().unwrap().len() == 1).then_some(())
         })
         .await;
         assert_eq!(cli.json(&["images"])[0]["repo_tags"][0], image.as_str(), "a container uses it");
         cli.ok(&["rm", "-f", "user"]);
-        eventually("and this one", SOON, async || {
-            (cli.json(&["images"]) == serde_json::json!([])).then_some(())
-        })
-        .await;
     })
     .await;
 }
@@ -231,7 +243,7 @@ async fn an_agent_without_a_umask_leaves_nothing_open() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_container_writes_is_limited_or_the_limit_is_refused() {
-    // Not every kernel keeps quotas: Debian's does, in the guests of `make test-vm`.
+    // Not every kernel keeps quotas: Debian's does.
     let disk = Disk::with_quotas(256);
     let options = Options { root: disk.as_ref().map(Disk::path), ..Options::default() };
     let limited = disk.is_some();

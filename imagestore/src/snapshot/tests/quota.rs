@@ -1,5 +1,5 @@
-//! Writable layers as projects, beneath a file system of this test's own making; a real one is used in the guests
-//! (`make test-vm`), because not every kernel that runs the tests keeps quotas.
+//! Writable layers as projects, beneath a file system of this test's own making: not every kernel that runs the tests
+//! keeps quotas. The end-to-end tests use a real one where there is one.
 
 use std::{
     collections::HashMap,
