@@ -211,6 +211,7 @@ impl Telling {
     ///
     /// # Errors
     /// An ignore file with a mistake in it.
+    #[allow(clippy::type_complexity)] // three things that are told together once, and never again
     pub fn ignoring(self, dockerfile: &str) -> Result<(Telling, Option<Vec<u8>>, Option<Ignore>), Error> {
         let text = self.text(dockerfile)?;
         let own = format!("{dockerfile}.dockerignore");
