@@ -505,6 +505,7 @@ mod tests {
         let example = [
             "network.mtu",
             "runtime.path",
+            "runtime.writable_bytes",
             "images.high_bytes",
             "images.low_bytes",
             "images.high_inodes",
@@ -536,6 +537,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 36);
+        assert_eq!(keys, 39);
     }
 }

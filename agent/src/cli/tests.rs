@@ -356,9 +356,10 @@ async fn archives_pass_through_and_names_are_told() {
 #[tokio::test]
 async fn disk_usage_adds_up() {
     let lines = [
-        "TYPE         TOTAL   ACTIVE   SIZE    INODES   RECLAIMABLE",
-        "Images       2       1        200MB   20       50MB (25%)",
-        "Containers   1       0        4.1kB   1        4.1kB (100%)",
+        "TYPE          TOTAL   ACTIVE   SIZE    INODES   RECLAIMABLE",
+        "Images        2       1        200MB   20       50MB (25%)",
+        "Containers    1       0        4.1kB   1        4.1kB (100%)",
+        "Build Cache   0       0        0B      0        0B (0%)",
     ];
     assert_eq!(sampan("system df").await.stdout.lines().collect::<Vec<_>>(), lines);
 }

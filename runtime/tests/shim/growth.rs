@@ -47,6 +47,7 @@ fn execs_leave_a_monitors_memory_and_descriptors_where_they_were() {
     let after = own_memory(pod.shim_pid());
     println!("{count} execs: {} KiB before, {after} KiB after", before.0);
     assert!(after <= before.0 + SLACK_KIB, "{} KiB before, {after} KiB after", before.0);
-    eventually("no descriptor is left", || descriptors() == before.1);
+    // Fewer, where the last of the first execs was still being cleared away.
+    eventually("no descriptor is left", || descriptors() <= before.1);
     assert_eq!(client.state().len(), 1);
 }

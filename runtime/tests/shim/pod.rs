@@ -103,7 +103,7 @@ impl Pod {
         let log = variation.log.unwrap_or_else(|| bundle.join("log"));
         Request::Create {
             id: id.to_owned(),
-            bundle: id.into(),
+            bundle: bundle.clone(),
             cgroup: format!("{}/{id}", self.cgroup),
             log: (!variation.no_log).then_some(log),
             pid: variation.pid,
