@@ -24,4 +24,4 @@ mod sys;
 pub mod user;
 pub mod users;
 
-pub use sys::{Error as SystemCallError, child::end_with_parent};
+pub use sys::{Error as SystemCallError, child::end_with_parent, memory::keep_little};

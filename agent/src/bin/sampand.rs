@@ -56,6 +56,7 @@ fn main() -> ExitCode {
 }
 
 fn main_exec() -> anyhow::Result<()> {
+    sampan_runtime::keep_little();
     // Whoever starts it may have none; what is stricter stays.
     let usual = rustix::fs::Mode::from_raw_mode(0o022);
     let given = rustix::process::umask(usual);

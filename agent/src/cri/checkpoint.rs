@@ -37,7 +37,10 @@ pub(super) async fn refuse<T>(rpc: &str) -> Result<T, Status> {
 /// The first error, which the others follow from.
 fn reason(said: &str) -> &str {
     let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines().find(|line| line.starts_with("Error")).or_else(|| lines().next_back()).unwrap_or("it does not say why")
+    lines()
+        .find(|line| line.starts_with("Error"))
+        .or_else(|| lines().next_back())
+        .unwrap_or("it does not say why")
 }
 
 #[cfg(test)]
