@@ -212,14 +212,17 @@ async fn receive(
 ) -> sampan_imagestore::build::Error {
     use sampan_imagestore::build::Error as BuildError;
     loop {
-        let content = match next(&mut messages).await {
-            Ok(Some(Part::Content(content))) => content,
+        let contents = match next(&mut messages).await {
+            Ok(Some(Part::Content(content))) => vec![content],
+            Ok(Some(Part::Contents(contents))) => contents.files,
             Ok(Some(_)) => return BuildError::Client("only content is to be sent while a build runs".into()),
             Ok(None) | Err(_) => return BuildError::Cancelled,
         };
         let context = context.clone();
-        let taken =
-            blocking(move || context.receive(content.number, &content.data, content.end, &content.error));
+        let taken = blocking(move || {
+            let mut contents = contents.iter();
+            contents.try_for_each(|file| context.receive(file.number, &file.data, file.end, &file.error))
+        });
         if let Err(error) = taken.await {
             return error;
         }

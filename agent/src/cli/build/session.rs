@@ -9,8 +9,8 @@ use std::{
 };
 
 use sampan_proto::sampan::{
-    BuildRequest, BuildResult, BuildStart, ContextEnd, ContextEntries, build_request::Part,
-    build_response::Event,
+    BuildRequest, BuildResult, BuildStart, ContextEnd, ContextEntries, FileContent, FileContents,
+    build_request::Part, build_response::Event,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -195,16 +195,16 @@ impl Sender {
     fn send(&self, numbers: Vec<u32>) {
         let sender = self.clone();
         tokio::task::spawn_blocking(move || {
+            let mut contents = Contents { sender: &sender, files: Vec::new(), bytes: 0 };
             for number in numbers {
                 let path = sender.paths().get(number as usize).cloned().unwrap_or_default();
-                let told = context::send(&sender.root, number, &path, &mut |content| {
-                    sender.tell(Part::Content(content))
-                });
+                let told = context::send(&sender.root, number, &path, &mut |content| contents.add(content));
                 // The build has ended.
                 if told.is_err() {
                     return;
                 }
             }
+            let _ = contents.flush();
         });
     }
 
@@ -214,6 +214,27 @@ impl Sender {
 
     fn paths(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Content of files on its way, many small ones in one message: HTTP/2 takes a flood of tiny ones for an attack.
+struct Contents<'s> {
+    sender: &'s Sender,
+    files: Vec<FileContent>,
+    bytes: usize,
+}
+
+impl Contents<'_> {
+    fn add(&mut self, content: FileContent) -> io::Result<()> {
+        self.bytes += content.data.len();
+        self.files.push(content);
+        if self.bytes >= PIECE || self.files.len() >= BATCH { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.bytes = 0;
+        let files = std::mem::take(&mut self.files);
+        if files.is_empty() { Ok(()) } else { self.sender.tell(Part::Contents(FileContents { files })) }
     }
 }
 

@@ -19,6 +19,8 @@ use super::{Answers, answer, convert};
 
 /// Bytes of output that may wait for the client.
 const WAITING: usize = 8 << 20;
+/// Pieces of output are joined up to this.
+const JOINED: usize = 64 << 10;
 /// What a message costs beside its output.
 const MESSAGE: usize = 128;
 
@@ -37,10 +39,22 @@ impl Client {
         let waiting = Arc::new(AtomicUsize::new(0));
         let counted = waiting.clone();
         let giving = tokio::spawn(async move {
-            while let Some((said, size)) = queued.recv().await {
+            let mut next = queued.recv().await;
+            while let Some((mut said, mut size)) = next.take() {
+                // Pieces that follow one another go as one: HTTP/2 takes a flood of tiny frames for an attack.
+                while let Ok((following, more)) = queued.try_recv() {
+                    if let Some(following) = joined(&mut said, following) {
+                        next = Some((following, more));
+                        break;
+                    }
+                    size += more;
+                }
                 // The log has the rest when the client is gone.
                 let _ = answer(&answers, said).await;
                 counted.fetch_sub(size, Ordering::Relaxed);
+                if next.is_none() {
+                    next = queued.recv().await;
+                }
             }
         });
         (Client { queue, waiting, missing: HashMap::new() }, giving)
@@ -78,6 +92,19 @@ impl Client {
         self.waiting.fetch_add(size, Ordering::Relaxed);
         // Whoever gave it on is gone with the client.
         let _ = self.queue.send((convert::event(event), size));
+    }
+}
+
+/// Joins output to what was said before of the same stream; gives back what cannot be.
+fn joined(said: &mut Said, following: Said) -> Option<Said> {
+    match (said, following) {
+        (Said::Log(log), Said::Log(more))
+            if (log.step, log.stderr) == (more.step, more.stderr) && log.data.len() < JOINED =>
+        {
+            log.data.extend(more.data);
+            None
+        }
+        (_, following) => Some(following),
     }
 }
 

@@ -416,3 +416,26 @@ async fn output_is_kept_whole_whatever_its_client_takes_and_has_a_bound() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_small_files_and_lines_are_no_attack() {
+    with_agent(async |agent| {
+        let (base, cli) = (fixture().image("busybox"), agent.cli());
+        let context = context(&[(
+            "Dockerfile",
+            &format!("FROM {base}\nCOPY . /in/\nRUN find /in -type f | wc -l; seq 60000\n"),
+        )]);
+        for number in 0..12_000 {
+            let folder = context.path().join(format!("d{}", number % 100));
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(number.to_string()), "x").unwrap();
+        }
+        let output = succeeds(&cli, context.path(), &["--progress", "plain"]);
+        assert!(
+            output.stderr.contains(" 12001\n") && output.stderr.contains(" 60000\n"),
+            "{}",
+            output.stderr.len()
+        );
+    })
+    .await;
+}
