@@ -81,6 +81,21 @@ bench: ## measures Sampan beside Debian's containerd and runc
 	$(MAKE) release
 	$(CARGO) run --release -p sampan-tests --bin sampan-bench -- $(BENCH)
 
+# Each beside its likes: the image store, bare starts of the runtime, builds. BENCH has the program's arguments.
+.PHONY: bench-store bench-runtime bench-build
+bench-store bench-runtime bench-build: ## images, bare containers, builds, beside containerd, docker, runc, crun, buildah
+	@deploy/setup.sh build test bench
+	$(MAKE) release
+	$(CARGO) run --release -p sampan-tests --bin sampan-$@ -- $(BENCH)
+
+.PHONY: critest
+critest: build images ## the CRI validation suite: make critest CRITEST=PROGRAM
+	tests/critest/run.sh '$(CRITEST)'
+
+.PHONY: weaken
+weaken: setup ## weakens the runtime, one safety measure at a time, and sees its test fail; takes a quarter of an hour
+	runtime/tests/weaken.sh
+
 .PHONY: lint
 lint: setup ## formatting, warnings, unused dependencies, shell scripts
 	$(CARGO) fmt --all --check
@@ -93,7 +108,7 @@ lint: setup ## formatting, warnings, unused dependencies, shell scripts
 # Seconds for each target.
 FUZZ ?= 20
 FUZZ_VERSION := 0.13.1
-FUZZ_TARGETS := layer inflate manifest reference hosts challenge signature
+FUZZ_TARGETS := layer inflate manifest reference hosts challenge signature load dockerfile ignore
 .PHONY: fuzz
 fuzz: setup-build ## feeds what reads strangers' bytes, FUZZ seconds each; needs a nightly compiler
 	$(call cargo-tool,cargo-fuzz,$(FUZZ_VERSION))

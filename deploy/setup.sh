@@ -12,10 +12,10 @@ declare -A PACKAGES=(
     # protobuf-compiler: the tests' CRI client was written by others and compiles its .proto files with protoc.
     [build]="git gcc libc6-dev make pkg-config libseccomp-dev protobuf-compiler"
     [test]="ca-certificates docker-registry skopeo umoci mmdebstrap busybox-static nftables iproute2
-        e2fsprogs procps curl jq shellcheck openssl strace python3-kubernetes
+        e2fsprogs procps curl jq shellcheck openssl strace tar python3-kubernetes
         containernetworking-plugins iptables runc crun containerd buildah podman docker.io"
     [vm]="qemu-system-x86 mmdebstrap cpio busybox-static jq"
-    [bench]="containerd runc containernetworking-plugins"
+    [bench]="containerd runc containernetworking-plugins docker.io pigz"
 )
 
 die() {
