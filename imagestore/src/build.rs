@@ -32,7 +32,7 @@ mod tree;
 
 pub use builder::{Builder, BuilderOptions, Request, Upload};
 pub use check::{Finding, Rule};
-pub use context::{Context, ContextEntry, Sent, Telling};
+pub use context::{Context, ContextEntry, Ignoring, Sent, Telling};
 pub use diagnostic::{Diagnostic, Span};
 pub use dockerfile::Dockerfile;
 pub use dockerfile::mode::{Clause, ModeChange, What};

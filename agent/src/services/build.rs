@@ -137,10 +137,10 @@ async fn serve(
         Told::Whole(context) => {
             let path = wanted.path.clone();
             let ignoring = blocking(move || context.ignoring(&path)).await;
-            let (context, dockerfile, ignore) = ignoring.map_err(|error| Status::from(Error::from(error)))?;
-            wanted.dockerfile = wanted.dockerfile.or(dockerfile);
-            wanted.options.ignore = ignore;
-            context.end(None)
+            let ignoring = ignoring.map_err(|error| Status::from(Error::from(error)))?;
+            wanted.dockerfile = wanted.dockerfile.or(ignoring.dockerfile);
+            wanted.options.ignore = ignoring.ignore;
+            ignoring.left.end(None)
         }
         Told::Nothing => agent.builder.no_context(),
         Told::Dockerfile(text) => {

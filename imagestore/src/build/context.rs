@@ -84,6 +84,17 @@ pub struct Telling {
     digests: Vec<Option<Digest>>,
 }
 
+/// What an ignore file leaves of a context that came whole.
+#[derive(Debug)]
+pub struct Ignoring {
+    /// What is left.
+    pub left: Telling,
+    /// The Dockerfile's text, which may be left out itself; none if there is none.
+    pub dockerfile: Option<Vec<u8>>,
+    /// What was ignored.
+    pub ignore: Option<Ignore>,
+}
+
 /// A context that has been told whole.
 #[derive(Debug)]
 pub struct Context {
@@ -207,18 +218,17 @@ impl Telling {
     }
 
     /// Applies the ignore file of a context that came whole: `NAME.dockerignore` beside the Dockerfile, else `.dockerignore`.
-    /// Gives what is left, the Dockerfile's text, which may be left out itself, and what was ignored. Blocks.
+    /// Blocks.
     ///
     /// # Errors
     /// An ignore file with a mistake in it.
-    #[allow(clippy::type_complexity)] // three things that are told together once, and never again
-    pub fn ignoring(self, dockerfile: &str) -> Result<(Telling, Option<Vec<u8>>, Option<Ignore>), Error> {
+    pub fn ignoring(self, dockerfile: &str) -> Result<Ignoring, Error> {
         let text = self.text(dockerfile)?;
         let own = format!("{dockerfile}.dockerignore");
         let (name, patterns) = match (self.text(&own)?, self.text(IGNORE)?) {
             (Some(patterns), _) => (own.as_str(), patterns),
             (None, Some(patterns)) => (IGNORE, patterns),
-            (None, None) => return Ok((self, text, None)),
+            (None, None) => return Ok(Ignoring { left: self, dockerfile: text, ignore: None }),
         };
         let ignore = Ignore::parse(&String::from_utf8_lossy(&patterns))
             .map_err(|problem| Error::Invalid(format!("{name}: {problem}")))?;
@@ -237,7 +247,7 @@ impl Telling {
                 left.add_known(entry, digest)?;
             }
         }
-        Ok((left, text, Some(ignore)))
+        Ok(Ignoring { left, dockerfile: text, ignore: Some(ignore) })
     }
 
     /// A small text file whose content is here.
