@@ -17,7 +17,11 @@ mod layer;
 mod progress;
 mod window;
 
-use std::{sync::Arc, thread::available_parallelism};
+use std::{
+    io::{self, BufRead},
+    sync::Arc,
+    thread::available_parallelism,
+};
 
 use oci_spec::image::ImageConfiguration;
 use tokio::{
@@ -251,4 +255,13 @@ fn complete(
 /// Whether what was fetched is worth keeping for another attempt.
 pub(crate) fn may_succeed_later(kind: Kind) -> bool {
     !matches!(kind, Kind::InvalidArgument | Kind::Untrusted | Kind::DataLoss | Kind::ResourceExhausted)
+}
+
+/// `read` for a reader that is buffered: what it has ready, as much as there is room for.
+fn read_buffered(reader: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
+    let available = reader.fill_buf()?;
+    let length = available.len().min(buffer.len());
+    buffer[..length].copy_from_slice(&available[..length]);
+    reader.consume(length);
+    Ok(length)
 }

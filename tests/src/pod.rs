@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, IdMapping, Int64Value, KeyValue, LinuxContainerConfig,
+    ContainerConfig, ContainerMetadata, Device, IdMapping, Int64Value, KeyValue, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
     PortMapping, SecurityProfile, UserNamespace,
@@ -200,6 +200,16 @@ impl Ctr {
             host_path: host.display().to_string(),
             readonly,
             ..Mount::default()
+        });
+        self
+    }
+
+    /// A device of the host, to read and write.
+    pub fn device(mut self, host: &str, container: &str) -> Ctr {
+        self.config.devices.push(Device {
+            container_path: container.into(),
+            host_path: host.into(),
+            permissions: "rw".into(),
         });
         self
     }

@@ -281,11 +281,7 @@ impl<F: Fn(u64)> BufRead for Stored<F> {
 
 impl<F: Fn(u64)> Read for Stored<F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Ok(length)
+        super::read_buffered(self, buffer)
     }
 }
 

@@ -172,11 +172,7 @@ impl<R: BufRead> Peek<R> {
 
 impl<R: BufRead> Read for Peek<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Ok(length)
+        super::read_buffered(self, buffer)
     }
 }
 

@@ -158,8 +158,12 @@ fn classic(layers: &Layers, options: &Options, target: &Path, limit: usize) -> R
         return classic_mount(target, flags, data).map_err(Error::mount("overlay", target));
     }
     // chdir is meant for this mount only, and the working directory is shared among threads.
+    on_own_thread(target, || by_descriptor(layers, flags, target, limit))
+}
+
+/// Mounts from a thread that ends with it, for what the thread changes of itself.
+fn on_own_thread(target: &Path, mount: impl FnOnce() -> sys::Result<()> + Send) -> Result<(), Error> {
     let thread = std::thread::scope(|scope| {
-        let mount = || by_descriptor(layers, flags, target, limit);
         let spawned = std::thread::Builder::new().name("overlay mount".to_owned()).spawn_scoped(scope, mount);
         spawned.map(|thread| thread.join())
     });

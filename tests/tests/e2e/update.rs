@@ -3,7 +3,7 @@
 use std::fs;
 
 use k8s_cri::v1::{
-    Device, LinuxContainerResources, NetworkConfig, RuntimeConfig, UpdateContainerResourcesRequest,
+    LinuxContainerResources, NetworkConfig, RuntimeConfig, UpdateContainerResourcesRequest,
     UpdateRuntimeConfigRequest,
 };
 use sampan_proto::cri::{
@@ -67,12 +67,7 @@ async fn an_update_leaves_devices_alone_and_a_failed_one_every_limit() {
         let image = busybox(agent).await;
         let (mut cri, pod) = (agent.cri(), agent.pod("update"));
         let pod_id = cri.run_pod(&pod).await.unwrap();
-        let mut config = Ctr::sleeper("c", &image, &pod);
-        config.config.devices.push(Device {
-            container_path: "/dev/sink".into(),
-            host_path: "/dev/full".into(),
-            permissions: "rw".into(),
-        });
+        let config = Ctr::sleeper("c", &image, &pod).device("/dev/full", "/dev/sink");
         let id = cri.run(&pod_id, &config, &pod).await.unwrap();
         let update = |linux| UpdateContainerResourcesRequest {
             container_id: id.clone(),
@@ -154,12 +149,7 @@ async fn a_pods_own_limits_are_in_force_change_as_a_whole_and_outlive_the_agent(
         linux.resources = Some(memory(100 << 20));
         linux.overhead = Some(memory(28 << 20));
         let pod_id = cri.run_pod(&pod).await.unwrap();
-        let mut config = Ctr::sleeper("c", &image, &pod);
-        config.config.devices.push(Device {
-            container_path: "/dev/sink".into(),
-            host_path: "/dev/full".into(),
-            permissions: "rw".into(),
-        });
+        let config = Ctr::sleeper("c", &image, &pod).device("/dev/full", "/dev/sink");
         let id = cri.run(&pod_id, &config, &pod).await.unwrap();
         let path = format!("{}/{pod_id}", agent.scope().cgroup);
         let limit = || {

@@ -14,7 +14,7 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::{Error, Layers, Options, Upper, finish, has_layer_parameters};
+use super::{Error, Layers, Options, Upper, finish, has_layer_parameters, on_own_thread};
 use crate::sys::{self, mount::Context};
 use crate::users::UserNamespace;
 
@@ -26,20 +26,11 @@ pub(super) fn mount(
 ) -> Result<(), Error> {
     // Whoever mounts an overlay is whom it writes as. The host's root is nobody to a mapped layer, the pod's is: for as
     // long as a thread lives it takes its place.
-    let thread = std::thread::scope(|scope| {
-        let mount = || {
-            let (uid, gid) = users.root();
-            sys::credential::set_filesystem_ids(uid, gid)?;
-            perform(layers, options, target, users)
-        };
-        let spawned = std::thread::Builder::new().name("overlay mount".to_owned()).spawn_scoped(scope, mount);
-        spawned.map(|thread| thread.join())
-    });
-    match thread {
-        Ok(Ok(result)) => result.map_err(Error::mount("overlay", target)),
-        Ok(Err(panic)) => std::panic::resume_unwind(panic),
-        Err(source) => Err(Error::Thread { target: target.to_owned(), source }),
-    }
+    on_own_thread(target, || {
+        let (uid, gid) = users.root();
+        sys::credential::set_filesystem_ids(uid, gid)?;
+        perform(layers, options, target, users)
+    })
 }
 
 fn perform(layers: &Layers, options: &Options, target: &Path, users: &UserNamespace) -> sys::Result<()> {
