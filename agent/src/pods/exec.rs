@@ -161,10 +161,9 @@ fn process(config: &Path, pid: Option<i32>, command: Command) -> Result<OwnedFd>
     }
     let memory = rustix::fs::memfd_create("process.json", MemfdFlags::CLOEXEC);
     let mut file = File::from(memory.map_err(io::Error::from).map_err(at("create", "process.json"))?);
-    serde_json::to_writer(&mut file, &process)
-        .map_err(io::Error::other)
-        .map_err(at("write", "process.json"))?;
-    file.flush().and_then(|()| file.rewind()).map_err(at("write", "process.json"))?;
+    let text = serde_json::to_vec(&process).map_err(io::Error::other);
+    let written = text.and_then(|text| file.write_all(&text)).and_then(|()| file.rewind());
+    written.map_err(at("write", "process.json"))?;
     Ok(file.into())
 }
 
