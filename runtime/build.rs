@@ -1,4 +1,4 @@
-//! Links `sampan-runtime` at a fixed address.
+//! Links `sampan-runtime` at a fixed address, and lets it begin before the C library does (`sys/entry.rs`).
 //!
 //! A position-independent program writes its relocations at every start, which makes about 280 KiB of it private to
 //! each process: too much for a monitor that every pod has. At a fixed address those pages stay in the page cache
@@ -11,6 +11,9 @@ fn main() {
         // The later option wins over the -static-pie that rustc gives, and makes -static its own business again.
         println!("cargo::rustc-link-arg-bins=-no-pie");
         println!("cargo::rustc-link-arg-bins=-static");
+        if target("CARGO_CFG_TARGET_ARCH") == "x86_64" {
+            println!("cargo::rustc-link-arg-bins=-Wl,--entry=sampan_entry");
+        }
     }
     println!("cargo::rerun-if-changed=build.rs");
 }

@@ -14,6 +14,7 @@ pub(crate) mod bpf;
 pub(crate) mod child;
 pub(crate) mod credential;
 pub(crate) mod descriptor;
+mod entry;
 pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod mount;
