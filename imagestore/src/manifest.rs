@@ -133,7 +133,7 @@ pub(crate) struct Descriptor {
 }
 
 /// A kind of machine.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Deserialize)]
 pub struct Platform {
     /// As Go calls it: `linux`.
     pub os: String,

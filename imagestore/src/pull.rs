@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::{
-    Auth, Digest, Image, Kind, Reference,
+    Auth, Digest, Image, Kind, Platform, Reference,
     image::{Layer, NOTHING, chains, created},
     manifest::{self, Document, Manifest},
     registry::{Fetched, Repository},
@@ -139,7 +139,31 @@ pub(crate) async fn run(
     outcome.await
 }
 
-async fn resolve(store: &Inner, repository: &Repository, reference: &Reference) -> Result<Resolved, Error> {
+/// See [`crate::Store::manifest_for`].
+pub(crate) async fn manifest_for(
+    store: &Arc<Inner>,
+    reference: &Reference,
+    auth: Option<Auth>,
+    platform: &Platform,
+) -> Result<Reference, Error> {
+    let (settings, name) = (store.clone(), reference.clone());
+    let open = move || Repository::new(&settings.transport, &name, auth);
+    let repository = spawn_blocking(open).await.map_err(|_| Error::Lost)??;
+    let found = find(&repository, reference, platform).await?;
+    let led_on = found.target != found.fetched.digest;
+    Ok(if led_on { reference.with_digest(&found.fetched.digest) } else { reference.clone() })
+}
+
+/// Where a name leads to.
+struct Found {
+    /// As in [`Resolved`].
+    target: Digest,
+    fetched: Fetched,
+    manifest: Manifest,
+}
+
+/// Follows a name to the manifest for a platform.
+async fn find(repository: &Repository, reference: &Reference, platform: &Platform) -> Result<Found, Error> {
     let name = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => digest.as_str(),
         (None, tag) => tag.unwrap_or_default(),
@@ -147,18 +171,22 @@ async fn resolve(store: &Inner, repository: &Repository, reference: &Reference) 
     let mut fetched = repository.manifest(name).await?;
     let target = fetched.digest.clone();
     let mut depth = 0;
-    let manifest: Manifest = loop {
+    loop {
         let error = |source| Error::Manifest { digest: fetched.digest.clone(), source };
         match manifest::parse(&fetched.bytes, fetched.content_type.as_deref()).map_err(error)? {
-            Document::Manifest(manifest) => break manifest,
+            Document::Manifest(manifest) => return Ok(Found { target, fetched, manifest }),
             Document::Index(_) if depth == 2 => return Err(error(manifest::Error::Nested)),
             Document::Index(index) => {
-                let chosen = manifest::select(&index, &store.options.platform).map_err(error)?;
+                let chosen = manifest::select(&index, platform).map_err(error)?;
                 fetched = repository.manifest(chosen.digest.as_str()).await?;
                 depth += 1;
             }
         }
-    };
+    }
+}
+
+async fn resolve(store: &Inner, repository: &Repository, reference: &Reference) -> Result<Resolved, Error> {
+    let Found { target, fetched, manifest } = find(repository, reference, &store.options.platform).await?;
     let config = match store.content.read(&manifest.config.digest, manifest::MAX_DOCUMENT) {
         Ok(config) => config,
         Err(_) => repository.small_blob(&manifest.config.digest).await?,

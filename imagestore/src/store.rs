@@ -194,6 +194,21 @@ impl Store {
         }
     }
 
+    /// What `reference` has for a platform that need not be this node's: itself at the digest of that manifest, if it is
+    /// an index.
+    ///
+    /// # Errors
+    /// Those of a pull; `NotFound` when the index has nothing for the platform.
+    pub async fn manifest_for(
+        &self,
+        reference: &Reference,
+        auth: Option<Auth>,
+        platform: &Platform,
+    ) -> Result<Reference, Error> {
+        let failed = |source| Error::Pull { reference: reference.clone(), source: Arc::new(source) };
+        pull::manifest_for(&self.inner, reference, auth, platform).await.map_err(failed)
+    }
+
     /// The parts, for the builder.
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner

@@ -9,6 +9,7 @@
 //! Nothing runs before every stage was evaluated: a mistake in the last line costs no work. The first failure is the
 //! build's; what was under way for this build alone ends with it.
 
+mod base;
 mod image;
 mod progress;
 
@@ -29,8 +30,9 @@ use super::{
     builder::Inner,
     step::{Done, Failed, Site, Task, blocking},
 };
-use crate::{Digest, Image, Kind, Platform, Progress, gc::Lease, image::Layer};
+use crate::{Digest, Image, Kind, Platform, gc::Lease, image::Layer};
 
+use base::{Ground, Wanted};
 use image::Recipe;
 use progress::{Reporter, Told};
 
@@ -106,7 +108,7 @@ struct Solver {
     site: Arc<Site>,
     plan: Plan,
     reporter: Reporter,
-    images: HashMap<String, Arc<Image>>,
+    images: HashMap<Wanted, Ground>,
     stages: BTreeMap<StageId, Staged>,
     failure: Mutex<Option<Failure>>,
 }
@@ -202,31 +204,10 @@ impl Solver {
         let mut wanted: BTreeSet<StageId> = self.plan.reached().into_iter().collect();
         let mut evaluated: BTreeMap<StageId, Evaluated> = BTreeMap::new();
         loop {
-            let stages = wanted.iter().map(|id| self.plan.stage(*id));
-            let mut images: Vec<(String, Platform, Span, String)> = Vec::new();
-            for stage in stages {
-                let span = stage.span;
-                if let Base::Image(name) = &stage.base {
-                    images.push((name.clone(), stage.platform.clone(), span, stage.title.clone()));
-                }
-                images.extend(
-                    stage
-                        .images
-                        .iter()
-                        .map(|name| (name.clone(), stage.platform.clone(), span, stage.title.clone())),
-                );
-            }
-            for one in evaluated.values() {
-                let span = self.plan.stage(one.id).span;
-                let title = self.plan.stage(one.id).title.clone();
-                images.extend(one.origins.iter().filter_map(|origin| match origin {
-                    Origin::Image(name) => Some((name.clone(), one.platform.clone(), span, title.clone())),
-                    _ => None,
-                }));
-            }
+            let mut needed = base::needed(&self.plan, &wanted, &evaluated);
             let mut seen = BTreeSet::new();
-            images.retain(|(name, ..)| !self.images.contains_key(name) && seen.insert(name.clone()));
-            let found = try_join_all(images.into_iter().map(|image| self.image(request, image))).await?;
+            needed.retain(|need| !self.images.contains_key(&need.wanted) && seen.insert(need.wanted.clone()));
+            let found = try_join_all(needed.into_iter().map(|need| self.get(request, need))).await?;
             self.images.extend(found);
             let before = wanted.len();
             for id in wanted.clone() {
@@ -235,7 +216,7 @@ impl Solver {
                 }
                 let foundation = match &self.plan.stage(id).base {
                     Base::Scratch => Foundation::scratch(&self.plan.stage(id).platform),
-                    Base::Image(name) => self.foundation(name)?,
+                    Base::Image(name) => self.foundation(name, &self.plan.stage(id).platform)?,
                     Base::Stage(other) => match evaluated.get(other) {
                         Some(other) => Foundation::stage(other),
                         // A trigger brought this stage in; what it stands on comes in the next round.
@@ -256,10 +237,8 @@ impl Solver {
                 wanted.extend(&self.plan.stage(id).needs);
                 evaluated.insert(id, stage);
             }
-            let all_there = evaluated.values().flat_map(|stage| &stage.origins).all(|origin| match origin {
-                Origin::Image(name) => self.images.contains_key(name),
-                _ => true,
-            });
+            let needed = base::needed(&self.plan, &wanted, &evaluated);
+            let all_there = needed.iter().all(|need| self.images.contains_key(&need.wanted));
             if wanted.len() == before && evaluated.len() == wanted.len() && all_there {
                 break;
             }
@@ -295,72 +274,6 @@ impl Solver {
         diagnostic.message =
             format!("{}: {}; check=error=true lets nothing pass", first.rule, diagnostic.message);
         Err(Failure::plain(Error::Plan(Box::new(diagnostic))))
-    }
-
-    fn foundation(&self, name: &str) -> Result<Foundation, Failure> {
-        let image = &self.images[name];
-        let document = image::document(&self.site.builder.store, image).map_err(Failure::plain)?;
-        let config = super::Config::read(document.get("config").unwrap_or(&serde_json::Value::Null));
-        let config = config.map_err(|error| {
-            Failure::plain(Error::Invalid(format!("the configuration of {name} does not parse: {error}")))
-        })?;
-        let author = document.get("author").and_then(serde_json::Value::as_str).unwrap_or_default();
-        let config_of = &image.config;
-        let platform = Platform {
-            os: config_of.os().to_string(),
-            architecture: config_of.architecture().to_string(),
-            variant: config_of.variant().clone(),
-        };
-        Ok(Foundation::image(config, platform, author.to_owned()))
-    }
-
-    /// An image that the build begins with or copies from.
-    async fn image(
-        &self,
-        request: &Request,
-        (name, platform, span, stage): (String, Platform, Span, String),
-    ) -> Result<(String, Arc<Image>), Failure> {
-        let told = self.reporter.announce(&stage, (0, 0), &format!("FROM {name}"), span.line).await;
-        told.running().await;
-        match self.find(request, &name, &platform, &told).await {
-            Ok((image, here)) => {
-                let state = if here { StepState::Cached } else { StepState::Done };
-                told.ended(state, "", "").await;
-                Ok((name, image))
-            }
-            Err(error) => {
-                told.ended(StepState::Failed, &crate::error::chain(&error), "").await;
-                Err(self.placed(error, span, Some(told.id())))
-            }
-        }
-    }
-
-    async fn find(
-        &self,
-        request: &Request,
-        name: &str,
-        platform: &Platform,
-        told: &Told,
-    ) -> Result<(Arc<Image>, bool), Error> {
-        let images = &self.site.builder.images;
-        if !request.pull
-            && let Some(image) = images.find(name)?
-        {
-            fits(name, &image, platform)?;
-            return Ok((image, true));
-        }
-        let reference: crate::Reference = name.parse().map_err(crate::Error::from)?;
-        let auth = request.credentials.get(reference.domain()).cloned();
-        let (progress, mut layers) = Progress::channel();
-        let forward = async {
-            while let Some(layer) = layers.recv().await {
-                told.pull(layer).await;
-            }
-        };
-        let (pulled, ()) = tokio::join!(images.pull(&reference, auth, progress), forward);
-        let pulled = pulled?;
-        fits(name, &pulled, platform)?;
-        Ok((Arc::new(pulled), false))
     }
 
     /// Whether this machine can run the commands of a stage, if there are any.
@@ -408,10 +321,7 @@ impl Solver {
                 Outcome { layers: Vec::new(), history: Vec::new(), base: None, leases: Vec::new() }
             }
             Base::Image(name) => {
-                let image = self.images[name].clone();
-                let names =
-                    image.blobs().cloned().chain(image.layers.iter().flat_map(Layer::names)).collect();
-                let lease = Arc::new(self.site.builder.store.leases.take(names));
+                let Ground { image, lease } = self.ground(name, &self.plan.stage(id).platform).clone();
                 Outcome {
                     layers: image.layers.clone(),
                     history: Vec::new(),
@@ -449,7 +359,7 @@ impl Solver {
         for origin in origins(&step.work) {
             let layers = match origin {
                 Origin::Stage(other) => self.outcome(*other).await?.layers.clone(),
-                Origin::Image(name) => self.images[name].layers.clone(),
+                Origin::Image(name) => self.ground(name, &stage.platform).image.layers.clone(),
                 Origin::Context | Origin::Scratch => continue,
             };
             places.push((origin.clone(), layers));
@@ -524,18 +434,6 @@ impl Solver {
         let ended = outcome.wait_for(Option::is_some).await.map_err(drop)?;
         ended.clone().unwrap_or(Err(()))
     }
-}
-
-/// Whether an image is for the platform that it is wanted for.
-fn fits(name: &str, image: &Image, wanted: &Platform) -> Result<(), Error> {
-    let (os, architecture) = (image.config.os().to_string(), image.config.architecture().to_string());
-    if (&os, &architecture) == (&wanted.os, &wanted.architecture) {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "{name} is here for {os}/{architecture}, and is wanted for {wanted}; name the manifest of that platform by its \
-         digest: NAME@sha256:…"
-    )))
 }
 
 /// Whether the kernel has an interpreter for programs of this architecture.

@@ -14,6 +14,7 @@ mod cache;
 mod files;
 mod hostile;
 mod language;
+mod platform;
 mod real;
 mod stages;
 mod verb;

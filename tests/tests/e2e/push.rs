@@ -10,13 +10,13 @@ use super::SOON;
 use super::archive::{inspect, tool};
 
 /// A registry of this test's own: what is pushed goes away with it.
-struct Registry {
-    directory: tempfile::TempDir,
-    address: String,
+pub(crate) struct Registry {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) address: String,
 }
 
 impl Registry {
-    fn start() -> Registry {
+    pub(crate) fn start() -> Registry {
         let directory = tempfile::Builder::new().prefix("sp-registry-").tempdir().unwrap();
         let owner = std::process::id().to_string();
         let address = script("start", &[directory.path().to_str().unwrap(), "0", &owner]);
