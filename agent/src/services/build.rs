@@ -280,7 +280,7 @@ async fn told(
                     _ => return Err(Status::invalid_argument("the context ends with context_end")),
                 }
             }
-            blocking(move || upload.end()).await.map_err(refused)?
+            upload.end().await.map_err(refused)?
         }
     };
     Ok(match sent {

@@ -95,13 +95,14 @@ impl Upload {
         self.writer.write_all(bytes).map_err(Error::io("write", b"the context"))
     }
 
-    /// That was all. Blocks.
+    /// That was all. Dropping the future ends the look at it.
     ///
     /// # Errors
     /// Whatever is neither a tar nor a Dockerfile.
-    pub fn end(self) -> Result<Sent, Error> {
-        let digest = self.writer.finish()?;
-        look(&self.files, &digest)
+    pub async fn end(self) -> Result<Sent, Error> {
+        let Upload { writer, files } = self;
+        let digest = super::step::blocking(move || writer.finish()).await?;
+        look(files, digest).await
     }
 }
 
@@ -207,8 +208,7 @@ impl Builder {
             return Err(Error::Invalid(format!("{url:?} begins with neither http:// nor https://")));
         }
         let fetched = self.inner.fetcher.fetch(&self.inner.files, url, None).await?;
-        let files = self.inner.files.clone();
-        super::step::blocking(move || look(&files, &fetched.digest)).await
+        look(self.inner.files.clone(), fetched.digest).await
     }
 
     /// Writes the files of what was built as a tar.

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Seek as _, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -28,6 +28,9 @@ pub(super) struct Files {
     known: Mutex<HashMap<Digest, Known>>,
     next: AtomicU64,
 }
+
+/// As many zeros are not written: they take no room as a hole.
+const HOLE: usize = 4096;
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
@@ -146,6 +149,8 @@ impl Writer {
 
     /// Gives the file its name.
     pub(super) fn finish(mut self) -> Result<Digest, Error> {
+        // It may end with a hole.
+        self.file.set_len(self.size).map_err(Error::io("truncate", b"a file of the context"))?;
         let digest = Digest::from_sha256(&std::mem::take(&mut self.hash).finalize().into());
         let mut known = self.files.known();
         let Some(path) = self.path.clone() else { return Ok(digest) };
@@ -162,7 +167,11 @@ impl Writer {
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = self.file.write(bytes)?;
+        let length = if bytes.len() >= HOLE && bytes.iter().all(|byte| *byte == 0) {
+            self.file.seek_relative(bytes.len() as i64).map(|()| bytes.len())?
+        } else {
+            self.file.write(bytes)?
+        };
         self.hash.update(&bytes[..length]);
         self.size += length as u64;
         Ok(length)

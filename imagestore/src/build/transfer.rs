@@ -9,6 +9,7 @@
 //! Dockerfiles; paths are resolved beneath descriptors and never joined into strings that somebody opens.
 
 pub(super) mod archive;
+mod holes;
 pub(super) mod owner;
 pub(super) mod pattern;
 mod place;

@@ -3,12 +3,13 @@
 //! Names in it are keys of a table and never paths; what it holds is stored by its content, and nothing is unpacked.
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     sync::Arc,
 };
 
 use rustix::fs::FileType;
 use tar::{Archive, Entry, EntryType};
+use tokio_util::sync::CancellationToken;
 
 use super::{ContextEntry, Telling};
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
         Error,
         error::shown,
         files::Files,
+        step::blocking,
         transfer::archive,
         tree::{components, join},
     },
@@ -35,10 +37,19 @@ pub enum Sent {
 const MAX_TEXT: u64 = 4 << 20;
 const ATTRIBUTE: &str = "SCHILY.xattr.";
 
-/// Looks at a file that was sent or fetched.
-pub(in crate::build) fn look(files: &Arc<Files>, digest: &Digest) -> Result<Sent, Error> {
+/// Looks at a file that was sent or fetched, until nobody waits for that any more.
+pub(in crate::build) async fn look(files: Arc<Files>, digest: Digest) -> Result<Sent, Error> {
+    let given_up = CancellationToken::new();
+    let _guard = given_up.clone().drop_guard();
+    blocking(move || read(&files, &digest, given_up)).await
+}
+
+fn read(files: &Arc<Files>, digest: &Digest, given_up: CancellationToken) -> Result<Sent, Error> {
     const NAME: &[u8] = b"the context's archive";
-    let Some(tar) = archive::open(files.reader(digest)?, NAME)? else {
+    let file = files.reader(digest)?;
+    let size = file.metadata().map_err(Error::io("read", NAME))?.len();
+    let mut room = Room { left: archive::swollen(size), given_up };
+    let Some(tar) = archive::open(file, NAME)? else {
         let mut text = Vec::new();
         let mut file = files.reader(digest)?.take(MAX_TEXT + 1);
         file.read_to_end(&mut text).map_err(Error::io("read", NAME))?;
@@ -53,12 +64,44 @@ pub(in crate::build) fn look(files: &Arc<Files>, digest: &Digest) -> Result<Sent
     let mut archive = Archive::new(tar);
     let failed = |error: io::Error| Error::Invalid(format!("the context's archive: {error}"));
     for entry in archive.entries().map_err(failed)? {
-        take(&mut telling, files, entry.map_err(failed)?)?;
+        take(&mut telling, files, &mut room, entry.map_err(failed)?)?;
     }
     Ok(Sent::Context(telling))
 }
 
-fn take<R: Read>(telling: &mut Telling, files: &Arc<Files>, mut entry: Entry<'_, R>) -> Result<(), Error> {
+/// What files may still come to, their holes included, which take no room in an archive.
+struct Room {
+    left: u64,
+    given_up: CancellationToken,
+}
+
+/// A file that takes up room.
+struct Filling<'a, W> {
+    inner: W,
+    room: &'a mut Room,
+}
+
+impl<W: Write> Write for Filling<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.room.given_up.is_cancelled() {
+            return Err(io::Error::other("nobody waits for it any more"));
+        }
+        let written = self.inner.write(bytes)?;
+        self.room.left = self.room.left.checked_sub(written as u64).ok_or_else(archive::too_large)?;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+fn take<R: Read>(
+    telling: &mut Telling,
+    files: &Arc<Files>,
+    room: &mut Room,
+    mut entry: Entry<'_, R>,
+) -> Result<(), Error> {
     let raw = entry.path_bytes().into_owned();
     let malformed = |what: &str| Error::Invalid(format!("the context's archive: {:?} {what}", shown(&raw)));
     let mut path = Vec::new();
@@ -103,10 +146,10 @@ fn take<R: Read>(telling: &mut Telling, files: &Arc<Files>, mut entry: Entry<'_,
     attributes.sort();
     let (mut digest, mut size) = (None, 0);
     if kind == FileType::RegularFile {
-        let mut writer = files.begin()?;
-        size =
-            io::copy(&mut entry, &mut writer).map_err(|error| malformed(&format!("ends early: {error}")))?;
-        digest = Some(writer.finish()?);
+        let mut filling = Filling { inner: files.begin()?, room };
+        let copied = io::copy(&mut entry, &mut filling);
+        size = copied.map_err(|error| malformed(&format!("cannot be taken: {error}")))?;
+        digest = Some(filling.inner.finish()?);
     }
     let described = ContextEntry {
         path,

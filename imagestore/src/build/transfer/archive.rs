@@ -42,8 +42,16 @@ pub(in crate::build) fn open(file: File, path: &[u8]) -> Result<Option<Tar>, Err
         Err(_) if compressed => return Ok(None),
         Err(error) => return Err(failed(error)),
     }
-    let left = size.saturating_mul(SWELL_TIMES).saturating_add(SWELL_ALWAYS);
-    Ok(Some(Bounded { inner: Cursor::new(first).chain(tar), left }))
+    Ok(Some(Bounded { inner: Cursor::new(first).chain(tar), left: swollen(size) }))
+}
+
+/// What an archive of so many bytes may swell to.
+pub(in crate::build) fn swollen(size: u64) -> u64 {
+    size.saturating_mul(SWELL_TIMES).saturating_add(SWELL_ALWAYS)
+}
+
+pub(in crate::build) fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, "the archive swells beyond reason")
 }
 
 /// The uncompressed bytes of a stream, and whether it was compressed.
@@ -102,10 +110,7 @@ pub(in crate::build) struct Bounded<R> {
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.inner.read(buffer)?;
-        self.left = self
-            .left
-            .checked_sub(length as u64)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, "the archive swells beyond reason"))?;
+        self.left = self.left.checked_sub(length as u64).ok_or_else(too_large)?;
         Ok(length)
     }
 }

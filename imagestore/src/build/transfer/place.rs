@@ -9,7 +9,6 @@ use std::{
     collections::HashMap,
     ffi::CString,
     fs::File,
-    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
@@ -18,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Changes, Pick};
+use super::{Changes, Pick, holes};
 use crate::{
     build::{
         Error,
@@ -292,7 +291,7 @@ impl Placing<'_> {
                     .map_err(Error::io("openat", path))?;
                 let mut file = File::from(file);
                 let mut content = self.tree.open(&pick.from)?;
-                io::copy(&mut content, &mut file).map_err(Error::io("copy", path))?;
+                holes::copy(&mut content, &mut file, node.size).map_err(Error::io("copy", path))?;
                 return dress(file.as_fd(), node, self.changes, path)
                     .and_then(|()| set_times(file.as_fd(), node.mtime).map_err(Error::io("futimens", path)));
             }

@@ -171,14 +171,14 @@ async fn a_build_that_outgrows_the_disk_fails_cleanly_and_the_next_one_goes_well
         build(agent, &small, "small").await.image();
         let clean = agent.snapshot();
         let free = disk.free();
-        // A command, a file of the context that is nothing but a hole, an archive that swells.
+        // A command, a file of the context, an archive that swells.
         let filling = context_of(&format!("FROM {base}\nRUN dd if=/dev/zero of=/big bs=1M count=200\n"));
         let failed = build(agent, &filling, "filling").await;
         assert!(failed.error().contains("No space left"), "{}", failed.error());
         assert!(failed.failure.unwrap().exit_code != 0);
-        let sparse = context_of(&format!("FROM {base}\nCOPY hole /hole\n"));
-        fs::File::create(sparse.path().join("hole")).unwrap().set_len(200 << 20).unwrap();
-        let folder = sparse.path().to_str().unwrap();
+        let large = context_of(&format!("FROM {base}\nCOPY large /large\n"));
+        fs::write(large.path().join("large"), vec![1; 200 << 20]).unwrap();
+        let folder = large.path().to_str().unwrap();
         let failed = agent.cli().run(&["build", folder]);
         assert!(failed.code == 1 && failed.stderr.contains("No space left"), "{}", failed.stderr);
         let bomb = context_of(&format!("FROM {base}\nADD bomb.tgz /bomb/\n"));
@@ -200,6 +200,43 @@ async fn a_build_that_outgrows_the_disk_fails_cleanly_and_the_next_one_goes_well
         agent.cli().ok(&["builder", "prune", "-f", "--kind", "context"]);
         assert!(disk.free() + (1 << 20) > free, "{} of {free} bytes are free again", disk.free());
         build(agent, &context_of(&format!("FROM {base}\nRUN echo again > /again\n")), "again").await.image();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn holes_take_no_room_and_have_a_bound() {
+    let disk = Disk::new(48);
+    let options = Options { root: Some(disk.path()), ..Options::default() };
+    with_agent_of(options, async |agent| {
+        let hole = |name: &str, size: u64| {
+            let context = context(&[("Dockerfile", "FROM scratch\nCOPY hole /hole\n")]);
+            fs::File::create(context.path().join("hole")).unwrap().set_len(size).unwrap();
+            let archive = agent.base().join(name);
+            let packed =
+                ["-S", "-cf", archive.to_str().unwrap(), "-C", context.path().to_str().unwrap(), "."];
+            super::super::archive::tool("tar", &packed);
+            (context, archive)
+        };
+        let piped = |archive: &Path, tag: &str| {
+            let mut command = std::process::Command::new(sampan_tests::binary("sampan"));
+            command.arg("--socket").arg(agent.socket()).args(["build", "-t", tag, "-"]);
+            command.stdin(fs::File::open(archive).unwrap()).output().unwrap()
+        };
+        let (context, archive) = hole("some.tar", 500 << 20);
+        assert!(piped(&archive, "piped").status.success());
+        agent.cli().ok(&["build", "-q", "-t", "folder", context.path().to_str().unwrap()]);
+        // Far more than the disk has, in an archive of a few kilobytes.
+        let (_, archive) = hole("more.tar", 300 << 30);
+        let refused = piped(&archive, "more");
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && told.contains("swells beyond reason"), "{told}");
+        // One that is unpacked is never read through.
+        let adding = context_of("FROM scratch\nADD more.tar /\n");
+        fs::copy(&archive, adding.path().join("more.tar")).unwrap();
+        build(agent, &adding, "adding").await.image();
+        let free = disk.free();
+        assert!(free > 20 << 20, "{free} bytes are free");
     })
     .await;
 }
