@@ -1,7 +1,7 @@
 //! How figures grow with the number of pods that are there already: flat is the goal.
 
 use std::fmt::{Display, Formatter, Result as Formatted};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -15,6 +15,8 @@ use crate::system::System;
 const STEPS: [usize; 8] = [1, 25, 50, 100, 200, 300, 400, 500];
 /// Samples of each figure at each step.
 const SAMPLES: usize = 15;
+/// How long the agent is left alone to see what it does by itself: sampling, above all.
+const REST: Duration = Duration::from_secs(20);
 
 /// One system's figures, step by step.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ struct Step {
     stats: f64,
     /// Bytes.
     resident: f64,
+    /// Processor time while nobody asks for anything: the part of one core.
+    alone: f64,
 }
 
 /// Brings up pods, more and more, and looks at each step what one more costs.
@@ -73,12 +77,16 @@ async fn measure(system: &System, image: &str, pods: usize, container: &str) -> 
             lists.push(list);
         }
     }
+    let before = memory::processor_time(system.pid);
+    tokio::time::sleep(REST).await;
+    let spent = memory::processor_time(system.pid).saturating_sub(before);
     Ok(Step {
         pods,
         pod_up: median(&ups),
         exec: median(&execs),
         stats: median(&lists),
         resident: memory::resident(system.pid) as f64,
+        alone: spent.as_secs_f64() / REST.as_secs_f64(),
     })
 }
 
@@ -105,18 +113,19 @@ impl Display for Growth {
     fn fmt(&self, out: &mut Formatter<'_>) -> Formatted {
         writeln!(
             out,
-            "\n| pods there | pod up, p50 | ExecSync, p50 | ListContainerStats, p50 | agent, RSS |"
+            "\n| pods there | pod up, p50 | ExecSync, p50 | ListContainerStats, p50 | agent, RSS | agent left alone, of a core |"
         )?;
-        writeln!(out, "|---|---|---|---|---|")?;
+        writeln!(out, "|---|---|---|---|---|---|")?;
         for step in &self.steps {
             writeln!(
                 out,
-                "| {} | {:.1} ms | {:.2} ms | {:.2} ms | {:.1} MiB |",
+                "| {} | {:.1} ms | {:.2} ms | {:.2} ms | {:.1} MiB | {:.2} % |",
                 step.pods,
                 step.pod_up * 1e3,
                 step.exec * 1e3,
                 step.stats * 1e3,
-                step.resident / 1024.0 / 1024.0
+                step.resident / 1024.0 / 1024.0,
+                step.alone * 100.0
             )?;
         }
         writeln!(out)?;
