@@ -26,6 +26,7 @@ mod bridge;
 pub mod cni;
 mod error;
 mod link;
+mod multicast;
 mod namespace;
 mod netfilter;
 mod netlink;
@@ -147,6 +148,11 @@ impl Network {
             }
             result => result?,
         };
+        if subnets.iter().any(|subnet| matches!(subnet, IpNet::V6(_)))
+            && let Err(error) = netfilter.transact(&multicast::install(&config.bridge))
+        {
+            debug!(%error, "pods hear of each other's multicast groups");
+        }
         info!(bridge = %config.bridge, ?subnets, mtu = bridge.mtu, "pod network is up");
         Ok(Network {
             gateways: pools.iter().map(|pool| pool.gateway().addr()).collect(),
@@ -274,11 +280,14 @@ impl Network {
             Err(error) => errors.push(error),
         }
         errors.extend(self.delete_interface(&self.config.bridge).err());
-        match lock(&self.netfilter).transact(&self.ruleset.remove()) {
-            Err(source) if source.errno() != Some(Errno::NOENT) => {
-                errors.push(about(format!("network {}", self.config.bridge))(source));
+        for table in [self.ruleset.remove(), multicast::remove(&self.config.bridge)] {
+            match lock(&self.netfilter).transact(&table) {
+                // Of a kernel that has no such tables.
+                Err(source) if !matches!(source.errno(), Some(Errno::NOENT | Errno::OPNOTSUPP)) => {
+                    errors.push(about(format!("network {}", self.config.bridge))(source));
+                }
+                _ => {}
             }
-            _ => {}
         }
         Error::several(errors)
     }

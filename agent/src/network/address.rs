@@ -114,6 +114,9 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
+/// What link-layer addresses of pods begin with.
+pub(super) const OF_PODS: [u8; 2] = [0x72, 0x70];
+
 /// The link-layer address of a pod with these addresses.
 ///
 /// It follows from the address, so whoever gets the address next is found under
@@ -121,7 +124,8 @@ fn number(address: IpAddr) -> u128 {
 pub(super) fn link_address(addresses: &[IpNet]) -> [u8; 6] {
     let number = addresses.first().map_or(0, |net| number(net.addr()));
     let [.., a, b, c, d] = number.to_be_bytes();
-    [0x72, 0x70, a, b, c, d]
+    let [first, second] = OF_PODS;
+    [first, second, a, b, c, d]
 }
 
 #[cfg(test)]

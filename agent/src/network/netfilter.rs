@@ -13,6 +13,7 @@ pub(super) enum Family {
     Unspecified = 0,
     Inet = 1,
     V4 = 2,
+    Bridge = 7,
     V6 = 10,
 }
 
@@ -92,10 +93,21 @@ pub(super) fn request(
     action: &'static str,
     fill: impl FnOnce(&mut Attributes),
 ) -> Message {
+    request_in(Family::Inet, command, flags, action, fill)
+}
+
+/// One request about a table of another family.
+pub(super) fn request_in(
+    family: Family,
+    command: Command,
+    flags: u16,
+    action: &'static str,
+    fill: impl FnOnce(&mut Attributes),
+) -> Message {
     let mut attributes = Attributes::default();
     fill(&mut attributes);
     let kind = SUBSYSTEM_NFTABLES << 8 | command as u16;
-    message(kind, flags, Family::Inet, 0, action, &attributes)
+    message(kind, flags, family, 0, action, &attributes)
 }
 
 /// A transaction: all the requests take effect at once, or none does.
@@ -135,6 +147,10 @@ pub(super) enum Load {
     NetworkFamily,
     /// The transport protocol: one byte.
     TransportProtocol,
+    /// The first two bytes of the link-layer address that the packet comes from.
+    LinkSource,
+    /// Type of an ICMP message: one byte.
+    IcmpType,
     /// Name of the interface that the packet came in by: 16 bytes.
     InputInterface,
     /// Name of the interface that the packet goes out by: 16 bytes.
@@ -186,6 +202,8 @@ impl Rule {
             Load::OutputInterface => meta(self, 7),
             Load::NetworkFamily => meta(self, 15),
             Load::TransportProtocol => meta(self, 16),
+            Load::LinkSource => payload(self, 0, 6, 2),
+            Load::IcmpType => payload(self, 2, 0, 1),
             Load::Source(Family::V6) => payload(self, 1, 8, 16),
             Load::Source(_) => payload(self, 1, 12, 4),
             Load::Destination(Family::V6) => payload(self, 1, 24, 16),
@@ -294,8 +312,13 @@ impl Rule {
 
     /// The request that appends this rule to a chain.
     pub(super) fn append_to(self, table: &str, chain: &str) -> Message {
+        self.append_in(Family::Inet, table, chain)
+    }
+
+    /// The same for a table of another family.
+    pub(super) fn append_in(self, family: Family, table: &str, chain: &str) -> Message {
         const APPEND: u16 = 0x800;
-        request(Command::NewRule, CREATE | APPEND, "add nftables rule", |rule| {
+        request_in(family, Command::NewRule, CREATE | APPEND, "add nftables rule", |rule| {
             rule.text(1, table).text(2, chain);
             rule.bytes(4 | NESTED, &self.0.0);
         })

@@ -381,6 +381,44 @@ fn pods_cannot_make_the_host_accept_router_advertisements() {
 }
 
 #[test]
+fn pods_do_not_hear_of_each_others_multicast_groups() {
+    on_a_host(|_| {
+        let network = network();
+        let first = Pod::attach(&network, "a", &[]);
+        // Reports go to all routers that can do version 2, which this one claims to be.
+        let _listener = within(Some(&first.netns), || {
+            let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
+            let interface = link::find(&mut Socket::route().unwrap(), "eth0").unwrap().unwrap();
+            socket.join_multicast_v6(&"ff02::16".parse().unwrap(), interface.index).unwrap();
+            socket
+        });
+        let count = |pod: Option<&Pod>, name: &str| {
+            let read = || std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap();
+            let table = pod.map_or_else(read, |pod| within(Some(&pod.netns), read));
+            let line = table.lines().find_map(|line| line.strip_prefix(name).map(str::trim));
+            line.map_or(0, |number| number.parse::<u64>().unwrap())
+        };
+        let sent = |pod: Option<&Pod>| count(pod, "Icmp6OutType143");
+        // It hears its own, and those of the host, which are the bridge's.
+        let known = || sent(Some(&first)) + sent(None);
+        let heard = || count(Some(&first), "Icmp6InType143");
+        let (known_before, heard_before) = (known(), heard());
+        let second = Pod::attach(&network, "b", &[]);
+        assert!(eventually(Duration::from_secs(10), || sent(Some(&second)) >= 2), "it reports its groups");
+        let heard = heard() - heard_before;
+        let known = known() - known_before;
+        assert!(heard <= known, "{heard} heard, {known} of them not from the other pod");
+        // The groups work without: to find an address is to ask one.
+        let _server = Server::start(Some(&second.netns), 80);
+        ask(Some(&first.netns), second.v6(), 80).unwrap();
+        network.destroy().unwrap();
+        let table = multicast::remove(&network.config.bridge);
+        let gone = Socket::netfilter().unwrap().transact(&table).unwrap_err();
+        assert_eq!(gone.errno(), Some(Errno::NOENT));
+    });
+}
+
+#[test]
 fn pod_without_a_network_has_its_loopback() {
     on_a_host(|_| {
         let netns = new_namespace();
