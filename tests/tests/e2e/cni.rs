@@ -257,6 +257,49 @@ async fn plugins_are_asked_as_the_specification_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn plugins_are_given_the_dns_that_they_can_use_and_a_failing_check_is_logged() {
+    with_agent(async |agent| {
+        let scripts = Scripts::install(agent, &["first", "second"]);
+        let plugins = json!([{ "type": "first" }, { "type": "second", "capabilities": { "dns": true } }]);
+        install(agent, &json!({ "cniVersion": "1.1.0", "name": "noted", "plugins": plugins }));
+        let cri = agent.cri();
+        let mut pod = agent.pod("named");
+        pod.config.dns_config = Some(k8s_cri::v1::DnsConfig {
+            servers: vec!["192.0.2.53".into()],
+            searches: vec!["shop.svc.cluster.local".into(), "cluster.local".into()],
+            options: vec!["ndots:5".into()],
+        });
+        let id = cri.run_pod(&pod).await.unwrap();
+        let calls = scripts.calls();
+        assert_eq!(calls[0].input.get("runtimeConfig"), None, "the first has no such capability");
+        let dns = json!({
+            "servers": ["192.0.2.53"],
+            "searches": ["shop.svc.cluster.local", "cluster.local"],
+            "options": ["ndots:5"],
+        });
+        assert_eq!(calls[1].input["runtimeConfig"], json!({ "dns": dns }));
+
+        scripts.answer("second", "CHECK", "echo '{\"code\": 101, \"msg\": \"the route is gone\"}'; exit 1");
+        agent.kill();
+        agent.restart().await;
+        let told = async || {
+            let log = agent.log();
+            let line = log.lines().find(|line| line.contains("no longer connected as it was"))?;
+            Some(line.to_owned())
+        };
+        let line = eventually("the check's failure is logged", SOON, told).await;
+        assert!(line.contains("WARN") && line.contains("the route is gone") && line.contains(&id), "{line}");
+        // The pod goes on, and is undone by all of its plugins.
+        let cri = agent.cri();
+        assert_eq!(cri.pod(&id).await.unwrap().network.unwrap().ip, "192.0.2.7");
+        scripts.calls();
+        cri.clear_pod(&id).await.unwrap();
+        assert_eq!(scripts.verbs(), ["second DEL", "first DEL"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_told_and_undone() {
     with_agent(async |agent| {
         let scripts = Scripts::install(agent, &["first", "second"]);
