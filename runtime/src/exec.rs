@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Linux, Process};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::cgroup::Cgroup;
@@ -51,6 +51,8 @@ pub struct CommandLine<'a> {
     pub(crate) seccomp: Option<&'a Filter>,
     /// Directories of cgroups below the container's own to be entered in their hierarchies.
     pub(crate) below: &'a [PathBuf],
+    /// What the container's configuration says of how the kernel treats its processes.
+    pub(crate) linux: Option<&'a Linux>,
     /// Whether the process joins the session keyring of the container.
     pub(crate) keyring: bool,
     /// How many descriptors above the standard ones the program keeps.
@@ -103,7 +105,7 @@ fn run(
             (&read, init::seccomp_of_exec(options.bundle)?)
         }
     };
-    let prepared = Prepared::new(process, filter, line.map_or(0, |line| line.preserved))?;
+    let mut prepared = Prepared::new(process, filter, line.map_or(0, |line| line.preserved))?;
     sys::process::setsid().map_err(init::Error::Session)?;
     prepared.set_oom_score()?;
     let affinity = process.exec_cpu_affinity().as_ref();
@@ -142,8 +144,12 @@ fn run(
         let root = sys::mount::open_directory(Path::new("/")).map_err(init::Error::Terminal)?;
         init::terminal::make(&root, console, process.console_size())?;
     }
-    if line.is_some() {
+    if let Some(line) = line {
+        prepared.set_home(process)?;
         prepared.find_program()?;
+        if let Some(linux) = line.linux {
+            init::set_treatment(linux)?;
+        }
     }
     prepared.execute(reporter, label)
 }

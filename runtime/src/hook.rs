@@ -1,8 +1,9 @@
 //! Hooks: programs of a configuration that run at certain moments of a container's life.
 //!
-//! A hook gets the container's state on standard input, the arguments and the environment that the configuration
-//! gives it and nothing else. What it writes is kept for the error that tells of its failure. It runs in the
-//! namespaces of whoever calls this; the caller is single-threaded.
+//! A hook gets the container's state on standard input and the arguments that the configuration gives it. Its environment
+//! is the configuration's too; a hook that has none there gets the caller's, or the process's once that is about to
+//! start, as with runc. What it writes is kept for the error that tells of its failure. It runs in the namespaces of
+//! whoever calls this; the caller is single-threaded.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -24,9 +25,11 @@ const MAX_OUTPUT: u64 = 1024;
 
 /// A hook that stops what is going on.
 #[derive(Debug, thiserror::Error)]
-#[error("{kind} hook {}", path.display())]
+#[error("error running {kind} hook #{number}: {}", path.display())]
 pub(crate) struct Error {
     kind: &'static str,
+    /// Counted from 0.
+    number: usize,
     path: PathBuf,
     #[source]
     cause: Cause,
@@ -48,38 +51,47 @@ enum Cause {
     Failed { outcome: String, output: String },
 }
 
+/// When hooks run.
+pub(crate) struct Moment<'a> {
+    /// As the hooks are told.
+    pub(crate) status: ContainerState,
+    pub(crate) pid: Option<i32>,
+    /// For hooks without one of their own; none: that of this process.
+    pub(crate) environment: Option<&'a [String]>,
+}
+
 /// Runs `hooks` in their order; the first that fails ends it. `kind` is their name in the configuration.
 pub(crate) fn run_all(
     kind: &'static str,
     hooks: Option<&Vec<Hook>>,
     state: &State,
-    status: ContainerState,
-    pid: Option<i32>,
+    moment: Moment<'_>,
 ) -> Result<(), Error> {
     let hooks = hooks.map(Vec::as_slice).unwrap_or_default();
     if hooks.is_empty() {
         return Ok(());
     }
     let mut state = state.clone();
-    state.set_status(status).set_pid(pid);
-    hooks.iter().try_for_each(|hook| {
-        run(hook, &state).map_err(|cause| Error { kind, path: hook.path().clone(), cause })
+    state.set_status(moment.status).set_pid(moment.pid);
+    hooks.iter().enumerate().try_for_each(|(number, hook)| {
+        let failed = |cause| Error { kind, number, path: hook.path().clone(), cause };
+        run(hook, &state, moment.environment).map_err(failed)
     })
 }
 
 /// What is wrong with hooks before any has run.
 pub(crate) fn check(kind: &'static str, hooks: Option<&Vec<Hook>>) -> Result<(), Error> {
-    hooks.into_iter().flatten().try_for_each(|hook| {
+    hooks.into_iter().flatten().enumerate().try_for_each(|(number, hook)| {
         let checked = match (hook.path().is_absolute(), hook.timeout()) {
             (false, _) => Err(Cause::Relative),
             (true, Some(..=0)) => Err(Cause::Timeout),
             (true, _) => Ok(()),
         };
-        checked.map_err(|cause| Error { kind, path: hook.path().clone(), cause })
+        checked.map_err(|cause| Error { kind, number, path: hook.path().clone(), cause })
     })
 }
 
-fn run(hook: &Hook, state: &State) -> Result<(), Cause> {
+fn run(hook: &Hook, state: &State, otherwise: Option<&[String]>) -> Result<(), Cause> {
     let c_string = |bytes: &[u8]| CString::new(bytes).map_err(|_| Cause::NullByte);
     let path = c_string(hook.path().as_os_str().as_bytes())?;
     let arguments = match hook.args().as_deref() {
@@ -88,8 +100,10 @@ fn run(hook: &Hook, state: &State) -> Result<(), Cause> {
             arguments.iter().map(|text| c_string(text.as_bytes())).collect::<Result<_, _>>()?
         }
     };
-    let environment = hook.env().iter().flatten();
-    let environment = environment.map(|text| c_string(text.as_bytes())).collect::<Result<_, _>>()?;
+    let environment = match hook.env().as_deref().or(otherwise) {
+        Some(given) => given.iter().map(|text| c_string(text.as_bytes())).collect::<Result<_, _>>()?,
+        None => own_environment(),
+    };
     let (arguments, environment) = (Strings::new(arguments), Strings::new(environment));
 
     let input = memory().and_then(|mut file| {
@@ -116,6 +130,12 @@ fn run(hook: &Hook, state: &State) -> Result<(), Cause> {
             Err(Cause::Failed { outcome, output: tail(&mut output) })
         }
     }
+}
+
+fn own_environment() -> Vec<CString> {
+    let variables =
+        std::env::vars_os().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
+    variables.filter_map(|variable| CString::new(variable).ok()).collect()
 }
 
 fn memory() -> std::io::Result<File> {

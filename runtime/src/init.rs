@@ -11,10 +11,11 @@ use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use oci_spec::runtime::{ContainerState, LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{ContainerState, Linux, LinuxNamespaceType, LinuxResources, Spec};
 
 use crate::cgroup::Cgroup;
 use crate::container::{CommandLine, Reporter};
+use crate::hook::Moment;
 use crate::seccomp::Filter;
 use crate::sys;
 
@@ -93,7 +94,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     let line = asked.as_ref().map(|asked| asked.line);
     let linux = spec.linux().as_ref().ok_or(Error::Missing { field: "linux" })?;
     let root = spec.root().as_ref().ok_or(Error::Missing { field: "root" })?;
-    let prepared = prepare(&setup, spec, line)?;
+    let mut prepared = prepare(&setup, spec, line)?;
 
     // Modes of what is made are meant as they are written, whatever the parent's mask.
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -101,7 +102,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     if let Some(prepared) = &prepared {
         prepared.set_oom_score()?;
     }
-    let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod))?;
+    let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod), asked.is_some())?;
     enter_cgroup(&setup, linux.resources().as_ref(), asked.is_some())?;
     let path = setup.bundle.join(root.path());
     let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod())?;
@@ -123,7 +124,11 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         None => join_keyring_of(setup.bundle)?,
     }
 
-    let rootfs = Rootfs::prepare(&path, linux.rootfs_propagation().as_deref(), tree)?;
+    let rootfs = if namespaces.has_own(LinuxNamespaceType::Mount) {
+        Rootfs::prepare(&path, linux.rootfs_propagation().as_deref(), tree)?
+    } else {
+        Rootfs::as_guest(&path)?
+    };
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let cgroups =
         cgroupfs::View { cgroup: setup.cgroup, own_root: namespaces.has_new(LinuxNamespaceType::Cgroup) };
@@ -135,6 +140,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         let slave = terminal::make(&rootfs, console, size)?;
         terminal::bind(&rootfs, &slave)?;
     }
+    mounts::close_dev(&rootfs, mounts)?;
     if let Some(line) = line {
         run_creation_hooks(line, reporter)?;
     }
@@ -151,25 +157,33 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     }
     let label = prepared.as_ref().map(Prepared::open_label).transpose()?.flatten();
     rootfs.enter(root.readonly().unwrap_or(false), line.is_none_or(|line| line.pivot))?;
-    if let (Some(prepared), true) = (&prepared, line.is_some()) {
+    if let (Some(prepared), Some(process), true) = (&mut prepared, spec.process(), line.is_some()) {
+        prepared.set_home(process)?;
         prepared.find_program()?;
     }
+    set_treatment(linux)?;
+
+    wait_for_start(asked.as_ref(), reporter)?;
+    if let (Some(line), Some(hooks)) = (line, spec.hooks()) {
+        let pid = Some(std::process::id() as i32);
+        let hooks = hooks.start_container().as_ref();
+        let environment = spec.process().as_ref().and_then(|process| process.env().as_deref());
+        let moment = Moment { status: ContainerState::Created, pid, environment };
+        crate::hook::run_all("startContainer", hooks, line.state, moment).map_err(Error::Hook)?;
+    }
+    let prepared = prepared.ok_or(Error::Missing { field: "process" })?;
+    prepared.execute(reporter, label)
+}
+
+/// What every process of a container has of its configuration, its first and those of an exec.
+pub(crate) fn set_treatment(linux: &Linux) -> Result<()> {
     if let Some(personality) = linux.personality() {
         scheduling::set_personality(personality)?;
     }
     if let Some(policy) = linux.memory_policy() {
         scheduling::set_memory_policy(policy)?;
     }
-
-    wait_for_start(asked.as_ref(), reporter)?;
-    if let (Some(line), Some(hooks)) = (line, spec.hooks()) {
-        let pid = Some(std::process::id() as i32);
-        let hooks = hooks.start_container().as_ref();
-        crate::hook::run_all("startContainer", hooks, line.state, ContainerState::Created, pid)
-            .map_err(Error::Hook)?;
-    }
-    let prepared = prepared.ok_or(Error::Missing { field: "process" })?;
-    prepared.execute(reporter, label)
+    Ok(())
 }
 
 fn prepare(setup: &Setup<'_>, spec: &Spec, line: Option<&CommandLine<'_>>) -> Result<Option<Prepared>> {
@@ -199,8 +213,8 @@ fn run_creation_hooks(line: &CommandLine<'_>, reporter: &Reporter) -> Result<()>
     }
     let pid = Some(std::process::id() as i32);
     let hooks = hooks.create_container().as_ref();
-    crate::hook::run_all("createContainer", hooks, line.state, ContainerState::Creating, pid)
-        .map_err(Error::Hook)
+    let moment = Moment { status: ContainerState::Creating, pid, environment: None };
+    crate::hook::run_all("createContainer", hooks, line.state, moment).map_err(Error::Hook)
 }
 
 fn wait_for_start(asked: Option<&Asked<'_>>, reporter: &Reporter) -> Result<()> {

@@ -21,6 +21,7 @@ mod exec;
 mod features;
 mod filter;
 mod foreground;
+mod guest;
 mod list;
 mod log;
 mod record;
@@ -40,6 +41,8 @@ const OCI_VERSION: &str = "1.3.0";
 /// What every verb gets.
 struct Context {
     root: PathBuf,
+    /// Whether the caller chose it.
+    root_was_named: bool,
     log: Log,
     systemd: bool,
 }
@@ -68,8 +71,9 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let root_was_named = arguments.root.is_some();
     let root = arguments.root.unwrap_or_else(default_root);
-    let context = Context { root, log, systemd: arguments.systemd_cgroup };
+    let context = Context { root, root_was_named, log, systemd: arguments.systemd_cgroup };
     let Some(verb) = arguments.verb else {
         context.log.error(&Error::refused("no command is given; --help lists them"));
         return ExitCode::FAILURE;

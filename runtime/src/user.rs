@@ -113,6 +113,11 @@ pub fn resolve(root: BorrowedFd<'_>, spec: &str) -> Result<User, Error> {
     Ok(user)
 }
 
+/// The home directory of a user, by number; None when the image doesn't know it, or can't be read.
+pub(crate) fn home(root: BorrowedFd<'_>, uid: u32) -> Option<String> {
+    find_user(&read(root, PASSWD).ok()?, &Wanted::Id(uid)).ok()?.home
+}
+
 /// The groups that list `name` as a member: what a user gets beside a group that was asked for.
 pub fn member_groups(root: BorrowedFd<'_>, name: &str) -> Result<Vec<u32>, Error> {
     Ok(groups_with_member(&read(root, GROUP)?, name))

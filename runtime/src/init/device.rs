@@ -47,7 +47,8 @@ pub(super) fn make(rootfs: &Rootfs, mounts: &[Mount], devices: &[LinuxDevice], b
             file::symlinkat(target, &dev, name).map_err(failed(name))?;
         }
     }
-    for device in devices {
+    // Every container has a multiplexer of its own, that of its devpts.
+    for device in devices.iter().filter(|device| device.path() != Path::new("/dev/ptmx")) {
         make_listed(rootfs, device, bound)?;
     }
     Ok(())

@@ -46,6 +46,8 @@ pub(super) fn deliver(namespaces: &Namespaces, linux: &Linux, reporter: &Reporte
             if !matches!(rustix::io::read(&waiting, &mut [0u8; 1]), Ok(1)) {
                 sys::process::exit(super::EXIT_FAILED);
             }
+            // The session of its midwife is not its own, and only who leads one can take a terminal.
+            sys::process::setsid().map_err(Error::Session)?;
             if namespaces.of_users() {
                 become_root()?;
             }

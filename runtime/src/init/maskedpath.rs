@@ -4,6 +4,7 @@
 //! device is the host's, checked through the descriptor that is then mounted, so that nobody can
 //! put something else in its place. Paths that don't exist need no mask.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -16,7 +17,8 @@ use crate::sys::{self, file, mount::Attributes, mount::Context};
 
 pub(super) fn mask(rootfs: &Rootfs, paths: &[String]) -> Result<()> {
     let mut masks = Masks::default();
-    for path in paths.iter().map(Path::new) {
+    let mut seen = HashSet::new();
+    for path in paths.iter().map(Path::new).filter(|path| seen.insert(*path)) {
         let failed = |source| Error::Mask { path: path.to_owned(), source };
         let Some(found) = beneath::find(rootfs, path).map_err(failed)? else { continue };
         let stat = file::fstat(&found).map_err(failed)?;

@@ -174,7 +174,20 @@ pub(super) fn mount_all(
 fn filesystem(rootfs: &Rootfs, mount: &Mount, kind: &str, options: &Options) -> Result<()> {
     let destination = mount.destination();
     // Masks are found by path later: where proc and sys are must not be for a symlink to say.
-    let target = directory(rootfs, destination, matches!(kind, "proc" | "sysfs"))?;
+    let plain = matches!(kind, "proc" | "sysfs");
+    let was_there = inherited_mode(rootfs, destination, kind, options);
+    let target = directory(rootfs, destination, plain).map_err(|error| match error {
+        Error::MountDestination { source, .. } if plain && source.errno() == Errno::LOOP => {
+            refused(destination, format!("{kind} must be mounted on ordinary directory, not on a symlink"))
+        }
+        error => error,
+    })?;
+    let mut options = options.clone();
+    options.data.extend(was_there.map(|mode| ("mode".to_owned(), Some(format!("{mode:o}")))));
+    if is_dev(mount) {
+        options.attributes.set &= !libc::MOUNT_ATTR_RDONLY;
+    }
+    let options = &options;
     let detached = crate::mount::filesystem(kind, mount.source().as_deref(), options);
     let attached = detached.and_then(|detached| {
         if options.copy_up && kind == "tmpfs" {
@@ -186,6 +199,35 @@ fn filesystem(rootfs: &Rootfs, mount: &Mount, kind: &str, options: &Options) -> 
         propagate(&detached, options)
     });
     attached.map_err(failed(kind, destination))
+}
+
+/// The mode that a tmpfs takes on from the directory that it is mounted on, as with runc: if there is one, and the
+/// options say nothing.
+fn inherited_mode(rootfs: &Rootfs, destination: &Path, kind: &str, options: &Options) -> Option<u32> {
+    if kind != "tmpfs" || options.data.iter().any(|(key, _)| key == "mode") {
+        return None;
+    }
+    let found = beneath::open(rootfs, destination, OFlags::PATH | OFlags::DIRECTORY).ok()?;
+    sys::file::fstat(&found).ok().map(|stat| stat.st_mode & 0o7777)
+}
+
+fn is_dev(mount: &Mount) -> bool {
+    mount.destination() == Path::new("/dev") && mount.typ().as_deref() == Some("tmpfs")
+}
+
+/// A `/dev` that is to be read-only is so once its devices and the mounts below it have been made.
+pub(super) fn close_dev(rootfs: &Rootfs, mounts: &[Mount]) -> Result<()> {
+    for mount in mounts.iter().filter(|mount| is_dev(mount)) {
+        let destination = mount.destination();
+        let set = parse(mount)?.attributes.set & libc::MOUNT_ATTR_RDONLY;
+        if set != 0 {
+            let dev = beneath::open(rootfs, destination, OFlags::PATH | OFlags::DIRECTORY);
+            let attributes = Attributes { set, ..Attributes::default() };
+            dev.and_then(|dev| sys::mount::set_attributes(&dev, attributes, false))
+                .map_err(failed("remount", destination))?;
+        }
+    }
+    Ok(())
 }
 
 fn bind_mount(rootfs: &Rootfs, mount: &Mount, tree: OwnedFd, options: &Options) -> Result<()> {

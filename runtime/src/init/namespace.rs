@@ -1,8 +1,8 @@
 //! The namespaces of a container: new ones, those of others, or the parent's.
 //!
 //! The pid namespace is the parent's business, since it takes effect at clone; with a user or time namespace it is the
-//! midwife's (see `identity`). A mount namespace
-//! of its own is a must: what follows would change the host's mounts otherwise.
+//! midwife's (see `identity`). A mount namespace of its own is a must for containers of monitors; on the command line one
+//! that has none mounts in its caller's, as the specification has it, and nothing else there is changed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ fn is_of_birth(kind: LinuxNamespaceType) -> bool {
 
 impl Namespaces {
     /// Opens those to be joined, which needs the host's mounts. Those of the pod are open already.
-    pub(super) fn of(linux: &Linux, pod: PodNamespaces) -> Result<Namespaces> {
+    pub(super) fn of(linux: &Linux, pod: PodNamespaces, on_command_line: bool) -> Result<Namespaces> {
         let of_pod =
             |kind, file: Option<OwnedFd>| file.map(|file| Join { kind, path: PathBuf::from(OF_POD), file });
         let users = of_pod(LinuxNamespaceType::User, pod.users);
@@ -53,9 +53,6 @@ impl Namespaces {
             let kind = namespace.typ();
             match namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
                 None => namespaces.new |= UnshareFlags::from_bits_retain(kind as u32),
-                Some(_) if kind == LinuxNamespaceType::Mount => {
-                    return Err(Error::Unsupported { what: "a mount namespace by path".to_owned() });
-                }
                 Some(path) => {
                     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
                     let file = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
@@ -66,9 +63,12 @@ impl Namespaces {
                 }
             }
         }
-        if !namespaces.new.contains(UnshareFlags::NEWNS) {
+        let own_mounts = namespaces.has_own(LinuxNamespaceType::Mount);
+        if !own_mounts && (!on_command_line || namespaces.of_users()) {
             return Err(Error::Missing { field: "mount namespace" });
         }
+        // Its root and its working directory come with a mount namespace: whatever is found by a path goes before.
+        namespaces.join.sort_by_key(|join| join.kind == LinuxNamespaceType::Mount);
         Ok(namespaces)
     }
 

@@ -101,6 +101,24 @@ impl Prepared {
         Label::open(self.apparmor.as_deref(), self.selinux.as_deref())
     }
 
+    /// Sets HOME by the container's own users where the environment has none, as runc does. The caller's root is the
+    /// container's by now.
+    pub(crate) fn set_home(&mut self, process: &Process) -> Result<()> {
+        const HOME: &str = "HOME=";
+        let environment = process.env().as_deref().unwrap_or_default();
+        let given = environment.iter().rev().find_map(|variable| variable.strip_prefix(HOME));
+        if given.is_some_and(|home| !home.is_empty()) {
+            return Ok(());
+        }
+        let failed = |source| Error::User { uid: self.uid, gid: self.gid, source };
+        let root = file::open_path_at(CWD, "/", OFlags::DIRECTORY).map_err(failed)?;
+        let home = crate::user::home(root.as_fd(), self.uid).filter(|home| !home.is_empty());
+        let mut environment = environment.to_vec();
+        environment.retain(|variable| !variable.starts_with(HOME));
+        environment.push(format!("{HOME}{}", home.as_deref().unwrap_or("/")));
+        self.program.set_environment(&environment)
+    }
+
     /// Says early what is wrong with the program. The caller's root is the container's by now.
     pub(crate) fn find_program(&self) -> Result<()> {
         self.program.find()
@@ -125,6 +143,9 @@ impl Prepared {
         if let Some(label) = &label {
             label.set()?;
         }
+        rustix::process::umask(self.umask);
+        sys::process::close_on_exec_above(self.preserved).map_err(Error::Descriptors)?;
+        // From here on there are only calls that each profile knows which has ever started a container.
         if self.no_new_privs {
             credential::no_new_privs().map_err(Error::NoNewPrivs)?;
         } else {
@@ -133,8 +154,6 @@ impl Prepared {
         self.capabilities.bound().map_err(Error::Capabilities)?;
         self.change_user()?;
         self.capabilities.assume().map_err(Error::Capabilities)?;
-        rustix::process::umask(self.umask);
-        sys::process::close_on_exec_above(self.preserved).map_err(Error::Descriptors)?;
         reporter.executing().map_err(Error::Talk)?;
         if self.no_new_privs {
             self.load_seccomp(reporter)?;

@@ -49,6 +49,12 @@ impl Program {
         })
     }
 
+    /// Gives the program another environment than it was made with.
+    pub(super) fn set_environment(&mut self, environment: &[String]) -> Result<()> {
+        self.environment = strings(environment, "an environment variable")?;
+        Ok(())
+    }
+
     /// What `execute` would fail with, as far as can be told without privileges dropped: nothing, in most cases.
     pub(super) fn find(&self) -> Result<()> {
         let mut denied = false;

@@ -19,6 +19,8 @@ pub(super) struct Rootfs {
     fd: OwnedFd,
     /// As the configuration has it: kind, and whether mounts below are meant too.
     propagation: Option<(u64, bool)>,
+    /// Whether its mounts are in a namespace that is not its own, where nothing else may change.
+    is_guest: bool,
 }
 
 impl AsFd for Rootfs {
@@ -41,7 +43,18 @@ impl Rootfs {
         Ok(tree)
     }
 
-    /// In a new mount namespace: cuts it off from the host's as `word` says, and binds `path` on itself, or `tree`
+    /// In the mount namespace of the caller: binds `path` on itself, in private.
+    pub(super) fn as_guest(path: &Path) -> Result<Rootfs> {
+        let failed = |source| Error::Rootfs { path: path.to_owned(), source };
+        let directory = sys::mount::open_directory(path).map_err(failed)?;
+        let fd = sys::mount::clone_tree(&directory, "", true).map_err(failed)?;
+        let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
+        sys::mount::set_attributes(&fd, private, true).map_err(failed)?;
+        sys::mount::attach(&fd, &directory).map_err(failed)?;
+        Ok(Rootfs { fd, propagation: None, is_guest: true })
+    }
+
+    /// In a mount namespace of the container's: cuts it off from the host's as `word` says, and binds `path` on itself, or `tree`
     /// where there is one.
     pub(super) fn prepare(path: &Path, word: Option<&str>, tree: Option<OwnedFd>) -> Result<Rootfs> {
         let failed = |source| Error::Rootfs { path: path.to_owned(), source };
@@ -57,7 +70,7 @@ impl Rootfs {
             let root = sys::mount::open_directory(Path::new("/")).map_err(failed)?;
             make_private(&root).map_err(failed)?;
             sys::mount::attach(&fd, &root).map_err(failed)?;
-            return Ok(Rootfs { fd, propagation });
+            return Ok(Rootfs { fd, propagation, is_guest: false });
         }
         let directory = sys::mount::open_directory(path).map_err(failed)?;
         let gets_out = kind == libc::MS_SHARED || !recursive;
@@ -70,7 +83,7 @@ impl Rootfs {
             sys::mount::set_attributes(&fd, private, true).map_err(failed)?;
         }
         sys::mount::attach(&fd, &directory).map_err(failed)?;
-        Ok(Rootfs { fd, propagation })
+        Ok(Rootfs { fd, propagation, is_guest: false })
     }
 
     /// Makes it the root, drops the host's mounts and closes it for writing when asked.
@@ -78,10 +91,12 @@ impl Rootfs {
     /// Without `pivot` the root is moved over the host's and entered by chroot, for hosts whose root can't be pivoted.
     pub(super) fn enter(self, read_only: bool, pivot: bool) -> Result<()> {
         file::fchdir(&self.fd).map_err(Error::Pivot)?;
-        if pivot {
+        if pivot && !self.is_guest {
             self.pivot()?;
         } else {
-            sys::mount::attach_at(&self.fd, CWD, "/").map_err(Error::Pivot)?;
+            if !self.is_guest {
+                sys::mount::attach_at(&self.fd, CWD, "/").map_err(Error::Pivot)?;
+            }
             rustix::process::chroot(".")
                 .map_err(|errno| Error::Pivot(sys::Error::new("chroot(\".\")", errno)))?;
         }

@@ -7,11 +7,12 @@ use std::time::Duration;
 use oci_spec::runtime::{ContainerState, LinuxNamespaceType, Spec, State};
 
 use super::child::{self, Notified};
+use super::guest;
 use super::record::{Folder, Phase, Record, START, start_time};
 use super::{Context, Error, Result, arguments, configuration, delete, filter, foreground, socket, start};
 use crate::console;
 use crate::container::{Child, CommandLine, PidNamespace, Report, SpawnOptions, spawn};
-use crate::hook;
+use crate::hook::{self, Moment};
 use crate::seccomp::Filter;
 use crate::sys;
 
@@ -200,8 +201,13 @@ fn remember(folder: &Folder, record: &mut Record, child: &Child) -> Result<()> {
 fn run_runtime_hooks(line: &CommandLine<'_>, pid: i32) -> Result<()> {
     let Some(hooks) = line.spec.hooks() else { return Ok(()) };
     let run = |kind, hooks: &Option<Vec<_>>| {
-        hook::run_all(kind, hooks.as_ref(), line.state, ContainerState::Creating, Some(pid))
-            .map_err(Error::Hook)
+        hook::run_all(
+            kind,
+            hooks.as_ref(),
+            line.state,
+            Moment { status: ContainerState::Creating, pid: Some(pid), environment: None },
+        )
+        .map_err(Error::Hook)
     };
     #[allow(deprecated, reason = "hooks of the old kind are still in use")]
     run("prestart", hooks.prestart())?;
@@ -217,6 +223,7 @@ fn undo(folder: &Folder, child: Option<&Child>, record: Option<&Record>) {
         let _ = cgroup.kill();
         let _ = cgroup.remove(CGROUP_DEADLINE);
     }
+    let _ = record.map(guest::take_mounts_away);
     let _ = folder.remove();
 }
 
@@ -228,19 +235,21 @@ fn record_of(
 ) -> Result<Record> {
     let linux = spec.linux().as_ref();
     let root = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
+    let rootfs = bundle.join(root);
     Ok(Record {
         oci_version: spec.version().clone(),
         id: arguments.id.clone(),
         pid: 0,
         started: 0,
         phase: Phase::Creating,
-        rootfs: bundle.join(root),
         bundle,
         created: super::log::now(),
         cgroup: cgroup_path(context, &arguments.id, linux.and_then(|linux| linux.cgroups_path().as_deref()))?,
         own_pid_namespace: configuration::namespace(spec, LinuxNamespaceType::Pid) == Some(None),
         own_user_namespace: configuration::namespace(spec, LinuxNamespaceType::User).is_some(),
+        mounts_before: guest::mounts_before(spec, &rootfs),
         keyring: !arguments.no_new_keyring,
+        rootfs,
         annotations: spec.annotations().clone().unwrap_or_default(),
     })
 }

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::{ContainerState, Spec, State};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::guest;
 use super::record::{Folder, Record, Status};
 use super::{Context, Error, Result, error::text};
-use crate::hook;
+use crate::hook::{self, Moment};
 use crate::sys;
 
 /// How long the processes of a container have to go after they were killed.
@@ -80,6 +81,7 @@ pub(super) fn destroy(context: &Context, folder: &Folder, record: &Record) -> Re
         cgroup.kill().map_err(Error::cgroup(&record.cgroup))?;
     }
     cgroup.remove(DEADLINE).map_err(Error::cgroup(&record.cgroup))?;
+    guest::take_mounts_away(record)?;
     folder.remove()?;
     match spec {
         Ok(spec) => run_poststop_hooks(context, &spec, &record.state()?),
@@ -93,7 +95,12 @@ pub(super) fn run_poststop_hooks(context: &Context, spec: &Spec, state: &State) 
     let hooks = spec.hooks().iter().filter_map(|hooks| hooks.poststop().as_ref()).flatten();
     for hook in hooks {
         let one = vec![hook.clone()];
-        if let Err(error) = hook::run_all("poststop", Some(&one), state, ContainerState::Stopped, None) {
+        if let Err(error) = hook::run_all(
+            "poststop",
+            Some(&one),
+            state,
+            Moment { status: ContainerState::Stopped, pid: None, environment: None },
+        ) {
             context.log.warn(&text(&error));
         }
     }

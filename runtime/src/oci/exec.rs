@@ -58,6 +58,7 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
             process: &process,
             seccomp: filter.as_ref(),
             below: &below,
+            linux: spec.linux().as_ref(),
             keyring: record.keyring,
             preserved,
         }),

@@ -3,7 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
 
 use super::arguments::{self, Format};
 use super::record::{self, Folder, Record, Status};
@@ -14,23 +17,30 @@ pub(super) fn state(context: &Context, id: &str) -> Result<()> {
     write_json(&describe(context, &record))
 }
 
-fn describe(context: &Context, record: &Record) -> Value {
+/// The members in runc's order, which some read by.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Description {
+    oci_version: &'static str,
+    id: String,
+    pid: i32,
+    status: &'static str,
+    bundle: PathBuf,
+    rootfs: PathBuf,
+    created: String,
+    annotations: HashMap<String, String>,
+    owner: String,
+}
+
+fn describe(context: &Context, record: &Record) -> Description {
     let uid = std::fs::metadata(context.root.join(&record.id)).map_or(0, |folder| folder.uid());
     let owner = std::fs::read_to_string("/etc/passwd").ok().and_then(|text| name_of(&text, uid));
     let owner = owner.unwrap_or_else(|| format!("#{uid}"));
     let status = record.status();
     let pid = if status == Status::Stopped { 0 } else { record.pid };
-    json!({
-        "ociVersion": OCI_VERSION,
-        "id": record.id,
-        "pid": pid,
-        "status": status.name(),
-        "bundle": record.bundle,
-        "rootfs": record.rootfs,
-        "created": record.created,
-        "annotations": record.annotations,
-        "owner": owner,
-    })
+    let Record { id, bundle, rootfs, created, annotations, .. } = record.clone();
+    let status = status.name();
+    Description { oci_version: OCI_VERSION, id, pid, status, bundle, rootfs, created, annotations, owner }
 }
 
 pub(super) fn list(context: &Context, arguments: &arguments::List) -> Result<()> {
@@ -40,20 +50,32 @@ pub(super) fn list(context: &Context, arguments: &arguments::List) -> Result<()>
             records.iter().map(|record| format!("{}\n", record.id)).collect::<String>().as_bytes(),
         );
     }
-    let states: Vec<Value> = records.iter().map(|record| describe(context, record)).collect();
+    let states: Vec<Description> = records.iter().map(|record| describe(context, record)).collect();
     match arguments.format {
-        Format::Json => write_json(&states),
+        Format::Json => write_line(&states),
         Format::Table => {
-            const COLUMNS: [&str; 6] = ["id", "pid", "status", "bundle", "created", "owner"];
-            let mut rows = vec![COLUMNS.map(str::to_ascii_uppercase).to_vec()];
-            for state in &states {
-                let cell =
-                    |name: &str| state[name].as_str().map_or_else(|| state[name].to_string(), str::to_owned);
-                rows.push(COLUMNS.map(cell).to_vec());
-            }
+            let heading = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"];
+            let mut rows = vec![heading.map(str::to_owned).to_vec()];
+            rows.extend(states.into_iter().map(|state| {
+                let bundle = state.bundle.display().to_string();
+                vec![
+                    state.id,
+                    state.pid.to_string(),
+                    state.status.to_owned(),
+                    bundle,
+                    state.created,
+                    state.owner,
+                ]
+            }));
             write_out(table(&rows).as_bytes())
         }
     }
+}
+
+/// JSON on one line.
+fn write_line(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(|error| Error::io("write JSON", error.into()))?;
+    write_out(format!("{text}\n").as_bytes())
 }
 
 /// Of the user with a number, in the form of passwd(5).
@@ -88,8 +110,7 @@ pub(super) fn ps(context: &Context, arguments: &arguments::Ps) -> Result<()> {
     let record = Folder::open(context, &arguments.id)?.read()?;
     let pids = record.cgroup()?.pids().map_err(Error::cgroup(&record.cgroup))?;
     if arguments.format == Format::Json {
-        let text = serde_json::to_string(&pids).map_err(|error| Error::io("write JSON", error.into()))?;
-        return write_out(format!("{text}\n").as_bytes());
+        return write_line(&pids);
     }
     let mut command = Command::new("ps");
     if arguments.options.is_empty() {

@@ -49,6 +49,9 @@ pub(super) struct Record {
     /// Whether the kernel ends the container's other processes with its first.
     pub(super) own_pid_namespace: bool,
     pub(super) own_user_namespace: bool,
+    /// How many mounts there were at its root before its own, if it has no mount namespace for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) mounts_before: Option<usize>,
     /// Whether its processes have a session keyring of their own.
     #[serde(default)]
     pub(super) keyring: bool,
@@ -261,7 +264,10 @@ fn check_id(id: &str) -> Result<()> {
 pub(super) fn all(context: &Context) -> Result<Vec<Record>> {
     let entries = match fs::read_dir(&context.root) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // One that was named is expected to be there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !context.root_was_named => {
+            return Ok(Vec::new());
+        }
         Err(source) => return Err(Error::io(format!("read {}", context.root.display()), source)),
     };
     let mut records = Vec::new();

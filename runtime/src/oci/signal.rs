@@ -11,8 +11,14 @@ pub(super) fn kill(context: &Context, arguments: &arguments::Kill) -> Result<()>
     let status = record.status();
     if status == Status::Stopped {
         // Processes of a container without a pid namespace of its own may have outlived its first.
-        if arguments.all && !record.own_pid_namespace {
-            return signal_all(&record, signal);
+        if !record.own_pid_namespace && (arguments.all || signal == libc::SIGKILL) {
+            let left = record.cgroup()?.pids().map_err(Error::cgroup(&record.cgroup))?;
+            if arguments.all || !left.is_empty() {
+                return signal_all(&record, signal);
+            }
+        }
+        if arguments.all {
+            return Ok(());
         }
         return Err(Error::NotRunning { id: record.id, status: status.name() });
     }

@@ -6,7 +6,7 @@ use super::child::{self, Notified};
 use super::record::{Folder, Phase, START, Status};
 use super::{Context, Error, Result, delete, filter, socket};
 use crate::container::{Channel, Report};
-use crate::hook;
+use crate::hook::{self, Moment};
 use crate::sys;
 
 pub(super) fn start(context: &Context, id: &str) -> Result<()> {
@@ -62,5 +62,6 @@ pub(super) fn start(context: &Context, id: &str) -> Result<()> {
 
 pub(super) fn run_poststart_hooks(_: &Context, spec: &Spec, state: &State, pid: i32) -> Result<()> {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
-    hook::run_all("poststart", hooks, state, ContainerState::Running, Some(pid)).map_err(Error::Hook)
+    let moment = Moment { status: ContainerState::Running, pid: Some(pid), environment: None };
+    hook::run_all("poststart", hooks, state, moment).map_err(Error::Hook)
 }

@@ -130,7 +130,10 @@ fn symlinked_proc_and_sys_are_refused() {
         fs::remove_dir(bundle.inside(name)).unwrap();
         symlink(canary.path(), bundle.inside(name)).unwrap();
         let (message, _) = bundle.failure();
-        assert!(message.starts_with(&format!("mount destination /{name}: ")), "{message}");
+        assert!(
+            message.starts_with(&format!("mount at /{name}: ")) && message.contains("symlink"),
+            "{message}"
+        );
         canary.assert_untouched();
     }
 }
