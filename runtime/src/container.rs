@@ -21,6 +21,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use crate::cgroup::{Cgroup, Layout};
 use crate::init;
+use crate::init::terminal::LineEnds;
 use crate::seccomp::Filter;
 use crate::sys::{self, process::Forked};
 
@@ -77,6 +78,8 @@ pub struct CommandLine<'a> {
     pub(crate) pivot: bool,
     /// Whether it gets a session keyring of its own.
     pub(crate) keyring: bool,
+    /// Of its terminal, if it has one.
+    pub(crate) line_ends: LineEnds,
 }
 
 /// A process that is on its way to exec.

@@ -15,6 +15,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use crate::cgroup::Cgroup;
 use crate::container::{self, Birth, Child, Error, PidNamespace, Reporter};
+use crate::init::terminal::LineEnds;
 use crate::init::{self, Prepared};
 use crate::seccomp::Filter;
 use crate::sys;
@@ -57,6 +58,8 @@ pub struct CommandLine<'a> {
     pub(crate) keyring: bool,
     /// How many descriptors above the standard ones the program keeps.
     pub(crate) preserved: u32,
+    /// Of its terminal, if it has one.
+    pub(crate) line_ends: LineEnds,
 }
 
 /// Clones a process into a container and returns at once.
@@ -120,7 +123,10 @@ fn run(
     for directory in line.map(|line| line.below).unwrap_or_default() {
         crate::cgroup::enter_directory(directory).map_err(failed)?;
     }
-    init::set_final_affinity(affinity)?;
+    match affinity {
+        None => init::reset_affinity(),
+        affinity => init::set_final_affinity(affinity)?,
+    }
     let label = prepared.open_label()?;
     let mut all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
@@ -142,10 +148,11 @@ fn run(
     }
     if let Some(console) = &console {
         let root = sys::mount::open_directory(Path::new("/")).map_err(init::Error::Terminal)?;
-        init::terminal::make(&root, console, process.console_size())?;
+        let line_ends = line.map_or(LineEnds::OfTerminal, |line| line.line_ends);
+        init::terminal::make(&root, console, process.console_size(), line_ends)?;
     }
     if let Some(line) = line {
-        prepared.set_home(process)?;
+        prepared.settle_environment()?;
         prepared.find_program()?;
         if let Some(linux) = line.linux {
             init::set_treatment(linux)?;

@@ -58,6 +58,8 @@ pub(crate) struct Moment<'a> {
     pub(crate) pid: Option<i32>,
     /// For hooks without one of their own; none: that of this process.
     pub(crate) environment: Option<&'a [String]>,
+    /// What a hook gives up before it is executed: one of the container's own files, which is no safer than its program.
+    pub(crate) restrict: Option<&'a dyn Fn() -> crate::init::Result<()>>,
 }
 
 /// Runs `hooks` in their order; the first that fails ends it. `kind` is their name in the configuration.
@@ -75,7 +77,7 @@ pub(crate) fn run_all(
     state.set_status(moment.status).set_pid(moment.pid);
     hooks.iter().enumerate().try_for_each(|(number, hook)| {
         let failed = |cause| Error { kind, number, path: hook.path().clone(), cause };
-        run(hook, &state, moment.environment).map_err(failed)
+        run(hook, &state, &moment).map_err(failed)
     })
 }
 
@@ -91,7 +93,7 @@ pub(crate) fn check(kind: &'static str, hooks: Option<&Vec<Hook>>) -> Result<(),
     })
 }
 
-fn run(hook: &Hook, state: &State, otherwise: Option<&[String]>) -> Result<(), Cause> {
+fn run(hook: &Hook, state: &State, moment: &Moment<'_>) -> Result<(), Cause> {
     let c_string = |bytes: &[u8]| CString::new(bytes).map_err(|_| Cause::NullByte);
     let path = c_string(hook.path().as_os_str().as_bytes())?;
     let arguments = match hook.args().as_deref() {
@@ -100,7 +102,7 @@ fn run(hook: &Hook, state: &State, otherwise: Option<&[String]>) -> Result<(), C
             arguments.iter().map(|text| c_string(text.as_bytes())).collect::<Result<_, _>>()?
         }
     };
-    let environment = match hook.env().as_deref().or(otherwise) {
+    let environment = match hook.env().as_deref().or(moment.environment) {
         Some(given) => given.iter().map(|text| c_string(text.as_bytes())).collect::<Result<_, _>>()?,
         None => own_environment(),
     };
@@ -116,9 +118,12 @@ fn run(hook: &Hook, state: &State, otherwise: Option<&[String]>) -> Result<(), C
         Forked::Child => {
             let kept = sys::process::keep_only([input.as_fd(), output.as_fd(), output.as_fd()], 0, &[]);
             if kept.is_ok() && sys::process::reset_signals().is_ok() {
-                let errno = sys::process::execve(&path, &arguments, &environment);
+                let why = match moment.restrict.map_or(Ok(()), |restrict| restrict()) {
+                    Ok(()) => format!("exec: {}", sys::process::execve(&path, &arguments, &environment)),
+                    Err(error) => format!("restrict it: {error}"),
+                };
                 // The parent reads it from the output.
-                let _ = rustix::io::write(sys::process::stdio()[2], format!("exec: {errno}").as_bytes());
+                let _ = rustix::io::write(sys::process::stdio()[2], why.as_bytes());
             }
             sys::process::exit(127)
         }

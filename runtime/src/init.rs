@@ -18,6 +18,7 @@ use crate::container::{CommandLine, Reporter};
 use crate::hook::Moment;
 use crate::seccomp::Filter;
 use crate::sys;
+use terminal::LineEnds;
 
 mod bundle;
 mod capability;
@@ -43,7 +44,7 @@ pub(crate) use error::Error;
 pub(crate) use identity::{become_root, needs_midwife, write_maps};
 pub(crate) use process::Prepared;
 use rootfs::Rootfs;
-pub(crate) use scheduling::{set_final_affinity, set_initial_affinity};
+pub(crate) use scheduling::{reset_affinity, set_final_affinity, set_initial_affinity};
 
 /// What every step here returns.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
@@ -104,6 +105,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     }
     let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod), asked.is_some())?;
     enter_cgroup(&setup, linux.resources().as_ref(), asked.is_some())?;
+    reset_affinity();
     let path = setup.bundle.join(root.path());
     let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod())?;
     let tree = namespaces.of_users().then(|| Rootfs::open_tree(&path, linux)).transpose()?;
@@ -137,7 +139,8 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     device::make(&rootfs, mounts, devices, namespaces.of_users())?;
     if let Some(console) = &setup.console {
         let size = spec.process().as_ref().and_then(|process| process.console_size());
-        let slave = terminal::make(&rootfs, console, size)?;
+        let slave =
+            terminal::make(&rootfs, console, size, line.map_or(LineEnds::OfTerminal, |line| line.line_ends))?;
         terminal::bind(&rootfs, &slave)?;
     }
     mounts::close_dev(&rootfs, mounts)?;
@@ -157,21 +160,22 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     }
     let label = prepared.as_ref().map(Prepared::open_label).transpose()?.flatten();
     rootfs.enter(root.readonly().unwrap_or(false), line.is_none_or(|line| line.pivot))?;
-    if let (Some(prepared), Some(process), true) = (&mut prepared, spec.process(), line.is_some()) {
-        prepared.set_home(process)?;
+    if let (Some(prepared), true) = (&mut prepared, line.is_some()) {
+        prepared.settle_environment()?;
         prepared.find_program()?;
     }
     set_treatment(linux)?;
 
     wait_for_start(asked.as_ref(), reporter)?;
+    let prepared = prepared.ok_or(Error::Missing { field: "process" })?;
     if let (Some(line), Some(hooks)) = (line, spec.hooks()) {
         let pid = Some(std::process::id() as i32);
         let hooks = hooks.start_container().as_ref();
-        let environment = spec.process().as_ref().and_then(|process| process.env().as_deref());
-        let moment = Moment { status: ContainerState::Created, pid, environment };
+        let environment = Some(prepared.environment());
+        let restrict = || prepared.restrict_hook();
+        let moment = Moment { status: ContainerState::Created, pid, environment, restrict: Some(&restrict) };
         crate::hook::run_all("startContainer", hooks, line.state, moment).map_err(Error::Hook)?;
     }
-    let prepared = prepared.ok_or(Error::Missing { field: "process" })?;
     prepared.execute(reporter, label)
 }
 
@@ -213,7 +217,7 @@ fn run_creation_hooks(line: &CommandLine<'_>, reporter: &Reporter) -> Result<()>
     }
     let pid = Some(std::process::id() as i32);
     let hooks = hooks.create_container().as_ref();
-    let moment = Moment { status: ContainerState::Creating, pid, environment: None };
+    let moment = Moment { status: ContainerState::Creating, pid, environment: None, restrict: None };
     crate::hook::run_all("createContainer", hooks, line.state, moment).map_err(Error::Hook)
 }
 

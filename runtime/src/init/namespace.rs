@@ -72,17 +72,26 @@ impl Namespaces {
         Ok(namespaces)
     }
 
-    /// Joins, then makes the new ones in one call. Those of birth are there already.
+    /// Joins, then makes the new ones in one call. Those of birth are there already, and where there are users of the
+    /// container's own, those that take the host's privileges.
     pub(super) fn enter(&self) -> Result<()> {
-        self.join.iter().filter(|join| !is_of_birth(join.kind)).try_for_each(Join::enter)?;
+        let early = self.of_users();
+        let late =
+            |join: &&Join| !is_of_birth(join.kind) && (!early || join.kind == LinuxNamespaceType::Mount);
+        self.join.iter().filter(late).try_for_each(Join::enter)?;
         let of_birth = [LinuxNamespaceType::User, LinuxNamespaceType::Pid, LinuxNamespaceType::Time];
         let of_birth = of_birth.into_iter().fold(0, |flags, kind| flags | kind as u32);
         let new = self.new.difference(UnshareFlags::from_bits_retain(of_birth));
         sys::process::unshare(new).map_err(Error::NewNamespaces)
     }
 
-    /// Joins those that a process gets by being born in them; users last, as that gives up the host's privileges.
+    /// Joins those that a process gets by being born in them; users last, as that gives up the host's privileges. With
+    /// users of the container's own, others come before: they may belong to others still.
     pub(super) fn join_of_birth(&self) -> Result<()> {
+        if self.of_users() {
+            let early = |join: &&Join| !is_of_birth(join.kind) && join.kind != LinuxNamespaceType::Mount;
+            self.join.iter().filter(early).try_for_each(Join::enter)?;
+        }
         let of = |kind| self.join.iter().filter(move |join| join.kind == kind);
         let others = of(LinuxNamespaceType::Pid).chain(of(LinuxNamespaceType::Time));
         others.chain(of(LinuxNamespaceType::User)).try_for_each(Join::enter)

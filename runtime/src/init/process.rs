@@ -5,6 +5,7 @@
 //! before the user changes, a filter that no_new_privs doesn't allow goes while CAP_SYS_ADMIN is
 //! there, and any other goes last, so that it has no need to allow what comes before.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use crate::sys::{self, credential, file};
 /// A process ready to be executed.
 pub(crate) struct Prepared {
     program: Program,
+    environment: Vec<String>,
     working_directory: PathBuf,
     capabilities: Sets,
     seccomp: Option<(Vec<libc::sock_filter>, u64)>,
@@ -57,6 +59,7 @@ impl Prepared {
                 process.args().as_deref().unwrap_or_default(),
                 process.env().as_deref().unwrap_or_default(),
             )?,
+            environment: process.env().clone().unwrap_or_default(),
             working_directory: process.cwd().clone(),
             capabilities: Sets::of(process.capabilities().as_ref()).map_err(Error::Capabilities)?,
             seccomp: seccomp.map(|filter| (credential::filters(&filter.program.to_bytes()), filter.flags)),
@@ -101,22 +104,28 @@ impl Prepared {
         Label::open(self.apparmor.as_deref(), self.selinux.as_deref())
     }
 
-    /// Sets HOME by the container's own users where the environment has none, as runc does. The caller's root is the
+    /// Leaves one value to each variable, the last, and sets HOME by the container's own users where there is none: as runc
+    /// does. The caller's root is the
     /// container's by now.
-    pub(crate) fn set_home(&mut self, process: &Process) -> Result<()> {
+    pub(crate) fn settle_environment(&mut self) -> Result<()> {
         const HOME: &str = "HOME=";
-        let environment = process.env().as_deref().unwrap_or_default();
-        let given = environment.iter().rev().find_map(|variable| variable.strip_prefix(HOME));
-        if given.is_some_and(|home| !home.is_empty()) {
-            return Ok(());
+        let mut environment = last_of_each(&self.environment);
+        let given = environment.iter().find_map(|variable| variable.strip_prefix(HOME));
+        if given.is_none_or(str::is_empty) {
+            let failed = |source| Error::User { uid: self.uid, gid: self.gid, source };
+            let root = file::open_path_at(CWD, "/", OFlags::DIRECTORY).map_err(failed)?;
+            let home = crate::user::home(root.as_fd(), self.uid).filter(|home| !home.is_empty());
+            environment.retain(|variable| !variable.starts_with(HOME));
+            environment.push(format!("{HOME}{}", home.as_deref().unwrap_or("/")));
         }
-        let failed = |source| Error::User { uid: self.uid, gid: self.gid, source };
-        let root = file::open_path_at(CWD, "/", OFlags::DIRECTORY).map_err(failed)?;
-        let home = crate::user::home(root.as_fd(), self.uid).filter(|home| !home.is_empty());
-        let mut environment = environment.to_vec();
-        environment.retain(|variable| !variable.starts_with(HOME));
-        environment.push(format!("{HOME}{}", home.as_deref().unwrap_or("/")));
-        self.program.set_environment(&environment)
+        self.program.set_environment(&environment)?;
+        self.environment = environment;
+        Ok(())
+    }
+
+    /// What the program is given.
+    pub(crate) fn environment(&self) -> &[String] {
+        &self.environment
     }
 
     /// Says early what is wrong with the program. The caller's root is the container's by now.
@@ -159,6 +168,28 @@ impl Prepared {
             self.load_seccomp(reporter)?;
         }
         Err(self.program.execute())
+    }
+
+    /// Makes the calling process as harmless as the program is going to be: a hook that the container's own files bring. A
+    /// filter whose calls somebody else answers is the program's alone.
+    pub(crate) fn restrict_hook(&self) -> Result<()> {
+        let filter =
+            self.seccomp.as_ref().filter(|(_, flags)| flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0);
+        let load = || match filter {
+            Some((filters, flags)) => {
+                credential::load_seccomp(filters, *flags).map(drop).map_err(Error::Seccomp)
+            }
+            None => Ok(()),
+        };
+        if self.no_new_privs {
+            credential::no_new_privs().map_err(Error::NoNewPrivs)?;
+        } else {
+            load()?;
+        }
+        self.capabilities.bound().map_err(Error::Capabilities)?;
+        self.change_user()?;
+        self.capabilities.assume().map_err(Error::Capabilities)?;
+        if self.no_new_privs { load() } else { Ok(()) }
     }
 
     /// Who gets the notifications of the filter, if there are any, has its descriptor before this returns.
@@ -218,6 +249,16 @@ impl Prepared {
             _ => Err(Error::WorkingDirectoryOutside { path: self.working_directory.clone() }),
         }
     }
+}
+
+/// One variable of each name.
+fn last_of_each(environment: &[String]) -> Vec<String> {
+    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+    let mut seen = HashSet::new();
+    let mut kept: Vec<String> =
+        environment.iter().rev().filter(|variable| seen.insert(name(variable))).cloned().collect();
+    kept.reverse();
+    kept
 }
 
 fn set_rlimit(limit: &PosixRlimit) -> Result<()> {

@@ -17,6 +17,9 @@ fn refused(what: &str) -> Error {
     Error::Unsupported { what: what.to_owned() }
 }
 
+/// More than any kernel is built for.
+const MAX_PROCESSORS: usize = 8192;
+
 pub(super) fn set_personality(personality: &LinuxPersonality) -> Result<()> {
     if let Some(flag) = personality.flags().iter().flatten().next() {
         return Err(refused(&format!("the personality flag {flag:?}")));
@@ -110,6 +113,12 @@ pub(crate) fn set_final_affinity(affinity: Option<&ExecCPUAffinity>) -> Result<(
     set_affinity(affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref()))
 }
 
+/// Every processor that its cgroup has, whatever its parent was bound to. The kernel leaves out those that there are not.
+pub(crate) fn reset_affinity() {
+    // A host that binds processes by other means than cgroups goes on doing so.
+    let _ = scheduling::set_affinity(&[u64::MAX; MAX_PROCESSORS / 64]);
+}
+
 fn set_affinity(list: Option<&str>) -> Result<()> {
     match list.filter(|list| !list.is_empty()) {
         Some(list) => scheduling::set_affinity(&set_of(list)?).map_err(failed("the CPU affinity")),
@@ -119,12 +128,11 @@ fn set_affinity(list: Option<&str>) -> Result<()> {
 
 /// The bits of a list such as `0-3,7`.
 fn set_of(list: &str) -> Result<Vec<u64>> {
-    const MAX: usize = 8192;
     let wrong = || refused(&format!("the list {list:?}"));
     let mut bits = Vec::new();
     for range in list.split(',').map(str::trim).filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let number = |text: &str| text.trim().parse::<usize>().ok().filter(|number| *number < MAX);
+        let number = |text: &str| text.trim().parse::<usize>().ok().filter(|number| *number < MAX_PROCESSORS);
         let (first, last) = (number(first).ok_or_else(wrong)?, number(last).ok_or_else(wrong)?);
         if first > last {
             return Err(wrong());

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::termios::Winsize;
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr};
 
 use super::{Error, Result, device};
 use crate::beneath;
@@ -21,6 +21,7 @@ pub(crate) fn make(
     root: impl AsFd,
     socket: &OwnedFd,
     size: Option<oci_spec::runtime::Box>,
+    line_ends: LineEnds,
 ) -> Result<OwnedFd> {
     /// `/dev/ptmx` and that of each devpts.
     const MULTIPLEXER: (u32, u32) = (5, 2);
@@ -47,9 +48,27 @@ pub(crate) fn make(
         rustix::termios::tcsetwinsize(&master, size)
             .map_err(|errno| Error::Terminal(sys::Error::new("ioctl(TIOCSWINSZ)", errno)))?;
     }
+    if line_ends == LineEnds::AsWritten {
+        keep_line_ends(&slave).map_err(|errno| Error::Terminal(sys::Error::new("tcsetattr()", errno)))?;
+    }
     send(socket.as_fd(), master.as_fd())?;
     sys::process::replace_stdio(&slave).map_err(Error::Terminal)?;
     Ok(slave)
+}
+
+/// How lines end that come out of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LineEnds {
+    /// With a carriage return, as those of a terminal do.
+    OfTerminal,
+    /// For what is passed on by us, to a terminal that has its own way of ending lines, or to a file that has none.
+    AsWritten,
+}
+
+fn keep_line_ends(slave: &OwnedFd) -> rustix::io::Result<()> {
+    let mut modes = tcgetattr(slave)?;
+    modes.output_modes.remove(OutputModes::ONLCR);
+    tcsetattr(slave, OptionalActions::Now, &modes)
 }
 
 /// Mounts the slave at `/dev/console`.

@@ -13,6 +13,7 @@ use super::{Context, Error, Result, arguments, configuration, delete, filter, fo
 use crate::console;
 use crate::container::{Child, CommandLine, PidNamespace, Report, SpawnOptions, spawn};
 use crate::hook::{self, Moment};
+use crate::init::terminal::LineEnds;
 use crate::seccomp::Filter;
 use crate::sys;
 
@@ -104,7 +105,7 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
     let record = record_of(context, arguments, &spec, bundle)?;
     let filter = filter::of(context, &spec)?;
     let folder = Folder::make(context, &arguments.id)?;
-    let made = folder.keep_configuration(&text).and_then(|()| {
+    let made = folder.keep_configuration(&text).and_then(|()| check_unused(&record)).and_then(|()| {
         let start = (how == Use::Later).then(|| socket::listen_in(&folder.path, START)).transpose()?;
         let state = record.state()?;
         let line = CommandLine {
@@ -115,6 +116,7 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
             preserved,
             pivot: !arguments.no_pivot,
             keyring: !arguments.no_new_keyring,
+            line_ends: if how == Use::Foreground { LineEnds::AsWritten } else { LineEnds::OfTerminal },
         };
         let console = console.socket.as_ref().map(AsFd::as_fd);
         let (record, child) = spawn_and_wait(&folder, record, &line, console)?;
@@ -133,6 +135,20 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
             Err(error)
         }
     }
+}
+
+/// Processes of somebody else would be limited, frozen and killed with the container.
+fn check_unused(record: &Record) -> Result<()> {
+    let cgroup = record.cgroup()?;
+    let pids = cgroup.pids().map_err(Error::cgroup(&record.cgroup))?;
+    if pids.is_empty() {
+        return Ok(());
+    }
+    let path = cgroup.path();
+    Err(Error::refused(format!(
+        "container's cgroup is not empty: {} process(es) found in {path:?}",
+        pids.len()
+    )))
 }
 
 fn spawn_and_wait(
@@ -205,7 +221,7 @@ fn run_runtime_hooks(line: &CommandLine<'_>, pid: i32) -> Result<()> {
             kind,
             hooks.as_ref(),
             line.state,
-            Moment { status: ContainerState::Creating, pid: Some(pid), environment: None },
+            Moment { status: ContainerState::Creating, pid: Some(pid), environment: None, restrict: None },
         )
         .map_err(Error::Hook)
     };

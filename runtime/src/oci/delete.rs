@@ -99,7 +99,7 @@ pub(super) fn run_poststop_hooks(context: &Context, spec: &Spec, state: &State) 
             "poststop",
             Some(&one),
             state,
-            Moment { status: ContainerState::Stopped, pid: None, environment: None },
+            Moment { status: ContainerState::Stopped, pid: None, environment: None, restrict: None },
         ) {
             context.log.warn(&text(&error));
         }

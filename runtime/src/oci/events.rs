@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::record::{Folder, Record, Status};
@@ -44,11 +45,17 @@ pub(super) fn events(context: &Context, arguments: &arguments::Events) -> Result
 }
 
 fn tell(record: &Record, kind: &str, data: Value) -> Result<()> {
-    let mut event = json!({ "type": kind, "id": record.id });
-    if !data.is_null() {
-        event["data"] = data;
+    /// The members in runc's order, which some read by.
+    #[derive(Serialize)]
+    struct Event<'a> {
+        r#type: &'a str,
+        id: &'a str,
+        #[serde(skip_serializing_if = "Value::is_null")]
+        data: Value,
     }
-    write_out(format!("{event}\n").as_bytes())
+    let text = serde_json::to_string(&Event { r#type: kind, id: &record.id, data });
+    let text = text.map_err(|error| Error::io("write JSON", error.into()))?;
+    write_out(format!("{text}\n").as_bytes())
 }
 
 /// In the form that runc prints, with what it has no place for under names of their own (`rdma`, `misc`).

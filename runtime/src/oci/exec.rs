@@ -13,6 +13,7 @@ use super::{Context, Error, Result, arguments, configuration, filter, foreground
 use crate::cgroup::Cgroup;
 use crate::container::Report;
 use crate::exec::{CommandLine, ExecOptions};
+use crate::init::terminal::LineEnds;
 use crate::sys;
 
 const WHAT: &str = "exec failed";
@@ -61,6 +62,7 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
             linux: spec.linux().as_ref(),
             keyring: record.keyring,
             preserved,
+            line_ends: if arguments.detach { LineEnds::OfTerminal } else { LineEnds::AsWritten },
         }),
     })
     .map_err(|source| Error::Child { what: WHAT, source })?;

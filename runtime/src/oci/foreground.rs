@@ -4,9 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::termios::{
-    OptionalActions, OutputModes, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize,
-};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
 use super::{Error, Result, child};
 use crate::sys;
@@ -19,9 +17,6 @@ pub(super) fn serve(pidfd: &OwnedFd, terminal: Option<OwnedFd>) -> Result<u8> {
     sys::signal::block(&signals).map_err(failed)?;
     let signals = sys::signal::signalfd(&signals).map_err(failed)?;
     let raw = terminal.as_ref().and_then(|_| Raw::enter());
-    if let Some(terminal) = &terminal {
-        keep_line_ends(terminal);
-    }
     let mut pump = Pump { terminal, input: true };
     pump.resize();
     loop {
@@ -57,16 +52,6 @@ pub(super) fn serve(pidfd: &OwnedFd, terminal: Option<OwnedFd>) -> Result<u8> {
             drop(raw);
             return Ok(code);
         }
-    }
-}
-
-/// Lines go on to where they are shown as they were written: a terminal that is there has its own way of ending them,
-/// and a file has none. As runc has it.
-fn keep_line_ends(terminal: &OwnedFd) {
-    if let Ok(mut modes) = tcgetattr(terminal) {
-        modes.output_modes.remove(OutputModes::ONLCR);
-        // One that keeps its ways is still of use.
-        let _ = tcsetattr(terminal, OptionalActions::Now, &modes);
     }
 }
 

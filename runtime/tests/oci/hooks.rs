@@ -60,7 +60,10 @@ fn a_failing_hook_stops_the_creation_and_poststop_runs_all_the_same() {
             }),
         );
         let told = bundle.create().failure();
-        assert!(told.contains(&format!("{kind} hook /bin/sh: exit status 3: oops")), "{told}");
+        assert!(
+            told.contains(&format!("error running {kind} hook #0: /bin/sh: exit status 3: oops")),
+            "{told}"
+        );
         assert!(mark.exists(), "{kind}");
         assert!(bundle.verb(&["state", &bundle.id]).failure().contains("does not exist"));
     }

@@ -7,6 +7,7 @@ mod exec;
 mod fixture;
 mod hooks;
 mod lifecycle;
+mod likeness;
 mod limits;
 mod namespaces;
 mod process;
