@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod arguments;
+mod checkpoint;
 mod child;
 mod configuration;
 mod create;
@@ -24,6 +25,7 @@ mod foreground;
 mod list;
 mod log;
 mod record;
+mod restore;
 mod signal;
 mod socket;
 mod specification;
@@ -104,6 +106,8 @@ fn run(context: &Context, verb: Verb) -> Result<u8> {
         Verb::Resume(arguments) => update::freeze(context, &arguments.id, false).map(|()| 0),
         Verb::Update(arguments) => update::update(context, &arguments).map(|()| 0),
         Verb::Events(arguments) => events::events(context, &arguments).map(|()| 0),
+        Verb::Checkpoint(arguments) => checkpoint::checkpoint(context, &arguments).map(|()| 0),
+        Verb::Restore(arguments) => restore::restore(context, &arguments),
         Verb::Features => features::features().map(|()| 0),
         Verb::Spec(arguments) => specification::write(&arguments).map(|()| 0),
     }
