@@ -234,6 +234,40 @@ async fn a_pod_comes_back_with_all_its_containers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_serves_again_at_its_new_pods_address() {
+    with_agent(async |agent| {
+        let image = super::pulled(agent, "nginx").await;
+        let (cri, pod) = (agent.cri(), agent.pod("ckpt-nginx"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let container = Ctr::new("nginx", &image, &pod);
+        let id = cri.run(&pod_id, &container, &pod).await.unwrap();
+        serves(&cri, &pod_id).await;
+        let archive = agent.base().join("nginx.tar");
+        let taken = checkpoint(&cri, &id, &archive).await;
+        serves(&cri, &pod_id).await;
+        cri.clear_pod(&pod_id).await.unwrap();
+        if !works() {
+            return assert_eq!(taken.unwrap_err().code(), Code::FailedPrecondition);
+        }
+        taken.unwrap();
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let mut back = container.clone();
+        back.config.image.as_mut().unwrap().image = archive.display().to_string();
+        cri.run(&pod_id, &back, &pod).await.unwrap();
+        serves(&cri, &pod_id).await;
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+/// Fetches the page of the pod's server.
+async fn serves(cri: &Cri, pod_id: &str) {
+    let address = cri.pod(pod_id).await.unwrap().network.unwrap().ip;
+    let address: std::net::SocketAddr = format!("{address}:80").parse().unwrap();
+    eventually("the server answers", LONG, async || super::network::page(address).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_cannot_be_taken_says_why_and_leaves_nothing() {
     with_agent(async |agent| {
         let (cri, pod, pod_id, container, id) = counting(agent, "ckpt-not").await;
