@@ -26,7 +26,9 @@ fn error(line: &str) -> Option<&str> {
     const HARMLESS: &str = "Can't setup RLIMIT_NOFILE";
     let line = line.trim();
     let said = if line.starts_with('(') { line.split_once(") ")?.1 } else { line };
-    let said = said.trim_start().strip_prefix("Error (")?;
+    // A process that is being restored tells its pid.
+    let said = said.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
+    let said = said.strip_prefix(':').unwrap_or(said).trim_start().strip_prefix("Error (")?;
     let text = said.split_once("): ")?.1.trim();
     (!text.contains(HARMLESS)).then_some(text)
 }
