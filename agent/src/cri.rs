@@ -10,7 +10,8 @@ use tonic::{Request, Response, Status};
 use crate::{context::Context, pods::Pods, stats::Collector, streaming::Streaming};
 
 mod attach;
-mod checkpoint;
+mod checkpoint_container;
+mod checkpoint_pod;
 mod container_stats;
 mod container_status;
 mod convert;
@@ -38,6 +39,7 @@ mod remove_container;
 mod remove_image;
 mod remove_pod_sandbox;
 mod reopen_container_log;
+mod restore_pod;
 mod run_pod_sandbox;
 mod runtime_config;
 mod start_container;
@@ -274,20 +276,20 @@ impl RuntimeService for Runtime {
 
     async fn checkpoint_container(
         &self,
-        _: Request<cri::CheckpointContainerRequest>,
+        request: Request<cri::CheckpointContainerRequest>,
     ) -> Reply<cri::CheckpointContainerResponse> {
-        checkpoint::refuse("CheckpointContainer").await
+        call!(request, "CheckpointContainer", |request| checkpoint_container::call(&self.pods, request))
     }
 
     async fn checkpoint_pod(
         &self,
-        _: Request<cri::CheckpointPodRequest>,
+        request: Request<cri::CheckpointPodRequest>,
     ) -> Reply<cri::CheckpointPodResponse> {
-        checkpoint::refuse("CheckpointPod").await
+        call!(request, "CheckpointPod", |request| checkpoint_pod::call(&self.pods, request))
     }
 
-    async fn restore_pod(&self, _: Request<cri::RestorePodRequest>) -> Reply<cri::RestorePodResponse> {
-        checkpoint::refuse("RestorePod").await
+    async fn restore_pod(&self, request: Request<cri::RestorePodRequest>) -> Reply<cri::RestorePodResponse> {
+        call!(request, "RestorePod", |request| restore_pod::call(&self.pods, request))
     }
 
     async fn list_metric_descriptors(

@@ -19,10 +19,12 @@ use crate::{
 };
 
 pub(crate) mod cdi;
+mod checkpoint;
 pub mod config;
 mod device;
 pub(crate) mod exec;
 mod files;
+mod frozen;
 mod id;
 mod layout;
 mod monitor;
@@ -36,8 +38,10 @@ pub(crate) mod step;
 pub(crate) mod storage;
 mod task;
 
+pub(crate) use frozen::Frozen;
 pub use id::{ContainerId, PodId};
 
+use checkpoint::Busy;
 use config::{ContainerConfig, PodConfig, PodName, Resources};
 use record::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 use task::{Command, Start};
@@ -72,6 +76,7 @@ struct Handle {
 pub struct Pods {
     context: Arc<Context>,
     index: Arc<Mutex<Index>>,
+    checkpoints: Busy,
 }
 
 #[derive(Debug, Default)]
@@ -94,7 +99,7 @@ pub struct Found {
 impl Pods {
     /// No pods yet; [`Pods::recover`] brings back what an earlier agent left.
     pub fn new(context: Arc<Context>) -> Pods {
-        Pods { context, index: Arc::default() }
+        Pods { context, index: Arc::default(), checkpoints: Busy::default() }
     }
 
     /// What the pods share with the rest of the agent.
@@ -301,7 +306,7 @@ impl Pods {
         let missing = || Error::NotFound { object: "image", id: config.image_ref.clone() };
         let image = self.context.store.find(&config.image_ref)?.ok_or_else(missing)?;
         let config = Box::new(config);
-        self.ask(pod, |answer| Command::CreateContainer { config, image, answer }).await
+        self.ask(pod, |answer| Command::CreateContainer { config, image, checkpoint: None, answer }).await
     }
 
     /// Starts a created container.

@@ -16,7 +16,7 @@ type Reply<T> = Result<Response<T>, Status>;
 type Feed<T> = ReceiverStream<Result<T, Status>>;
 
 /// RFC 3339 with nanoseconds, as docker writes times.
-fn time(nanoseconds: i64) -> String {
+pub(crate) fn time(nanoseconds: i64) -> String {
     let moment = jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default();
     format!("{moment:.9}")
 }

@@ -108,6 +108,15 @@ pub enum Error {
         #[source]
         source: Box<diff::Error>,
     },
+    /// What another container had changed could not be laid out.
+    #[error("lay out changes in snapshot {key}")]
+    Apply {
+        /// The snapshot.
+        key: String,
+        /// Why.
+        #[source]
+        source: Box<crate::layer::Error>,
+    },
     /// Images could not be read from an archive.
     #[error("load images")]
     Load {
@@ -154,6 +163,7 @@ impl Error {
             Error::Push { source, .. } => source.kind(),
             Error::Commit { source, .. } => source.kind(),
             Error::Diff { source, .. } => source.kind(),
+            Error::Apply { source, .. } => source.kind(),
             Error::Load { source } | Error::Save { source } => source.kind(),
             Error::Content(error) => error.kind(),
             Error::Snapshot(error) => error.kind(),

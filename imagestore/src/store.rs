@@ -25,7 +25,7 @@ use crate::{
     content::Content,
     diff, error, folder,
     gc::Leases,
-    history, manifest,
+    history, layer, manifest,
     pull::{self, Flights, Reports},
     push, reclaim,
     registry::{Routes, Transport},
@@ -283,6 +283,20 @@ impl Store {
         let upper = self.inner.snapshots.upper(key)?;
         diff::changes(&upper, options)
             .map_err(|source| Error::Diff { key: key.to_owned(), source: Box::new(source) })
+    }
+
+    /// Writes what the active snapshot `key` has changed of its layers as a layer's uncompressed tar.
+    pub fn write_changes(&self, key: &str, out: &mut impl Write) -> Result<(), Error> {
+        let upper = self.inner.snapshots.upper(key)?;
+        let written = diff::write(&upper, &DiffOptions::default(), out);
+        written.map(drop).map_err(|source| Error::Diff { key: key.to_owned(), source: Box::new(source) })
+    }
+
+    /// Lays out what [`Store::write_changes`] has written in the active snapshot `key`, which is new and not mounted yet.
+    pub fn apply_changes(&self, key: &str, tar: impl Read) -> Result<(), Error> {
+        let upper = self.inner.snapshots.upper(key)?;
+        let laid_out = layer::unpack(tar, upper.directory());
+        laid_out.map(drop).map_err(|source| Error::Apply { key: key.to_owned(), source: Box::new(source) })
     }
 
     /// Makes an image of `parent` and what the active snapshot `key`, which stands on it, has changed; under these

@@ -39,7 +39,8 @@ mod supported;
 mod sysctl;
 pub(crate) mod terminal;
 
-pub(crate) use bundle::seccomp_of_exec;
+pub(crate) use bundle::{read_spec, seccomp_of_exec};
+pub(crate) use cgroupfs::directory as cgroup_directory;
 pub(crate) use error::Error;
 pub(crate) use identity::{become_root, needs_midwife, write_maps};
 pub(crate) use process::Prepared;
@@ -104,7 +105,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         prepared.set_oom_score()?;
     }
     let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod), asked.is_some())?;
-    enter_cgroup(&setup, linux.resources().as_ref(), asked.is_some())?;
+    enter_cgroup(setup.cgroup, setup.in_cgroup, linux.resources().as_ref(), asked.is_some())?;
     reset_affinity();
     let path = setup.bundle.join(root.path());
     let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod())?;
@@ -160,6 +161,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     }
     let label = prepared.as_ref().map(Prepared::open_label).transpose()?.flatten();
     rootfs.enter(root.readonly().unwrap_or(false), line.is_none_or(|line| line.pivot))?;
+    process::take_own_null()?;
     if let (Some(prepared), true) = (&mut prepared, line.is_some()) {
         prepared.settle_environment()?;
         prepared.find_program()?;
@@ -235,18 +237,23 @@ fn wait_for_start(asked: Option<&Asked<'_>>, reporter: &Reporter) -> Result<()> 
 }
 
 /// `strictly`: what the host can't limit is an error even where an agent has it passed over.
-fn enter_cgroup(setup: &Setup<'_>, resources: Option<&LinuxResources>, strictly: bool) -> Result<()> {
-    let failed = |source| Error::Cgroup { path: setup.cgroup.path().to_owned(), source };
-    if !setup.in_cgroup {
-        setup.cgroup.create().map_err(failed)?;
+pub(crate) fn enter_cgroup(
+    cgroup: &Cgroup,
+    in_cgroup: bool,
+    resources: Option<&LinuxResources>,
+    strictly: bool,
+) -> Result<()> {
+    let failed = |source| Error::Cgroup { path: cgroup.path().to_owned(), source };
+    if !in_cgroup {
+        cgroup.create().map_err(failed)?;
     }
     if let Some(resources) = resources {
         if strictly {
-            setup.cgroup.require_huge_pages(resources).map_err(failed)?;
+            cgroup.require_huge_pages(resources).map_err(failed)?;
         }
-        setup.cgroup.apply(resources).map_err(failed)?;
+        cgroup.apply(resources).map_err(failed)?;
     }
-    if setup.in_cgroup { Ok(()) } else { setup.cgroup.enter().map_err(failed) }
+    if in_cgroup { Ok(()) } else { cgroup.enter().map_err(failed) }
 }
 
 /// The session keyring that the processes of a monitor's container share. It goes with the last of them.

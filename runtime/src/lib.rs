@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod console;
 pub mod container;
 pub mod copyup;
+pub mod criu;
 pub mod delegate;
 pub mod exec;
 pub mod executable;

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod arguments;
+mod checkpoint;
 mod child;
 mod configuration;
 mod create;
@@ -25,6 +26,7 @@ mod guest;
 mod list;
 mod log;
 mod record;
+mod restore;
 mod signal;
 mod socket;
 mod specification;
@@ -108,6 +110,8 @@ fn run(context: &Context, verb: Verb) -> Result<u8> {
         Verb::Resume(arguments) => update::freeze(context, &arguments.id, false).map(|()| 0),
         Verb::Update(arguments) => update::update(context, &arguments).map(|()| 0),
         Verb::Events(arguments) => events::events(context, &arguments).map(|()| 0),
+        Verb::Checkpoint(arguments) => checkpoint::checkpoint(context, &arguments).map(|()| 0),
+        Verb::Restore(arguments) => restore::restore(context, &arguments),
         Verb::Features => features::features().map(|()| 0),
         Verb::Spec(arguments) => specification::write(&arguments).map(|()| 0),
     }

@@ -9,10 +9,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${1:?DIR}
 suite=bookworm
 packages="systemd systemd-sysv dbus udev kmod busybox-static procps iproute2 iputils-ping nftables curl
-    e2fsprogs strace docker-registry"
+    e2fsprogs strace docker-registry criu iptables"
 # What a node needs of the kernel's modules; what these need comes along.
 modules="overlay veth bridge br_netfilter dummy tun loop nf_tables nft_chain_nat nft_masq nft_nat nft_redir nft_ct
-    nft_compat nft_fib_inet nf_conntrack xt_conntrack squashfs"
+    nft_compat nft_fib_inet nf_conntrack xt_conntrack squashfs
+    tcp_diag udp_diag raw_diag unix_diag af_packet_diag netlink_diag xt_mark nf_conntrack_netlink"
 
 say() { printf 'vm: %s\n' "$*" >&2; }
 

@@ -51,6 +51,7 @@ if [ "$part" = agent ]; then
 for tool in mmdebstrap umoci jq; do
     command -v $tool >/dev/null || { printf "#!/bin/sh\nexit 1\n" >/usr/local/bin/$tool; chmod +x /usr/local/bin/$tool; }
 done
+export SAMPAN_TEST_CRIU=required
 export SAMPAN_TEST_IMAGES='"$images"'
 exec '"$e2e --test-threads 1 ${SAMPAN_VM_TESTS:-}"
 else
@@ -67,6 +68,7 @@ else
     # Its root is in memory, where Debian 12's kernel maps no ids.
     skip="--skip=figures --skip=swapped --skip=callers --skip=mounts_can_map_ids"
     script='
+export SAMPAN_TEST_CRIU=required
 run() { echo "== $*"; "$@" || { echo "== FAILED ($?): $*"; failed=1; }; }
 failed=0
 run '"$unit"' --test-threads 2 cgroup

@@ -1,5 +1,7 @@
 //! `CreateContainer`: all of a container but its start.
 
+use std::path::PathBuf;
+
 use sampan_proto::cri;
 use tonic::Status;
 
@@ -32,6 +34,11 @@ pub(super) async fn call(
         // The monitor knows whole ids only.
         *id = target.container.id.to_string();
     }
-    let id = pods.create_container(&pod.record.id, config).await?;
+    // Whoever names a file as the image wants what CheckpointContainer has written there back.
+    let archive = PathBuf::from(&config.image_ref);
+    let id = match archive.is_absolute() {
+        true => pods.restore_container(&pod.record.id, config, archive).await?,
+        false => pods.create_container(&pod.record.id, config).await?,
+    };
     Ok(cri::CreateContainerResponse { container_id: id.to_string() })
 }

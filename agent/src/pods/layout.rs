@@ -19,6 +19,7 @@ use sampan_runtime::{
 
 use super::{
     PodId, cdi,
+    checkpoint::Checkpoint,
     config::{AppArmorProfile, MountConfig, Propagation, SeccompProfile, Security},
     device, files,
     record::{ContainerRecord, PodRecord, UserIds},
@@ -29,7 +30,7 @@ use crate::{
     error::{Error, Result, at, chain},
 };
 
-/// Prepares the writable layer, mounts the root, resolves the user against it, and writes the bundle. Tells which other
+/// Prepares the writable layer, with what a checkpoint has of it, mounts the root, resolves the user against it, and writes the bundle. Tells which other
 /// runtime is to make the container, if one is.
 pub(super) fn lay_out(
     context: &Context,
@@ -37,6 +38,7 @@ pub(super) fn lay_out(
     mut record: ContainerRecord,
     image: &Image,
     hostname: &str,
+    checkpoint: Option<&Checkpoint>,
 ) -> Result<(ContainerRecord, Option<Runtime>)> {
     let id = record.id.clone();
     let key = id.as_str();
@@ -45,6 +47,9 @@ pub(super) fn lay_out(
     let mounts = snapshots.prepare(key, Some(image.chain_id()))?;
     if let Some(bytes) = limit {
         snapshots.limit(key, bytes)?;
+    }
+    if let Some(checkpoint) = checkpoint {
+        checkpoint.lay_out(context, &pod.id, &record.id)?;
     }
     let rootfs = snapshots.directories(key)?.merged;
     let users = users(pod)?;

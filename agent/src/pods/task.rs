@@ -30,8 +30,9 @@ use tracing::{Instrument, debug, info, warn};
 
 use super::{
     PodView,
+    checkpoint::{self, Checkpoint},
     config::{ContainerConfig, NetworkMode, PidMode, PodConfig, Resources},
-    files,
+    files, frozen,
     id::ContainerId,
     monitor::{self, Connection, Launch},
     record::{ContainerPhase, ContainerRecord, ExitRecord, PodPhase, PodRecord},
@@ -61,6 +62,7 @@ pub(crate) enum Command {
     CreateContainer {
         config: Box<ContainerConfig>,
         image: Arc<sampan_imagestore::Image>,
+        checkpoint: Option<Checkpoint>,
         answer: oneshot::Sender<Result<ContainerId>>,
     },
     StartContainer {
@@ -226,8 +228,8 @@ impl Task {
     /// Does what is asked; true when the pod is gone.
     async fn handle(&mut self, command: Command) -> bool {
         match command {
-            Command::CreateContainer { config, image, answer } => {
-                let result = self.create_container(*config, image).await;
+            Command::CreateContainer { config, image, checkpoint, answer } => {
+                let result = self.create_container(*config, image, checkpoint).await;
                 if let Err(Ok(id)) = answer.send(result) {
                     // Nobody learned the id: a repeated request gets a container of its own.
                     debug!(container.id = %id, "creation was given up by its caller");

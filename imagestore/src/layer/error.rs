@@ -7,6 +7,8 @@ use std::io;
 
 use rustix::io::Errno;
 
+use crate::Kind;
+
 /// Why a layer was not unpacked. What it left behind is to be thrown away.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -116,6 +118,21 @@ pub enum Refusal {
 }
 
 impl Error {
+    /// What a caller can act on.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Error::Read { source, .. } => match Kind::of_io(source) {
+                // Not the disk: the blob does not inflate, or ends early.
+                Kind::Internal if source.raw_os_error().is_none() => Kind::DataLoss,
+                kind => kind,
+            },
+            Error::Truncated { .. } => Kind::DataLoss,
+            Error::TooManyEntries { .. } => Kind::ResourceExhausted,
+            Error::Write { source, .. } => Kind::of_io(source),
+            Error::Malformed { .. } | Error::Refused { .. } => Kind::InvalidArgument,
+        }
+    }
+
     /// Whether there was no room: freeing some makes a retry sensible.
     pub fn is_out_of_space(&self) -> bool {
         match self {

@@ -86,7 +86,7 @@ impl Error {
             Error::Manifest { source, .. } => source.kind(),
             Error::Config { .. } => Kind::InvalidArgument,
             Error::Content(error) => error.kind(),
-            Error::Layer { source, .. } => of_layer(source),
+            Error::Layer { source, .. } => source.kind(),
             Error::DiffId { .. } => Kind::DataLoss,
             Error::Snapshot(error) => error.kind(),
             Error::Metadata(error) => error.kind(),
@@ -94,19 +94,5 @@ impl Error {
             Error::Cancelled => Kind::Cancelled,
             Error::Lost => Kind::Internal,
         }
-    }
-}
-
-fn of_layer(error: &layer::Error) -> Kind {
-    match error {
-        layer::Error::Read { source, .. } => match Kind::of_io(source) {
-            // Not the disk: the blob does not inflate, or ends early.
-            Kind::Internal if source.raw_os_error().is_none() => Kind::DataLoss,
-            kind => kind,
-        },
-        layer::Error::Truncated { .. } => Kind::DataLoss,
-        layer::Error::TooManyEntries { .. } => Kind::ResourceExhausted,
-        layer::Error::Write { source, .. } => Kind::of_io(source),
-        layer::Error::Malformed { .. } | layer::Error::Refused { .. } => Kind::InvalidArgument,
     }
 }

@@ -10,7 +10,7 @@ use super::{Error, Result};
 use crate::seccomp::{Filter, Program};
 
 /// `config.json`.
-pub(super) fn read_spec(bundle: &Path) -> Result<Spec> {
+pub(crate) fn read_spec(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
     let text = fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
     serde_json::from_slice(&text).map_err(|source| Error::Parse { path, source })

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::MountAttrFlags;
@@ -51,6 +51,20 @@ pub(super) fn mount(target: &OwnedFd, options: &Options, view: &View<'_>) -> sys
     sys::mount::set_attributes(&tmpfs, attributes, false)
 }
 
+/// The directory of the host that a container sees below its view: the view itself on version 2, the folder of a hierarchy on
+/// version 1.
+pub(crate) fn directory(cgroup: &Cgroup, below: &Path) -> Option<PathBuf> {
+    let paths = cgroup.paths();
+    if let Some(path) = paths.get("unified") {
+        return Some(if below.as_os_str().is_empty() { path.clone() } else { path.join(below) });
+    }
+    let mut parts = below.components();
+    let name = parts.next()?.as_os_str().to_str()?;
+    let root = hierarchies(&paths).get(name)?.path.to_owned();
+    let rest = parts.as_path();
+    Some(if rest.as_os_str().is_empty() { root } else { root.join(rest) })
+}
+
 fn unified(target: &OwnedFd, path: &Path, attributes: Attributes, own_root: bool) -> sys::Result<()> {
     let mount = if own_root {
         let context = Context::open("cgroup2")?;
@@ -70,7 +84,7 @@ struct Hierarchy<'a> {
 }
 
 /// The hierarchies by the name that their directory has by convention: `cpu,cpuacct`, `systemd`.
-fn hierarchies(paths: &BTreeMap<String, std::path::PathBuf>) -> BTreeMap<String, Hierarchy<'_>> {
+fn hierarchies(paths: &BTreeMap<String, PathBuf>) -> BTreeMap<String, Hierarchy<'_>> {
     let mut by_path: BTreeMap<&Path, Vec<&str>> = BTreeMap::new();
     for (controller, path) in paths {
         by_path.entry(path).or_default().push(controller.strip_prefix("name=").unwrap_or(controller));

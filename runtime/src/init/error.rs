@@ -13,6 +13,8 @@ use crate::sys;
 pub(crate) enum Error {
     #[error(transparent)]
     Delegate(#[from] crate::delegate::Error),
+    #[error(transparent)]
+    Criu(#[from] crate::criu::Error),
     #[error("arrange descriptors")]
     Descriptors(#[source] sys::Error),
     #[error("reset signals")]

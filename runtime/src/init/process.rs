@@ -261,6 +261,34 @@ fn last_of_each(environment: &[String]) -> Vec<String> {
     kept
 }
 
+/// Standard descriptors that are the host's `/dev/null` become the container's own, if it has one: nothing of the host
+/// stays open, and a checkpoint knows no file of another mount namespace. The caller's root is the container's by now.
+pub(super) fn take_own_null() -> Result<()> {
+    let is_null = |stat: &rustix::fs::Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && stat.st_rdev == rustix::fs::makedev(1, 3)
+    };
+    let mut own = None;
+    for (number, fd) in sys::process::stdio().into_iter().enumerate() {
+        if !is_null(&file::fstat(fd).map_err(Error::Descriptors)?) {
+            continue;
+        }
+        if own.is_none() {
+            let Ok(null) = file::openat2(CWD, "/dev/null", OFlags::RDWR, ResolveFlags::NO_SYMLINKS) else {
+                return Ok(());
+            };
+            if !is_null(&file::fstat(&null).map_err(Error::Descriptors)?) {
+                return Ok(());
+            }
+            own = Some(null);
+        }
+        if let Some(own) = &own {
+            sys::process::replace_standard(own, number as i32).map_err(Error::Descriptors)?;
+        }
+    }
+    Ok(())
+}
+
 fn set_rlimit(limit: &PosixRlimit) -> Result<()> {
     let value = |value: u64| (value != u64::MAX).then_some(value);
     let limits = Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) };

@@ -73,6 +73,10 @@ pub(super) enum Verb {
     Update(Box<Update>),
     /// Print statistics and events of a container.
     Events(Events),
+    /// Write the processes of a container to files, by CRIU, and remove it.
+    Checkpoint(Box<Checkpoint>),
+    /// Make a container whose processes go on from such files.
+    Restore(Box<Restore>),
     /// Print what this runtime can do.
     Features,
     /// Write a configuration to begin with.
@@ -81,7 +85,10 @@ pub(super) enum Verb {
 
 impl Verb {
     pub(super) fn makes_processes(&self) -> bool {
-        matches!(self, Verb::Create(_) | Verb::Run(_) | Verb::Exec(_))
+        matches!(
+            self,
+            Verb::Create(_) | Verb::Run(_) | Verb::Exec(_) | Verb::Checkpoint(_) | Verb::Restore(_)
+        )
     }
 }
 
@@ -319,6 +326,122 @@ pub(super) struct Spec {
     /// For a user that isn't root.
     #[arg(long)]
     pub(super) rootless: bool,
+}
+
+/// What `checkpoint` and `restore` have in common.
+#[derive(Debug, Args)]
+pub(super) struct CriuOptions {
+    /// Folder of the images.
+    #[arg(long)]
+    pub(super) image_path: Option<PathBuf>,
+    /// Folder for CRIU's log; that of the images without it.
+    #[arg(long)]
+    pub(super) work_path: Option<PathBuf>,
+    /// Allow open TCP connections.
+    #[arg(long)]
+    pub(super) tcp_established: bool,
+    /// Allow sockets that lead out of the container.
+    #[arg(long)]
+    pub(super) ext_unix_sk: bool,
+    /// Allow a session that was begun outside.
+    #[arg(long)]
+    pub(super) shell_job: bool,
+    /// Allow locks of files.
+    #[arg(long)]
+    pub(super) file_locks: bool,
+    /// Drop memory that later images have anew.
+    #[arg(long)]
+    pub(super) auto_dedup: bool,
+    /// Accepted: the processes are in the cgroup that the configuration says.
+    #[arg(long)]
+    pub(super) manage_cgroups_mode: Option<String>,
+    /// Accepted: namespaces that the configuration names are left out anyway.
+    #[arg(long, hide = true)]
+    pub(super) empty_ns: Vec<String>,
+    /// Refused.
+    #[arg(long, hide = true)]
+    pub(super) lazy_pages: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Checkpoint {
+    /// The container.
+    pub(super) id: String,
+    #[command(flatten)]
+    pub(super) criu: CriuOptions,
+    /// Keep the container, and let it go on.
+    #[arg(long)]
+    pub(super) leave_running: bool,
+    /// Write memory alone, ahead of a checkpoint; the container goes on.
+    #[arg(long)]
+    pub(super) pre_dump: bool,
+    /// Folder of an earlier pre-dump, relative to the images.
+    #[arg(long)]
+    pub(super) parent_path: Option<PathBuf>,
+    /// Refused.
+    #[arg(long, hide = true)]
+    pub(super) page_server: Option<String>,
+    /// Refused.
+    #[arg(long, hide = true)]
+    pub(super) status_fd: Option<i32>,
+}
+
+impl Checkpoint {
+    /// Which of `page-server`, `lazy-pages` and `status-fd` were given.
+    pub(super) fn refused(&self) -> [bool; 3] {
+        [self.page_server.is_some(), self.criu.lazy_pages, self.status_fd.is_some()]
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    /// The container's name, unique below the root.
+    pub(super) id: String,
+    #[command(flatten)]
+    pub(super) criu: CriuOptions,
+    /// Folder of config.json.
+    #[arg(short, long, default_value = ".")]
+    pub(super) bundle: PathBuf,
+    /// Don't wait for the end.
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// File for the pid of the container's first process.
+    #[arg(long)]
+    pub(super) pid_file: Option<PathBuf>,
+    /// Accepted: it is for this process that the container's are waited for.
+    #[arg(long, hide = true)]
+    pub(super) no_subreaper: bool,
+    /// Accepted: CRIU changes the root as it can.
+    #[arg(long, hide = true)]
+    pub(super) no_pivot: bool,
+    /// Refused.
+    #[arg(long, hide = true)]
+    pub(super) console_socket: Option<PathBuf>,
+    /// Refused.
+    #[arg(long, hide = true)]
+    pub(super) lsm_profile: Option<String>,
+}
+
+impl Restore {
+    /// Which of `lazy-pages`, `console-socket` and `lsm-profile` were given. An empty socket is none.
+    pub(super) fn refused(&self) -> [bool; 3] {
+        let socket = self.console_socket.as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+        [self.criu.lazy_pages, socket, self.lsm_profile.as_ref().is_some_and(|profile| !profile.is_empty())]
+    }
+
+    /// The same as for a container that is made from its bundle alone.
+    pub(super) fn as_create(&self) -> Create {
+        Create {
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            console_socket: None,
+            pidfd_socket: None,
+            pid_file: self.pid_file.clone(),
+            no_pivot: false,
+            no_new_keyring: false,
+            preserve_fds: 0,
+        }
+    }
 }
 
 fn bytes(text: &str) -> Result<i64, String> {

@@ -208,7 +208,7 @@ fn spawn_and_wait(
     }
 }
 
-fn remember(folder: &Folder, record: &mut Record, child: &Child) -> Result<()> {
+pub(super) fn remember(folder: &Folder, record: &mut Record, child: &Child) -> Result<()> {
     record.pid = child.pid;
     record.started = start_time(child.pid).unwrap_or(0);
     folder.write(record)
@@ -231,7 +231,7 @@ fn run_runtime_hooks(line: &CommandLine<'_>, pid: i32) -> Result<()> {
 }
 
 /// Takes everything back. The failure that led to it is the one to be told.
-fn undo(folder: &Folder, child: Option<&Child>, record: Option<&Record>) {
+pub(super) fn undo(folder: &Folder, child: Option<&Child>, record: Option<&Record>) {
     if let Some(child) = child {
         child::abandon(child);
     }
@@ -243,7 +243,7 @@ fn undo(folder: &Folder, child: Option<&Child>, record: Option<&Record>) {
     let _ = folder.remove();
 }
 
-fn record_of(
+pub(super) fn record_of(
     context: &Context,
     arguments: &arguments::Create,
     spec: &Spec,

@@ -60,7 +60,7 @@ pub(super) fn features() -> Result<()> {
         },
         "annotations": {
             "io.sampan.runtime.version": env!("CARGO_PKG_VERSION"),
-            "org.opencontainers.runc.checkpoint.enabled": "false",
+            "org.opencontainers.runc.checkpoint.enabled": "true",
         },
     }))
 }

@@ -33,6 +33,8 @@ pub(super) struct Container {
     pub(super) pid_mode: PidMode,
     /// The other runtime that makes it, if there is one.
     pub(super) runtime: Option<Runtime>,
+    /// It comes back from images, and its first process is not there yet: until then it has a restorer.
+    pub(super) restored: bool,
     /// Whom the shim waits for: the container's process, or its delegate.
     pub(super) child: i32,
     pub(super) pid: i32,
@@ -67,6 +69,11 @@ impl Container {
     /// Whether its process is still on its way to be one.
     pub(super) fn is_being_made(&self) -> bool {
         matches!(self.phase, Phase::Creating { .. })
+    }
+
+    /// Whether its processes are on their way back: the end of its first one may be seen before the word about its birth.
+    pub(super) fn is_coming_back(&self) -> bool {
+        self.restored && matches!(self.phase, Phase::Starting { .. })
     }
 
     pub(super) fn has_exited(&self) -> bool {

@@ -72,6 +72,27 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         runtime: Option<Runtime>,
     },
+    /// Makes a container that comes back from images, up to the point before its processes are there; answered with
+    /// [`Response::Created`], and after [`Request::Start`] with [`Response::Started`] as any container. It has pids of its
+    /// own and no terminal.
+    Restore {
+        /// As for `Create`.
+        id: String,
+        /// As for `Create`. Its process is not looked at but for its user.
+        bundle: PathBuf,
+        /// As for `Create`.
+        cgroup: String,
+        /// As for `Create`.
+        #[serde(default)]
+        log: Option<PathBuf>,
+        /// As for `Create`.
+        #[serde(default)]
+        stdin: bool,
+        /// What a [`Request::Checkpoint`] has written.
+        images: PathBuf,
+        /// CRIU's program.
+        criu: PathBuf,
+    },
     /// Executes a created container's program; answered with [`Response::Started`].
     ///
     /// A program that can't be executed is an error of kind `InvalidArgument`; by then the container has exited, with
@@ -139,6 +160,17 @@ pub enum Request {
         /// A name for messages.
         exec: String,
     },
+    /// Writes a running container's processes to images, after which they go on; if its cgroup was frozen, it is so again.
+    /// Answered as [`Request::Exec`] is, for CRIU's process: what is wrong when its exit code is not 0 is in the log,
+    /// [`crate::criu::DUMP_LOG`]. Closing the connection kills that process.
+    Checkpoint {
+        /// The container.
+        id: String,
+        /// An empty folder.
+        images: PathBuf,
+        /// CRIU's program.
+        criu: PathBuf,
+    },
     /// Kills what is left, removes the cgroups, is answered with [`Response::Done`] and exits with 0.
     Shutdown,
 }
@@ -180,6 +212,9 @@ pub enum Response {
     Started {
         /// Nanoseconds since 1970.
         started_at: i64,
+        /// Its first process, if that is another one than was told when it was created.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<i32>,
     },
     /// To `State`.
     State {
@@ -335,6 +370,22 @@ mod tests {
         );
         round_trip(Request::Attach { id: id() }, r#"{"attach":{"id":"web"}}"#);
         round_trip(Request::CloseStdin { id: id() }, r#"{"close_stdin":{"id":"web"}}"#);
+        round_trip(
+            Request::Checkpoint { id: id(), images: "/i".into(), criu: "/usr/sbin/criu".into() },
+            r#"{"checkpoint":{"id":"web","images":"/i","criu":"/usr/sbin/criu"}}"#,
+        );
+        round_trip(
+            Request::Restore {
+                id: id(),
+                bundle: "web".into(),
+                cgroup: "/sampan/p/web".into(),
+                log: None,
+                stdin: false,
+                images: "/i".into(),
+                criu: "/usr/sbin/criu".into(),
+            },
+            r#"{"restore":{"id":"web","bundle":"web","cgroup":"/sampan/p/web","log":null,"stdin":false,"images":"/i","criu":"/usr/sbin/criu"}}"#,
+        );
         round_trip(Request::State, r#""state""#);
         round_trip(Request::Subscribe, r#""subscribe""#);
         round_trip(Request::Shutdown, r#""shutdown""#);
@@ -346,7 +397,11 @@ mod tests {
         round_trip(Response::Hello { version: 1, pid: 7 }, r#"{"hello":{"version":1,"pid":7}}"#);
         round_trip(Response::Done, r#""done""#);
         round_trip(Response::Created { pid: 7 }, r#"{"created":{"pid":7}}"#);
-        round_trip(Response::Started { started_at: 5 }, r#"{"started":{"started_at":5}}"#);
+        round_trip(Response::Started { started_at: 5, pid: None }, r#"{"started":{"started_at":5}}"#);
+        round_trip(
+            Response::Started { started_at: 5, pid: Some(7) },
+            r#"{"started":{"started_at":5,"pid":7}}"#,
+        );
         round_trip(Response::ExecStarted { pid: 7 }, r#"{"exec_started":{"pid":7}}"#);
         round_trip(Response::Attached, r#""attached""#);
         round_trip(Response::ExecExited { exit_code: 1 }, r#"{"exec_exited":{"exit_code":1}}"#);

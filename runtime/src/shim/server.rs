@@ -3,6 +3,7 @@
 //! Everything the shim holds is owned here. `request` answers what clients ask, `child` follows what becomes of
 //! processes; both leave answers that can't be given yet to a later event, under the number of their connection.
 
+mod checkpoint;
 mod child;
 mod memory;
 mod request;

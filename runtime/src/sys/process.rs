@@ -133,13 +133,16 @@ pub(crate) fn keep_across_exec(count: u32) -> Result<()> {
 
 /// Makes `file` the three standard descriptors of a child that has been through [`keep_only`].
 pub(crate) fn replace_stdio(file: impl AsFd) -> Result<()> {
+    (0..3).try_for_each(|place| replace_standard(&file, place))
+}
+
+/// Makes `file` one of the standard descriptors of such a child.
+pub(crate) fn replace_standard(file: impl AsFd, place: RawFd) -> Result<()> {
+    debug_assert!((0..3).contains(&place));
     let file = file.as_fd().as_raw_fd();
-    for place in 0..3 {
-        // SAFETY: replaces a descriptor that nothing owns: `stdio` only lends them.
-        let result = unsafe { libc::dup2(file, place) };
-        named(check(result.into()), || format!("dup2({file}, {place})"))?;
-    }
-    Ok(())
+    // SAFETY: replaces a descriptor that nothing owns: `stdio` only lends them.
+    let result = unsafe { libc::dup2(file, place) };
+    named(check(result.into()), || format!("dup2({file}, {place})")).map(drop)
 }
 
 /// Descriptors 0, 1 and 2 of a child that has been through [`keep_only`].

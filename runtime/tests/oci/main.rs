@@ -3,6 +3,7 @@
 //! Needs root, and for `callers` what `make setup` installs.
 
 mod callers;
+mod checkpoint;
 mod exec;
 mod fixture;
 mod hooks;

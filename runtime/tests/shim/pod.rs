@@ -122,7 +122,7 @@ impl Pod {
 
     pub(crate) fn start(&self, client: &Client, id: &str) -> i64 {
         match client.ask(&Request::Start { id: id.to_owned() }) {
-            Response::Started { started_at } => started_at,
+            Response::Started { started_at, .. } => started_at,
             other => panic!("start {id}: {other:?}; {}", self.log()),
         }
     }

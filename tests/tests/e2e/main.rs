@@ -11,6 +11,7 @@ use sampan_tests::{Agent, fixture};
 mod archive;
 mod bad_input;
 mod build;
+mod checkpoint;
 mod cli;
 mod cni;
 mod commit;

@@ -30,6 +30,7 @@ impl Task {
         &mut self,
         config: ContainerConfig,
         image: Arc<Image>,
+        checkpoint: Option<Checkpoint>,
     ) -> Result<ContainerId> {
         self.control()?;
         if let Some(made) = self.already_made(&config)? {
@@ -54,7 +55,7 @@ impl Task {
         };
         let pod = self.record.id.clone();
         self.context.records.write_container(&pod, &record)?;
-        match self.make(record.clone(), image).await {
+        match self.make(record.clone(), image, checkpoint).await {
             Ok(record) => {
                 info!(container.id = %id, name = %record.config.name, image.ref = %record.config.image, "container created");
                 self.save_container(record.clone())?;
@@ -71,12 +72,19 @@ impl Task {
     }
 
     /// Lays out root file system and bundle, and has the monitor make the container.
-    async fn make(&self, record: ContainerRecord, image: Arc<Image>) -> Result<ContainerRecord> {
+    async fn make(
+        &self,
+        record: ContainerRecord,
+        image: Arc<Image>,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<ContainerRecord> {
         let bundle = self.bundle(&record.id);
         let hostname = self.hostname();
-        let (context, pod) = (self.context.clone(), self.record.clone());
+        let (context, pod, criu) =
+            (self.context.clone(), self.record.clone(), checkpoint.as_ref().map(|from| from.criu.clone()));
         let since = Instant::now();
-        let laid_out = blocking(move || lay_out(&context, &pod, record, &image, &hostname)).await?;
+        let laid_out =
+            blocking(move || lay_out(&context, &pod, record, &image, &hostname, checkpoint.as_ref())).await?;
         let (mut record, runtime) = laid_out;
         self.context.measurements.container_start("layout", since.into_std());
         let pid = match spec::pid_mode(&self.record.config, &record.config) {
@@ -85,15 +93,21 @@ impl Task {
             PidMode::Host => protocol::PidMode::Host,
             PidMode::Target(id) => protocol::PidMode::Target(id),
         };
-        let request = Request::Create {
-            id: record.id.to_string(),
-            bundle,
-            cgroup: record.cgroup.clone(),
-            log: record.log_path.clone(),
-            pid,
-            stdin: record.config.stdin,
-            terminal: record.config.tty,
-            runtime,
+        let (id, cgroup, log) = (record.id.to_string(), record.cgroup.clone(), record.log_path.clone());
+        let stdin = record.config.stdin;
+        let request = match criu {
+            None => {
+                let terminal = record.config.tty;
+                Request::Create { id, bundle, cgroup, log, pid, stdin, terminal, runtime }
+            }
+            Some(criu) => {
+                let alone = pid == protocol::PidMode::Private && runtime.is_none() && !record.config.tty;
+                if !alone || self.record.config.users.is_some() {
+                    return Err(Error::Precondition(checkpoint::NOT_ALONE.into()));
+                }
+                let images = checkpoint::images(&self.context, &self.record.id, &record.id);
+                Request::Restore { id, bundle, cgroup, log, stdin, images, criu }
+            }
         };
         let since = Instant::now();
         let answer = self.control()?.request(&request).await?;
@@ -120,12 +134,14 @@ impl Task {
         let answer = self.control()?.request(&Request::Start { id: id.to_string() }).await;
         self.context.measurements.container_start("start", since.into_std());
         match answer {
-            Ok(Response::Started { started_at }) => {
+            Ok(Response::Started { started_at, pid }) => {
                 record.phase = ContainerPhase::Running;
                 record.started_at = started_at;
+                record.pid = pid.or(record.pid);
                 info!(container.id = %id, pid = record.pid, "container started");
                 let saved = self.save_container(record.clone());
                 self.tell_of(&record, Action::Start);
+                checkpoint::remove_images(&self.context, &self.record.id, id);
                 saved
             }
             Ok(other) => Err(Error::Internal(format!("the monitor answered {other:?} to a start"))),
@@ -258,6 +274,7 @@ impl Task {
         let (context, pod, record) = (self.context.clone(), self.record.id.clone(), record.clone());
         let bundle = self.bundle(&record.id);
         blocking(move || {
+            checkpoint::remove_images(&context, &pod, &record.id);
             match fs::remove_dir_all(&bundle) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(at("remove", bundle)(error));

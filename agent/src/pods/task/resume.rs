@@ -10,6 +10,7 @@ use super::*;
 impl Task {
     /// Brings record and reality together, as far as that waits for nobody outside; then the pod can be shown.
     pub(super) async fn take_up(&mut self) {
+        checkpoint::remove_unfinished(&self.context, &self.record.id);
         match self.record.phase {
             // Nobody has heard of it, or nobody wants to hear of it again.
             PodPhase::Creating => self.made = false,
@@ -92,6 +93,10 @@ impl Task {
                 self.ended(record, exit_record(exit)).await;
             }
             Some(state) => {
+                if state.status == Status::Running {
+                    let cgroup = record.cgroup.clone();
+                    blocking(move || frozen::thaw(&cgroup)).await;
+                }
                 record.pid = Some(state.pid);
                 record.started_at = state.started_at;
                 record.phase = match state.status {

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use sampan_imagestore::{Change, ChangeKind, Commit, DiffOptions, Reference, apply_changes};
 use sampan_proto::sampan;
-use sampan_runtime::cgroup::Cgroup;
 use serde_json::Value;
 
 use crate::{
     context::{blocking, now},
     error::{Error, Result},
-    pods::{Found, Pods, record::ContainerPhase},
+    pods::{Found, Frozen, Pods, record::ContainerPhase},
     services::merged,
 };
 
@@ -91,25 +90,4 @@ fn options(found: &Found) -> DiffOptions {
     let devices = found.container.config.devices.iter().map(|device| device.container_path.clone());
     let mount_points = MOUNT_POINTS.iter().map(PathBuf::from).chain(own).chain(devices).collect();
     DiffOptions { mount_points, latest: None }
-}
-
-/// A container whose processes stand still, until it is dropped.
-struct Frozen(Cgroup);
-
-impl Frozen {
-    fn new(path: &str) -> Result<Frozen> {
-        let failed = |source| Error::Cgroup { path: path.to_owned(), source };
-        let frozen = Frozen(Cgroup::new(path).map_err(failed)?);
-        frozen.0.freeze(true).map_err(failed)?;
-        Ok(frozen)
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        // A container that ended meanwhile, killed that is, has nothing to go on.
-        if let Err(error) = self.0.freeze(false) {
-            tracing::debug!(%error, cgroup = self.0.path(), "cgroup not thawed");
-        }
-    }
 }

@@ -40,9 +40,10 @@ impl Server {
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get();
-            let making = self.containers.iter().find(|c| c.child == pid && c.is_being_made());
-            if let Some(number) = making.map(|container| container.number) {
-                // It may have been the midwife, who told of the container's process and left.
+            let making =
+                self.containers.iter().filter(|c| c.child == pid && c.is_being_made() || c.is_coming_back());
+            for number in making.map(|container| container.number).collect::<Vec<_>>() {
+                // It may have been the midwife or the restorer, who told of the container's process and left.
                 self.container_reports(number);
             }
             if let Some(container) = self.containers.iter().find(|c| c.child == pid && !c.has_exited()) {
@@ -70,16 +71,19 @@ impl Server {
                 Err(error) => Report::Failed { message: chain(&error), exec: None },
             };
             match (report, container.phase.clone()) {
-                (Report::Born { pid }, Phase::Creating { .. }) => match sys::process::pidfd_open(pid) {
-                    Ok(pidfd) => {
-                        (container.pid, container.pidfd) = (pid, pidfd);
-                        // A delegate stays; a midwife goes, and the process that she brought is our own child.
-                        if container.runtime.is_none() {
-                            container.child = pid;
+                (Report::Born { pid }, _) if container.is_being_made() || container.is_coming_back() => {
+                    match sys::process::pidfd_open(pid) {
+                        Ok(pidfd) => {
+                            (container.pid, container.pidfd) = (pid, pidfd);
+                            // A delegate stays; a midwife or a restorer goes, and the process that it brought is our
+                            // own child.
+                            if container.runtime.is_none() {
+                                container.child = pid;
+                            }
                         }
+                        Err(error) => container.failure = Some((ErrorKind::Internal, chain(&error))),
                     }
-                    Err(error) => container.failure = Some((ErrorKind::Internal, chain(&error))),
-                },
+                }
                 (Report::Ready, Phase::Creating { client }) => {
                     if let Err(message) = take_terminal(&self.poll, container) {
                         container.failure = Some((ErrorKind::Internal, message));
@@ -98,7 +102,8 @@ impl Server {
                     container.phase = Phase::Running;
                     container.channel = None;
                     let started_at = container.started_at;
-                    return self.reply(client, Response::Started { started_at });
+                    let pid = container.restored.then_some(container.pid);
+                    return self.reply(client, Response::Started { started_at, pid });
                 }
                 (Report::Failed { message, exec }, _) => {
                     container.failure = Some((kind_of(exec), message));

@@ -12,6 +12,7 @@ use super::{SHUTDOWN, Server, Shutdown};
 use crate::cgroup::Cgroup;
 use crate::console;
 use crate::container::{Child, PidNamespace, SpawnOptions, spawn};
+use crate::criu::{self, Restore};
 use crate::delegate;
 use crate::exec::ExecOptions;
 use crate::shim::connection::Message;
@@ -30,10 +31,10 @@ use crate::users::UserNamespace;
 const STATE_BATCH: usize = 8;
 
 /// A refusal.
-type Refusal = (ErrorKind, String);
+pub(super) type Refusal = (ErrorKind, String);
 
 /// What to say now, or nothing when the answer comes with a later event.
-type Answer = Result<Option<Response>, Refusal>;
+pub(super) type Answer = Result<Option<Response>, Refusal>;
 
 const DONE: Answer = Ok(Some(Response::Done));
 
@@ -68,14 +69,26 @@ impl Server {
     }
 
     fn answer(&mut self, client: u32, request: Request, descriptors: Vec<OwnedFd>) -> Answer {
-        let making = matches!(request, Request::Create { .. } | Request::Start { .. } | Request::Exec { .. });
+        let making = matches!(
+            request,
+            Request::Create { .. }
+                | Request::Restore { .. }
+                | Request::Start { .. }
+                | Request::Exec { .. }
+                | Request::Checkpoint { .. }
+        );
         if self.shutdown.is_some() && making {
             return Err((ErrorKind::FailedPrecondition, "the pod is shutting down".to_owned()));
         }
         match request {
             Request::Hello { version } => self.hello(client, version),
             Request::Create { id, bundle, cgroup, log, pid, stdin, terminal, runtime } => {
-                self.create(client, New { id, bundle, cgroup, log, pid, stdin, terminal, runtime })
+                let way = runtime.map_or(Way::Own, Way::Delegate);
+                self.create(client, New { id, bundle, cgroup, log, pid, stdin, terminal, way })
+            }
+            Request::Restore { id, bundle, cgroup, log, stdin, images, criu } => {
+                let (pid, way) = (PidMode::Private, Way::Restore { images, criu });
+                self.create(client, New { id, bundle, cgroup, log, pid, stdin, terminal: false, way })
             }
             Request::Start { id } => self.start(client, &id),
             Request::Kill { id, signal, all } => self.kill(&id, signal, all),
@@ -89,6 +102,7 @@ impl Server {
                 DONE
             }
             Request::Exec { id, exec } => self.exec(client, &id, &exec, descriptors),
+            Request::Checkpoint { id, images, criu } => self.checkpoint(client, &id, &images, &criu),
             Request::Attach { id } => self.attach(client, &id, descriptors),
             Request::CloseStdin { id } => {
                 let container = self.find(&id)?;
@@ -101,7 +115,7 @@ impl Server {
         }
     }
 
-    fn find(&mut self, id: &str) -> Result<&mut Container, Refusal> {
+    pub(super) fn find(&mut self, id: &str) -> Result<&mut Container, Refusal> {
         let found = self.containers.iter_mut().find(|container| container.id == id);
         found.ok_or_else(|| (ErrorKind::NotFound, format!("no container {id:?}")))
     }
@@ -135,8 +149,8 @@ impl Server {
         let stdio = [&input, &out, &err].map(|end| end.as_ref().unwrap_or(&self.null).as_fd());
         let console = console.as_ref().map(AsFd::as_fd);
         let (bundle, cgroup) = (&*new.bundle, &*new.cgroup);
-        let child = match &new.runtime {
-            None => {
+        let child = match &new.way {
+            Way::Own => {
                 let pid_namespace = self.pid_namespace(&new.pid)?;
                 self.give_to_root(stdio)?;
                 let users = self.users();
@@ -144,11 +158,18 @@ impl Server {
                     SpawnOptions { bundle, cgroup, pid_namespace, stdio, console, users, command_line: None };
                 self.with_original_oom_score(|| spawn(&options))
             }
-            Some(_) if self.users.is_some() => {
-                let text = "another runtime can't make a container for users of the pod's own";
+            _ if self.users.is_some() => {
+                let text = "only the monitor itself makes a container for users of the pod's own";
                 return Err((ErrorKind::FailedPrecondition, text.to_owned()));
             }
-            Some(runtime) => {
+            Way::Restore { images, criu } => {
+                let options = ["--file-locks".into()];
+                let call = criu::Call { program: criu, images, work: images, options: &options };
+                let (limit, keyring) = (super::checkpoint::RESTORE, Some(&*new.id));
+                let wanted = Restore { call, limit, bundle, cgroup, keyring, stdio };
+                self.with_original_oom_score(|| criu::restore(&wanted))
+            }
+            Way::Delegate(runtime) => {
                 let (id, pid_namespace_of) = (&*new.id, self.pid_namespace_of(&new.pid)?);
                 let wanted =
                     delegate::Container { runtime, id, bundle, cgroup, pid_namespace_of, stdio, console };
@@ -167,7 +188,11 @@ impl Server {
             bundle: new.bundle,
             cgroup: new.cgroup,
             pid_mode: new.pid,
-            runtime: new.runtime,
+            restored: matches!(new.way, Way::Restore { .. }),
+            runtime: match new.way {
+                Way::Delegate(runtime) => Some(runtime),
+                Way::Own | Way::Restore { .. } => None,
+            },
             child: pid,
             pid,
             pidfd,
@@ -214,7 +239,7 @@ impl Server {
         Ok((Some(reader), Some(writer)))
     }
 
-    fn watch_child(&self, source: Source, channel: impl AsFd) -> Result<(), Refusal> {
+    pub(super) fn watch_child(&self, source: Source, channel: impl AsFd) -> Result<(), Refusal> {
         internal("watch a process", self.poll.add(source, channel, EventFlags::IN))
     }
 
@@ -442,7 +467,7 @@ impl Server {
     }
 
     /// Runs `work`, which clones, while our own OOM score is that of any process: a container must not inherit ours.
-    fn with_original_oom_score<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub(super) fn with_original_oom_score<T>(&self, work: impl FnOnce() -> T) -> T {
         let Some(score) = &self.oom_score else { return work() };
         let set = |value: &str| {
             if let Err(error) = crate::shim::pod::set_oom_score(value) {
@@ -465,7 +490,19 @@ struct New {
     pid: PidMode,
     stdin: bool,
     terminal: bool,
-    runtime: Option<Runtime>,
+    way: Way,
+}
+
+/// How it is made.
+enum Way {
+    Own,
+    /// By another runtime.
+    Delegate(Runtime),
+    /// From images.
+    Restore {
+        images: PathBuf,
+        criu: PathBuf,
+    },
 }
 
 impl New {
@@ -495,11 +532,11 @@ fn clone(descriptor: &OwnedFd) -> Result<OwnedFd, Refusal> {
     internal("duplicate a descriptor", rustix::io::fcntl_dupfd_cloexec(descriptor, 0))
 }
 
-fn internal<T>(step: &str, result: rustix::io::Result<T>) -> Result<T, Refusal> {
+pub(super) fn internal<T>(step: &str, result: rustix::io::Result<T>) -> Result<T, Refusal> {
     result.map_err(|errno| (ErrorKind::Internal, format!("{step}: {errno}")))
 }
 
-fn internal_error(error: impl std::error::Error) -> Refusal {
+pub(super) fn internal_error(error: impl std::error::Error) -> Refusal {
     (ErrorKind::Internal, chain(&error))
 }
 
