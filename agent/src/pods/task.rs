@@ -35,6 +35,7 @@ use super::{
     id::ContainerId,
     monitor::{self, Connection, Launch},
     record::{ContainerPhase, ContainerRecord, ExitRecord, PodPhase, PodRecord},
+    source::Images,
     spec,
 };
 use crate::{
@@ -60,7 +61,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 pub(crate) enum Command {
     CreateContainer {
         config: Box<ContainerConfig>,
-        image: Arc<sampan_imagestore::Image>,
+        images: Arc<Images>,
         answer: oneshot::Sender<Result<ContainerId>>,
     },
     StartContainer {
@@ -226,8 +227,8 @@ impl Task {
     /// Does what is asked; true when the pod is gone.
     async fn handle(&mut self, command: Command) -> bool {
         match command {
-            Command::CreateContainer { config, image, answer } => {
-                let result = self.create_container(*config, image).await;
+            Command::CreateContainer { config, images, answer } => {
+                let result = self.create_container(*config, images).await;
                 if let Err(Ok(id)) = answer.send(result) {
                     // Nobody learned the id: a repeated request gets a container of its own.
                     debug!(container.id = %id, "creation was given up by its caller");

@@ -29,7 +29,7 @@ use super::{
     builder::Inner,
     step::{Done, Failed, Site, Task, blocking},
 };
-use crate::{Digest, Image, Kind, Platform, Progress, gc::Lease, image::Layer};
+use crate::{Digest, Held, Image, Kind, Platform, Progress, gc::Lease, image::Layer};
 
 use image::Recipe;
 use progress::{Reporter, Told};
@@ -106,7 +106,7 @@ struct Solver {
     site: Arc<Site>,
     plan: Plan,
     reporter: Reporter,
-    images: HashMap<String, Arc<Image>>,
+    images: HashMap<String, Held>,
     stages: BTreeMap<StageId, Staged>,
     failure: Mutex<Option<Failure>>,
 }
@@ -319,7 +319,7 @@ impl Solver {
         &self,
         request: &Request,
         (name, platform, span, stage): (String, Platform, Span, String),
-    ) -> Result<(String, Arc<Image>), Failure> {
+    ) -> Result<(String, Held), Failure> {
         let told = self.reporter.announce(&stage, (0, 0), &format!("FROM {name}"), span.line).await;
         told.running().await;
         match self.find(request, &name, &platform, &told).await {
@@ -341,10 +341,14 @@ impl Solver {
         name: &str,
         platform: &Platform,
         told: &Told,
-    ) -> Result<(Arc<Image>, bool), Error> {
+    ) -> Result<(Held, bool), Error> {
         let images = &self.site.builder.images;
+        let hold = async |name: &str| {
+            let (images, name) = (images.clone(), name.to_owned());
+            blocking(move || images.hold(&name).map_err(Error::from)).await
+        };
         if !request.pull
-            && let Some(image) = images.find(name)?
+            && let Some(image) = hold(name).await?
         {
             fits(name, &image, platform)?;
             return Ok((image, true));
@@ -358,9 +362,10 @@ impl Solver {
             }
         };
         let (pulled, ()) = tokio::join!(images.pull(&reference, auth, progress), forward);
-        let pulled = pulled?;
+        let id = pulled?.id;
+        let pulled = hold(id.as_str()).await?.ok_or(crate::Error::NoImage { id })?;
         fits(name, &pulled, platform)?;
-        Ok((Arc::new(pulled), false))
+        Ok((pulled, false))
     }
 
     /// Whether this machine can run the commands of a stage, if there are any.
@@ -408,10 +413,9 @@ impl Solver {
                 Outcome { layers: Vec::new(), history: Vec::new(), base: None, leases: Vec::new() }
             }
             Base::Image(name) => {
-                let image = self.images[name].clone();
-                let names =
-                    image.blobs().cloned().chain(image.layers.iter().flat_map(Layer::names)).collect();
-                let lease = Arc::new(self.site.builder.store.leases.take(names));
+                let image = Arc::clone(&self.images[name]);
+                // For the build's result, which outlives the build.
+                let lease = Arc::new(self.site.builder.store.leases.take(image.names().collect()));
                 Outcome {
                     layers: image.layers.clone(),
                     history: Vec::new(),

@@ -26,11 +26,13 @@ const OOM_KILLED: &str = "OOMKilled";
 const DEFAULT_STOP_SIGNAL: i32 = 15;
 
 impl Task {
+    /// The images are held until the container is known to use them.
     pub(super) async fn create_container(
         &mut self,
         config: ContainerConfig,
-        image: Arc<Image>,
+        images: Arc<Images>,
     ) -> Result<ContainerId> {
+        let image = &images.root;
         self.control()?;
         if let Some(made) = self.already_made(&config)? {
             return Ok(made);
@@ -48,13 +50,13 @@ impl Task {
             argv: spec::argv(&config, image.config.config().as_ref())?,
             user: UserIds::default(),
             volumes: Vec::new(),
-            stop_signal: stop_signal(&config, &image),
+            stop_signal: stop_signal(&config, image),
             id: id.clone(),
             config,
         };
         let pod = self.record.id.clone();
         self.context.records.write_container(&pod, &record)?;
-        match self.make(record.clone(), image).await {
+        match self.make(record.clone(), images.clone()).await {
             Ok(record) => {
                 info!(container.id = %id, name = %record.config.name, image.ref = %record.config.image, "container created");
                 self.save_container(record.clone())?;
@@ -71,12 +73,12 @@ impl Task {
     }
 
     /// Lays out root file system and bundle, and has the monitor make the container.
-    async fn make(&self, record: ContainerRecord, image: Arc<Image>) -> Result<ContainerRecord> {
+    async fn make(&self, record: ContainerRecord, images: Arc<Images>) -> Result<ContainerRecord> {
         let bundle = self.bundle(&record.id);
         let hostname = self.hostname();
         let (context, pod) = (self.context.clone(), self.record.clone());
         let since = Instant::now();
-        let laid_out = blocking(move || lay_out(&context, &pod, record, &image, &hostname)).await?;
+        let laid_out = blocking(move || lay_out(&context, &pod, record, &images, &hostname)).await?;
         let (mut record, runtime) = laid_out;
         self.context.measurements.container_start("layout", since.into_std());
         let pid = match spec::pid_mode(&self.record.config, &record.config) {
