@@ -108,8 +108,7 @@ lint: setup ## formatting, warnings, unused dependencies, shell scripts
 # Seconds for each target.
 FUZZ ?= 20
 FUZZ_VERSION := 0.13.1
-# Also: load, dockerfile, ignore.
-FUZZ_TARGETS ?= layer inflate manifest reference hosts challenge signature
+FUZZ_TARGETS ?= layer load inflate manifest reference hosts challenge signature dockerfile ignore
 .PHONY: fuzz
 fuzz: setup-build ## feeds what reads strangers' bytes, FUZZ seconds each; needs a nightly compiler
 	$(call cargo-tool,cargo-fuzz,$(FUZZ_VERSION))

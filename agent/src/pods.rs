@@ -44,6 +44,7 @@ pub use id::{ContainerId, PodId};
 use checkpoint::Busy;
 use config::{ContainerConfig, PodConfig, PodName, Resources};
 use record::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
+use source::Images;
 use task::{Command, Start};
 
 /// Requests that may wait for one pod's task before the next caller waits too.
@@ -292,6 +293,14 @@ impl Pods {
         self.list().into_iter().flat_map(with_pod).filter(made).collect()
     }
 
+    /// Whether a container, running or ended, was made of this image or has it mounted. Who makes one holds its images
+    /// until this says so.
+    pub fn use_image(&self, id: &str) -> bool {
+        let uses =
+            |pod: &PodView| !pod.gone && pod.containers.values().any(|container| container.uses_image(id));
+        self.index().pods.values().any(|handle| uses(&handle.view.borrow()))
+    }
+
     /// Follows a pod from now on.
     pub(crate) fn watch(&self, id: &PodId) -> Result<watch::Receiver<Arc<PodView>>> {
         Ok(self.handle(id)?.view)
@@ -303,10 +312,18 @@ impl Pods {
     /// `NotFound` for pod or image, `AlreadyExists` for the name, `FailedPrecondition` when the pod is stopped,
     /// or what kept it from being made, all undone then.
     pub async fn create_container(&self, pod: &PodId, config: ContainerConfig) -> Result<ContainerId> {
-        let missing = || Error::NotFound { object: "image", id: config.image_ref.clone() };
-        let image = self.context.store.find(&config.image_ref)?.ok_or_else(missing)?;
-        let config = Box::new(config);
-        self.ask(pod, |answer| Command::CreateContainer { config, image, checkpoint: None, answer }).await
+        let (config, images) = self.hold_images(config).await?;
+        self.ask(pod, |answer| Command::CreateContainer { config, images, checkpoint: None, answer }).await
+    }
+
+    /// The images of a request, which nothing takes away until its container is made.
+    async fn hold_images(&self, mut config: ContainerConfig) -> Result<(Box<ContainerConfig>, Arc<Images>)> {
+        let context = self.context.clone();
+        blocking(move || {
+            let images = Images::hold(&context.store, &mut config)?;
+            Ok::<_, Error>((Box::new(config), Arc::new(images)))
+        })
+        .await
     }
 
     /// Starts a created container.

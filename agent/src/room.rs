@@ -3,7 +3,7 @@
 use sampan_imagestore::Watermarks;
 use tracing::{info, warn};
 
-use crate::{context::blocking, error::Error, pods::Pods, services::image::used_images};
+use crate::{context::blocking, error::Error, pods::Pods};
 
 /// Looks again and again. Ends at once when there is no mark to watch.
 pub async fn watch(pods: Pods) {
@@ -27,10 +27,7 @@ pub async fn watch(pods: Pods) {
 
 async fn make_room(pods: &Pods, marks: Watermarks) {
     let (store, owner) = (pods.context().store.clone(), pods.clone());
-    let made = blocking(move || {
-        let used = used_images(&owner);
-        store.make_room(&marks, |image| used.contains(image.id.as_str()))
-    });
+    let made = blocking(move || store.make_room(&marks, |image| owner.use_image(image.id.as_str())));
     match made.await {
         Ok(made) if made.removed.deleted.is_empty() => {}
         Ok(made) => info!(

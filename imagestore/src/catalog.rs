@@ -233,6 +233,19 @@ impl Catalog {
         self.remove_locked(id)
     }
 
+    /// Removes an image if it still is what the caller takes it for.
+    pub(crate) fn remove_if(
+        &self,
+        id: &Digest,
+        unneeded: impl FnOnce(&Image) -> bool,
+    ) -> Result<Removed, metadata::Error> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.get(id) {
+            Some(image) if unneeded(&image) => self.remove_locked(id),
+            _ => Ok(Removed::default()),
+        }
+    }
+
     fn remove_locked(&self, id: &Digest) -> Result<Removed, metadata::Error> {
         // Also when memory has no such image: its record may be there and unusable.
         self.metadata.remove(id)?;

@@ -1,17 +1,22 @@
 //! Collection: blobs and layers that nobody needs any more.
 //!
-//! Needed is what an image record names, what an active snapshot stands on, and what a pull in flight has
+//! Needed is what an image record names, what an active snapshot stands on, and what work in flight has
 //! leased. A lease is taken before its holder looks whether a thing is here, and a collection excludes new
-//! leases while it runs: nothing goes between the look and the use.
+//! leases while it runs: nothing goes between the look and the use. Layers are only moved out of the way then, and
+//! deleted afterwards: nobody waits for thousands of files to go.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::{ChainId, Digest, Error, Image, Snapshots, content::Content, snapshot};
+use crate::{
+    ChainId, Digest, Error, Image, Snapshots,
+    content::Content,
+    snapshot::{self, Retired},
+};
 
-/// What pulls in flight hold on to. Blobs and chains share one table: both are named by digests.
+/// What work in flight holds on to. Blobs and chains share one table: both are named by digests.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Leases(Arc<Mutex<HashMap<Digest, usize>>>);
 
@@ -33,9 +38,10 @@ impl Leases {
         Lease { leases: self.clone(), held }
     }
 
-    /// Whether somebody holds this.
-    pub(crate) fn holds(&self, digest: &Digest) -> bool {
-        self.counts().contains_key(digest)
+    /// Does something that depends on what is held, which stays so until it is done.
+    pub(crate) fn with_held<T>(&self, work: impl FnOnce(&dyn Fn(&Digest) -> bool) -> T) -> T {
+        let counts = self.counts();
+        work(&|digest| counts.contains_key(digest))
     }
 
     fn counts(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, usize>> {
@@ -63,28 +69,38 @@ impl Leases {
         }
         let mut unwanted = snapshots.committed();
         unwanted.retain(|chain| !chains.contains(chain) && !leased.contains_key(chain.digest()));
-        let mut gone = Vec::new();
-        // A layer goes only after those that stand on it: as many rounds as they are deep.
-        while !unwanted.is_empty() {
-            let before = gone.len();
-            unwanted.retain(|chain| match snapshots.remove_committed(chain) {
-                Ok(()) => {
-                    gone.push(chain.clone());
-                    false
-                }
-                Err(snapshot::Error::LayerInUse { .. }) => true,
-                Err(error) => {
-                    result = std::mem::replace(&mut result, Ok(())).and(Err(error.into()));
-                    false
-                }
-            });
-            // What is left was taken into use since: it goes another time.
-            if gone.len() == before {
-                break;
-            }
+        let (gone, retired) = retire(snapshots, unwanted);
+        drop(leased);
+        for layer in retired {
+            result = result.and(layer.and_then(Retired::delete).map_err(Error::from));
         }
         result.map(|()| gone)
     }
+}
+
+/// Moves layers out of the way; says which went, and what there is to delete or why that one stays.
+fn retire(
+    snapshots: &Snapshots,
+    mut unwanted: Vec<ChainId>,
+) -> (Vec<ChainId>, Vec<Result<Retired, snapshot::Error>>) {
+    let (mut gone, mut retired) = (Vec::new(), Vec::new());
+    // A layer goes only after those that stand on it: as many rounds as they are deep.
+    while !unwanted.is_empty() {
+        let before = gone.len();
+        unwanted.retain(|chain| match snapshots.retire(chain) {
+            Err(snapshot::Error::LayerInUse { .. }) => true,
+            result => {
+                gone.extend(result.is_ok().then(|| chain.clone()));
+                retired.push(result);
+                false
+            }
+        });
+        // What is left was taken into use since: it goes another time.
+        if gone.len() == before {
+            break;
+        }
+    }
+    (gone, retired)
 }
 
 impl Lease {

@@ -77,6 +77,11 @@ impl Image {
         [&self.id, &self.manifest].into_iter().chain(self.layers.iter().map(|layer| &layer.digest))
     }
 
+    /// What to hold on to while it is being used: blobs and chains.
+    pub(crate) fn names(&self) -> impl Iterator<Item = Digest> {
+        self.blobs().cloned().chain(self.chains().map(|chain| chain.digest().clone()))
+    }
+
     /// Takes on a name. `target` is what the registry that it was pulled from said the name is.
     pub(crate) fn add_name(&mut self, reference: &Reference, target: Option<&Digest>) {
         let add = |names: &mut Vec<String>, name: String| {

@@ -49,5 +49,5 @@ pub use reclaim::{Reclaimed, Unneeded, Watermarks};
 pub use reference::Reference;
 pub use registry::{Auth, CredentialHelper, Credentials, HelperAnswer, Patience};
 pub use snapshot::{Access, Directories, Error as SnapshotError, ProjectQuota, Snapshots, Usage};
-pub use store::{Store, StoreOptions, StoreUsage};
+pub use store::{Held, Store, StoreOptions, StoreUsage};
 pub use usage::ImageUsage;

@@ -1,12 +1,13 @@
 //! Reclaiming: images that nobody needs are removed, because somebody asks for it or because the disk fills up.
 //!
-//! Spared are pinned images and those that the caller knows to be used. What goes is the image's record first, then what
-//! only that record named; a lease, a snapshot or another image keeps its share, so this is safe at any moment. When room
-//! is needed, those go first that were used longest ago.
+//! Spared are pinned images, those that somebody holds and those that the caller knows to be used. What goes is the
+//! image's record first, then what only that record named; a lease, a snapshot or another image keeps its share, so this
+//! is safe at any moment. When room is needed, those go first that were used longest ago.
+//!
+//! Who takes an image into use holds it until the caller of these functions knows of the use. Each image is looked at
+//! once more right before it goes, while nobody can begin to hold it: it goes unused, or it stays.
 
-use std::sync::Arc;
-
-use crate::{Digest, Error, Image, Removed, snapshot::Usage, store::Inner};
+use crate::{Error, Image, Removed, snapshot::Usage, store::Inner};
 
 /// Which images to remove.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,9 +67,11 @@ pub(crate) fn prune(
 ) -> Result<Reclaimed, Error> {
     let before = store.image_bytes();
     let mut removed = Removed::default();
-    for image in candidates(store, used) {
-        if which == Unneeded::All || image.repo_tags.is_empty() {
-            add(&mut removed, store.catalog.remove(&image.id)?);
+    let unneeded =
+        |image: &Image| (which == Unneeded::All || image.repo_tags.is_empty()) && is_unneeded(image, used);
+    for image in store.catalog.images() {
+        if unneeded(&image) {
+            add(&mut removed, give_up(store, &image, &unneeded)?);
         }
     }
     let removed = store.sweep(removed)?;
@@ -87,7 +90,9 @@ pub(crate) fn make_room(
     }
     // Leftovers first: nobody will miss them.
     let mut removed = store.sweep(Removed::default())?;
-    let mut candidates = candidates(store, used);
+    let unneeded = |image: &Image| is_unneeded(image, used);
+    let mut candidates = store.catalog.images();
+    candidates.retain(|image| unneeded(image));
     let last_used =
         |image: &Image| store.snapshots.last_use(image.chain_id()).max(image.tagged_at).unwrap_or(i64::MIN);
     candidates.sort_by_key(|image| last_used(image));
@@ -95,17 +100,22 @@ pub(crate) fn make_room(
         if marks.reached(store.image_bytes()) {
             break;
         }
-        let gone = store.catalog.remove(&image.id)?;
+        let gone = give_up(store, &image, &unneeded)?;
         add(&mut removed, store.sweep(gone)?);
     }
     Ok(Reclaimed { removed, amount: less(before, store.image_bytes()) })
 }
 
-fn candidates(store: &Inner, used: &dyn Fn(&Image) -> bool) -> Vec<Arc<Image>> {
-    let mut images = store.catalog.images();
-    let leased = |digest: &Digest| store.leases.holds(digest);
-    images.retain(|image| !image.pinned && !used(image) && !leased(&image.id) && !leased(&image.manifest));
-    images
+fn is_unneeded(image: &Image, used: &dyn Fn(&Image) -> bool) -> bool {
+    !image.pinned && !used(image)
+}
+
+/// Removes an image that nobody holds and that still is unneeded.
+fn give_up(store: &Inner, image: &Image, unneeded: &dyn Fn(&Image) -> bool) -> Result<Removed, Error> {
+    store.leases.with_held(|held| {
+        let free = |image: &Image| !held(&image.id) && !held(&image.manifest) && unneeded(image);
+        Ok(store.catalog.remove_if(&image.id, free)?)
+    })
 }
 
 fn add(removed: &mut Removed, more: Removed) {

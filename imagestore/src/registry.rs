@@ -13,6 +13,7 @@ mod error;
 mod hosts;
 mod push;
 mod source;
+mod tls;
 mod transport;
 
 use std::sync::Arc;

@@ -107,6 +107,20 @@ pub struct Snapshots {
     quota: Option<Arc<dyn ProjectQuota>>,
 }
 
+/// A layer that nobody finds any more. What is not deleted now goes when the snapshots are opened.
+#[derive(Debug)]
+pub(crate) struct Retired {
+    folders: Arc<Folders>,
+    name: Option<String>,
+}
+
+impl Retired {
+    /// Takes as long as there are files.
+    pub(crate) fn delete(self) -> Result<(), Error> {
+        self.name.map_or(Ok(()), |name| self.folders.delete(&name))
+    }
+}
+
 /// The directories that everything happens in.
 #[derive(Debug)]
 struct Folders {
@@ -296,22 +310,25 @@ impl Snapshots {
 
     /// Deletes the topmost layer of the chain; missing is no error.
     pub fn remove_committed(&self, chain: &ChainId) -> Result<(), Error> {
-        let name = {
-            let mut state = self.state();
-            if !state.committed.contains_key(chain) {
-                return Ok(());
-            }
-            let above = state.committed.values().any(|layer| layer.record.parent.as_ref() == Some(chain));
-            let active = state.active.values().any(|active| active.parent.as_ref() == Some(chain));
-            if above || active {
-                return Err(Error::LayerInUse { chain: chain.clone() });
-            }
-            let name = self.folders.retire(self.folders.committed.as_fd(), chain.digest().hex())?;
-            state.committed.remove(chain);
-            state.used.remove(chain);
-            name
-        };
-        name.map_or(Ok(()), |name| self.folders.delete(&name))
+        self.retire(chain)?.delete()
+    }
+
+    /// Moves the topmost layer of the chain out of the way of everyone, to be deleted; missing is no error.
+    pub(crate) fn retire(&self, chain: &ChainId) -> Result<Retired, Error> {
+        let folders = self.folders.clone();
+        let mut state = self.state();
+        if !state.committed.contains_key(chain) {
+            return Ok(Retired { folders, name: None });
+        }
+        let above = state.committed.values().any(|layer| layer.record.parent.as_ref() == Some(chain));
+        let active = state.active.values().any(|active| active.parent.as_ref() == Some(chain));
+        if above || active {
+            return Err(Error::LayerInUse { chain: chain.clone() });
+        }
+        let name = folders.retire(folders.committed.as_fd(), chain.digest().hex())?;
+        state.committed.remove(chain);
+        state.used.remove(chain);
+        Ok(Retired { folders, name })
     }
 
     /// The chains that are there.

@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     io::{Read, Write},
+    ops::Deref,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -24,7 +25,7 @@ use crate::{
     check, commit,
     content::Content,
     diff, error, folder,
-    gc::Leases,
+    gc::{Lease, Leases},
     history, layer, manifest,
     pull::{self, Flights, Reports},
     push, reclaim,
@@ -86,6 +87,21 @@ pub struct StoreUsage {
 pub struct Store {
     inner: Arc<Inner>,
     flights: Flights<(Reference, Option<Auth>), Reports, Pulled>,
+}
+
+/// An image that is in use. No clean-up takes it, and what it is made of outlives even its removal, until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    image: Arc<Image>,
+    _lease: Lease,
+}
+
+impl Deref for Held {
+    type Target = Arc<Image>;
+
+    fn deref(&self) -> &Arc<Image> {
+        &self.image
+    }
 }
 
 type Pulled = Result<Arc<Image>, Arc<pull::Error>>;
@@ -224,6 +240,18 @@ impl Store {
         self.inner.catalog.find(name_or_id)
     }
 
+    /// The same, and nothing of it goes until the answer is dropped. Waits for a collection to end.
+    pub fn hold(&self, name_or_id: &str) -> Result<Option<Held>, Error> {
+        while let Some(image) = self.find(name_or_id)? {
+            let lease = self.inner.leases.take(image.names().collect());
+            // Removed until the lease was taken, or no longer the one of that name: look again.
+            if let Some(image) = self.find(name_or_id)?.filter(|now| now.id == image.id) {
+                return Ok(Some(Held { image, _lease: lease }));
+            }
+        }
+        Ok(None)
+    }
+
     /// Gives an image one more name, a tag, and takes it from whoever had it.
     ///
     /// # Errors
@@ -337,12 +365,14 @@ impl Store {
         self.inner.sweep(removed)
     }
 
-    /// Removes images that nobody needs: neither pinned nor what `used` knows of. Leftovers of failed work go too.
+    /// Removes images that nobody needs: neither pinned, nor held, nor what `used` knows of. Leftovers of failed work go
+    /// too. `used` is asked again right before an image goes: what was held until then has to be known to it.
     pub fn prune(&self, which: Unneeded, used: impl Fn(&Image) -> bool) -> Result<Reclaimed, Error> {
         reclaim::prune(&self.inner, which, &used)
     }
 
-    /// Removes images that nobody needs, those used longest ago first, if the marks say that there are too many.
+    /// Removes images that nobody needs, those used longest ago first, if the marks say that there are too many; `used`
+    /// is asked as by [`Store::prune`].
     pub fn make_room(&self, marks: &Watermarks, used: impl Fn(&Image) -> bool) -> Result<Reclaimed, Error> {
         reclaim::make_room(&self.inner, marks, &used)
     }

@@ -12,7 +12,7 @@ packages="systemd systemd-sysv dbus udev kmod busybox-static procps iproute2 ipu
     e2fsprogs strace docker-registry criu iptables"
 # What a node needs of the kernel's modules; what these need comes along.
 modules="overlay veth bridge br_netfilter dummy tun loop nf_tables nft_chain_nat nft_masq nft_nat nft_redir nft_ct
-    nft_compat nft_fib_inet nf_conntrack xt_conntrack squashfs
+    nft_compat nft_fib_inet nf_conntrack xt_conntrack squashfs ext4 crc32c_generic quota_v2
     tcp_diag udp_diag raw_diag unix_diag af_packet_diag netlink_diag xt_mark nf_conntrack_netlink"
 
 say() { printf 'vm: %s\n' "$*" >&2; }

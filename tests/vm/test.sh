@@ -52,7 +52,7 @@ for tool in mmdebstrap umoci jq; do
     command -v $tool >/dev/null || { printf "#!/bin/sh\nexit 1\n" >/usr/local/bin/$tool; chmod +x /usr/local/bin/$tool; }
 done
 export SAMPAN_TEST_CRIU=required
-export SAMPAN_TEST_IMAGES='"$images"'
+export SAMPAN_TEST_IMAGES='"$images"' SAMPAN_TEST_QUOTAS=1
 exec '"$e2e --test-threads 1 ${SAMPAN_VM_TESTS:-}"
 else
     built=$(executables -p sampan-runtime --lib --bins --test container --test oci --test shim --test systemd)
@@ -71,7 +71,7 @@ else
 export SAMPAN_TEST_CRIU=required
 run() { echo "== $*"; "$@" || { echo "== FAILED ($?): $*"; failed=1; }; }
 failed=0
-run '"$unit"' --test-threads 2 cgroup
+SAMPAN_TEST_QUOTAS=1 run '"$unit"' --test-threads 2 cgroup quota
 run '"$systemd"'
 SAMPAN_TEST_CGROUP=scope run '"$oci $skip"' --test-threads 2
 run '"$container $skip"'

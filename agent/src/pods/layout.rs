@@ -9,7 +9,6 @@ use std::{
 };
 
 use rustix::fs::{Mode, OFlags};
-use sampan_imagestore::Image;
 use sampan_runtime::{
     delegate::Runtime,
     seccomp,
@@ -23,7 +22,8 @@ use super::{
     config::{AppArmorProfile, MountConfig, Propagation, SeccompProfile, Security},
     device, files,
     record::{ContainerRecord, PodRecord, UserIds},
-    source, spec, storage,
+    source::{self, Images},
+    spec, storage,
 };
 use crate::{
     context::Context,
@@ -36,12 +36,12 @@ pub(super) fn lay_out(
     context: &Context,
     pod: &PodRecord,
     mut record: ContainerRecord,
-    image: &Image,
+    images: &Images,
     hostname: &str,
     checkpoint: Option<&Checkpoint>,
 ) -> Result<(ContainerRecord, Option<Runtime>)> {
     let id = record.id.clone();
-    let key = id.as_str();
+    let (key, image) = (id.as_str(), &images.root);
     let snapshots = context.store.snapshots();
     let limit = storage::limit(&record.config.annotations, context.config.runtime.writable_bytes)?;
     let mounts = snapshots.prepare(key, Some(image.chain_id()))?;
@@ -55,7 +55,7 @@ pub(super) fn lay_out(
     let users = users(pod)?;
     sampan_runtime::mount::mount_all(&mounts, &rootfs, users.as_ref())
         .map_err(|source| Error::Mount { container: key.to_owned(), source })?;
-    source::resolve(context, &mut record, users.as_ref())?;
+    source::resolve(context, &mut record, &images.volumes, users.as_ref())?;
     let image_config = image.config.config().as_ref();
     let user =
         resolve_user(&rootfs, &record.config.security, image_config.and_then(|c| c.user().as_deref()))?;

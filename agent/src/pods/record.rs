@@ -125,6 +125,12 @@ impl ContainerRecord {
         format!("{}.{number}", self.id)
     }
 
+    /// Whether it was made of the image with this id, or has it mounted.
+    pub(crate) fn uses_image(&self, id: &str) -> bool {
+        let mounted = |mount: &MountConfig| mount.image.as_ref().is_some_and(|volume| volume.id == id);
+        self.image_id == id || self.config.mounts.iter().any(mounted)
+    }
+
     /// The keys of all its snapshots: its root's, then those of the images it mounts.
     pub(crate) fn snapshots(&self) -> Vec<String> {
         let images = self.config.mounts.iter().enumerate().filter(|(_, mount)| mount.image.is_some());

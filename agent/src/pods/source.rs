@@ -7,10 +7,11 @@ use std::{
 };
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
+use sampan_imagestore::{Held, Image, Store};
 use sampan_runtime::users::UserNamespace;
 
 use super::{
-    config::{ImageVolume, MountConfig, Propagation},
+    config::{ContainerConfig, ImageVolume, MountConfig, Propagation},
     record::ContainerRecord,
 };
 use crate::{
@@ -18,17 +19,51 @@ use crate::{
     error::{Error, Result, at},
 };
 
-/// Finds the source of every mount that the request names; images are mounted for it.
+/// The images that a container is made of. No clean-up takes them from under it.
+#[derive(Debug)]
+pub(crate) struct Images {
+    /// What its root stands on.
+    pub(super) root: Held,
+    /// What it mounts, in the order of its mounts.
+    pub(super) volumes: Vec<Held>,
+}
+
+impl Images {
+    /// Finds what the request names, and notes there which images these are. Waits for a collection to end.
+    ///
+    /// # Errors
+    /// `NotFound` for an image that is not here.
+    pub(super) fn hold(store: &Store, config: &mut ContainerConfig) -> Result<Images> {
+        let hold = |name: &str| {
+            let missing = || Error::NotFound { object: "image", id: name.to_owned() };
+            store.hold(name)?.ok_or_else(missing)
+        };
+        let mut images = Images { root: hold(&config.image_ref)?, volumes: Vec::new() };
+        for volume in config.mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
+            let image = hold(&volume.image)?;
+            volume.id = image.id.to_string();
+            images.volumes.push(image);
+        }
+        Ok(images)
+    }
+}
+
+/// Finds the source of every mount that the request names; of those that show an image, `volumes` has the images.
 pub(super) fn resolve(
     context: &Context,
     record: &mut ContainerRecord,
+    volumes: &[Held],
     users: Option<&UserNamespace>,
 ) -> Result<()> {
+    let mut volumes = volumes.iter();
     for number in 0..record.config.mounts.len() {
         let key = record.image_volume_key(number);
         let mount = &mut record.config.mounts[number];
-        let source = match &mut mount.image {
-            Some(volume) => mount_image(context, &key, volume, users)?,
+        let source = match &mount.image {
+            Some(volume) => {
+                let missing = || Error::NotFound { object: "image", id: volume.image.clone() };
+                mount_image(context, &key, volume, volumes.next().ok_or_else(missing)?, users)?
+            }
             None => of_host(mount)?,
         };
         mount.source = Some(source);
@@ -81,16 +116,14 @@ fn peers(mountinfo: &str, id: u64) -> (bool, bool) {
     (has("shared:"), has("master:"))
 }
 
-/// Mounts an image for a container to look at; gives what of it is meant, and notes which image it is.
+/// Mounts an image for a container to look at; gives what of it is meant.
 fn mount_image(
     context: &Context,
     key: &str,
-    volume: &mut ImageVolume,
+    volume: &ImageVolume,
+    image: &Image,
     users: Option<&UserNamespace>,
 ) -> Result<PathBuf> {
-    let image = context.store.find(&volume.image)?;
-    let image = image.ok_or_else(|| Error::NotFound { object: "image", id: volume.image.clone() })?;
-    volume.id = image.id.to_string();
     let snapshots = context.store.snapshots();
     let mounts = snapshots.view(key, image.chain_id())?;
     let root = snapshots.directories(key)?.merged;

@@ -36,6 +36,7 @@ use super::{
     id::ContainerId,
     monitor::{self, Connection, Launch},
     record::{ContainerPhase, ContainerRecord, ExitRecord, PodPhase, PodRecord},
+    source::Images,
     spec,
 };
 use crate::{
@@ -61,7 +62,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 pub(crate) enum Command {
     CreateContainer {
         config: Box<ContainerConfig>,
-        image: Arc<sampan_imagestore::Image>,
+        images: Arc<Images>,
         checkpoint: Option<Checkpoint>,
         answer: oneshot::Sender<Result<ContainerId>>,
     },
@@ -228,8 +229,8 @@ impl Task {
     /// Does what is asked; true when the pod is gone.
     async fn handle(&mut self, command: Command) -> bool {
         match command {
-            Command::CreateContainer { config, image, checkpoint, answer } => {
-                let result = self.create_container(*config, image, checkpoint).await;
+            Command::CreateContainer { config, images, checkpoint, answer } => {
+                let result = self.create_container(*config, images, checkpoint).await;
                 if let Err(Ok(id)) = answer.send(result) {
                     // Nobody learned the id: a repeated request gets a container of its own.
                     debug!(container.id = %id, "creation was given up by its caller");

@@ -22,7 +22,6 @@ use crate::{
     pods::Pods,
 };
 
-pub(crate) use care::used_images;
 pub(crate) use commit::MOUNT_POINTS;
 pub(crate) use inspect::configuration;
 
@@ -246,8 +245,8 @@ async fn remove(pods: &Pods, name: String, force: bool) -> Result<sampan::Remove
     });
     let last_name = image.repo_tags.len() <= 1;
     if (reference.is_none() || last_name) && !force {
-        let id = image.id.to_string();
-        if let Some(user) = pods.containers().iter().find(|found| found.container.image_id == id) {
+        let id = image.id.as_str();
+        if let Some(user) = pods.containers().iter().find(|found| found.container.uses_image(id)) {
             return Err(Error::Precondition(format!(
                 "image {name:?} is used by container {} ({}); remove that first, or force the removal",
                 user.container.id.short(),

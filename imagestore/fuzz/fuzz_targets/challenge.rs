@@ -1,3 +1,5 @@
+//! A `WWW-Authenticate` header.
+
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| sampan_imagestore::fuzzing::challenge(bytes));

@@ -30,9 +30,9 @@ use super::{
     builder::Inner,
     step::{Done, Failed, Site, Task, blocking},
 };
-use crate::{Digest, Image, Kind, Platform, gc::Lease, image::Layer};
+use crate::{Digest, Held, Image, Kind, Platform, gc::Lease, image::Layer};
 
-use base::{Ground, Wanted};
+use base::Wanted;
 use image::Recipe;
 use progress::{Reporter, Told};
 
@@ -108,7 +108,7 @@ struct Solver {
     site: Arc<Site>,
     plan: Plan,
     reporter: Reporter,
-    images: HashMap<Wanted, Ground>,
+    images: HashMap<Wanted, Held>,
     stages: BTreeMap<StageId, Staged>,
     failure: Mutex<Option<Failure>>,
 }
@@ -321,7 +321,9 @@ impl Solver {
                 Outcome { layers: Vec::new(), history: Vec::new(), base: None, leases: Vec::new() }
             }
             Base::Image(name) => {
-                let Ground { image, lease } = self.ground(name, &self.plan.stage(id).platform).clone();
+                let image = Arc::clone(self.ground(name, &self.plan.stage(id).platform));
+                // For the build's result, which outlives the build.
+                let lease = Arc::new(self.site.builder.store.leases.take(image.names().collect()));
                 Outcome {
                     layers: image.layers.clone(),
                     history: Vec::new(),
@@ -359,7 +361,7 @@ impl Solver {
         for origin in origins(&step.work) {
             let layers = match origin {
                 Origin::Stage(other) => self.outcome(*other).await?.layers.clone(),
-                Origin::Image(name) => self.ground(name, &stage.platform).image.layers.clone(),
+                Origin::Image(name) => self.ground(name, &stage.platform).layers.clone(),
                 Origin::Context | Origin::Scratch => continue,
             };
             places.push((origin.clone(), layers));

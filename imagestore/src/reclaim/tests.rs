@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::*;
 use crate::{
-    Reference, Store, StoreOptions,
+    Digest, Reference, Store, StoreOptions,
     archive::tests::{docker_image, load_images},
 };
 
@@ -100,6 +100,64 @@ fn what_a_container_stands_on_stays_when_its_image_goes() {
     store.snapshots().remove("key").unwrap();
     store.prune(Unneeded::All, none).unwrap();
     assert!(!store.snapshots().contains(image.chain_id()));
+}
+
+#[test]
+fn an_image_that_is_taken_into_use_while_others_go_stays() {
+    let (_root, store) = store(&[]);
+    add_images(&store, &["a:1"]);
+    let everything = Watermarks { high_bytes: Some(0), ..Watermarks::default() };
+    let prune = |used: &dyn Fn(&Image) -> bool| store.prune(Unneeded::All, used).unwrap();
+    let room = |used: &dyn Fn(&Image) -> bool| store.make_room(&everything, used).unwrap();
+    for clean in [&prune as &dyn Fn(&dyn Fn(&Image) -> bool) -> Reclaimed, &room] {
+        // Somebody begins to make a container between the first look and the removal.
+        let held = std::cell::OnceCell::new();
+        let begun = |_: &Image| {
+            held.get_or_init(|| store.hold("a:1").unwrap().expect("it is here"));
+            false
+        };
+        assert_eq!(clean(&begun), Reclaimed::default());
+        assert_eq!(clean(&none), Reclaimed::default(), "it is held");
+        drop(held);
+        // And has made it, by the time that it is to go.
+        let looks = std::cell::Cell::new(0);
+        let made = |_: &Image| {
+            looks.set(looks.get() + 1);
+            looks.get() > 1
+        };
+        assert_eq!(clean(&made), Reclaimed::default());
+        assert_eq!((looks.get(), names(&store).len()), (2, 1));
+    }
+    assert_eq!(prune(&none).removed.untagged, ["docker.io/library/a:1"]);
+    assert!(store.hold("a:1").unwrap().is_none());
+}
+
+#[test]
+fn an_image_that_gets_a_name_while_others_go_stays() {
+    let (_root, store) = store(&[]);
+    add_images(&store, &[""]);
+    let id = store.images()[0].id.clone();
+    // The first look finds it without one.
+    let tag = |_: &Image| {
+        store.tag(&id, &"late:1".parse().unwrap()).unwrap();
+        false
+    };
+    assert_eq!(store.prune(Unneeded::Untagged, tag).unwrap(), Reclaimed::default());
+    assert_eq!(names(&store), ["late:1"]);
+}
+
+#[test]
+fn what_is_held_outlives_its_image() {
+    let (_root, store) = store(&[]);
+    add_images(&store, &["a:1"]);
+    let held = store.hold("a:1").unwrap().expect("it is here");
+    store.remove(&held.id).unwrap();
+    assert!(store.images().is_empty());
+    store.snapshots().prepare("key", Some(held.chain_id())).unwrap();
+    store.snapshots().remove("key").unwrap();
+    let chain = held.chain_id().clone();
+    drop(held);
+    assert_eq!(store.collect().unwrap(), [chain]);
 }
 
 #[test]

@@ -18,6 +18,9 @@ pub enum Error {
         #[source]
         source: reqwest::Error,
     },
+    /// The certificates for the registry are no good.
+    #[error(transparent)]
+    Tls(#[from] super::tls::Error),
     /// The settings for the registry are no good.
     #[error(transparent)]
     Settings(#[from] hosts::Error),
@@ -164,7 +167,7 @@ impl Error {
         match self {
             Error::Client { .. } => Kind::Internal,
             Error::Address { .. } => Kind::InvalidArgument,
-            Error::Settings(_) | Error::Credentials(_) => Kind::FailedPrecondition,
+            Error::Tls(_) | Error::Settings(_) | Error::Credentials(_) => Kind::FailedPrecondition,
             Error::Unavailable { .. } | Error::BrokenOff { .. } | Error::Protocol { .. } => Kind::Unavailable,
             Error::Stalled { .. } => Kind::DeadlineExceeded,
             Error::Status { status, .. } => match status {

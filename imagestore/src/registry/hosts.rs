@@ -52,18 +52,32 @@ impl Capabilities {
 pub(crate) struct Tls {
     /// Certificates that are trusted beside the system's, in PEM.
     pub(crate) ca: Vec<Vec<u8>>,
-    /// A certificate of ours with its key, in PEM.
-    pub(crate) client: Option<Vec<u8>>,
+    /// Certificates of ours with their keys.
+    pub(crate) clients: Vec<ClientPem>,
     /// Whether any certificate will do.
     pub(crate) skip_verify: bool,
 }
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tls { ca, client, skip_verify } = self;
-        let client = client.as_ref().map(|_| "hidden");
+        let Tls { ca, clients, skip_verify } = self;
         let mut text = f.debug_struct("Tls");
-        text.field("ca", &ca.len()).field("client", &client).field("skip_verify", skip_verify).finish()
+        text.field("ca", &ca.len()).field("clients", clients).field("skip_verify", skip_verify).finish()
+    }
+}
+
+/// A certificate of ours, perhaps with those between it and its authority, and its key.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct ClientPem {
+    /// The certificate's file, for messages.
+    pub(crate) path: PathBuf,
+    /// All in PEM.
+    pub(crate) pem: Vec<u8>,
+}
+
+impl fmt::Debug for ClientPem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.fmt(f)
     }
 }
 
@@ -94,11 +108,11 @@ pub(crate) fn load(root: &Path, domain: &str) -> Result<Vec<Entry>, Error> {
                 let text = String::from_utf8(bytes)
                     .map_err(|_| Error { path: file.clone(), reason: "is not UTF-8".to_owned() })?;
                 let hosts = parse(&text).map_err(|reason| Error { path: file.clone(), reason })?;
-                hosts.into_iter().map(|host| host.open(&folder, &file)).collect()
+                hosts.into_iter().map(|host| host.open(&folder)).collect()
             }
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 let host = certificates(&folder).map_err(failed)?;
-                Ok(vec![host.open(&folder, &folder)?])
+                Ok(vec![host.open(&folder)?])
             }
             Err(source) => Err(failed(source)),
         };
@@ -301,7 +315,7 @@ fn certificates(folder: &Path) -> io::Result<Host> {
 
 impl Host {
     /// Reads the files that the settings name, relative ones from `folder`.
-    fn open(self, folder: &Path, from: &Path) -> Result<Entry, Error> {
+    fn open(self, folder: &Path) -> Result<Entry, Error> {
         let load = |path: &Path| {
             let path = folder.join(path);
             let mut bytes =
@@ -310,24 +324,17 @@ impl Host {
             Ok(bytes)
         };
         let ca = self.ca.iter().map(|path| load(path)).collect::<Result<_, Error>>()?;
-        // A TLS client has one certificate to show; more of them are for registries that nobody runs.
-        let client = match &self.client[..] {
-            [] => None,
-            [(certificate, key)] => {
-                let mut pem = load(certificate)?;
-                pem.extend(key.as_deref().map(load).transpose()?.unwrap_or_default());
-                Some(pem)
-            }
-            _ => {
-                let reason = "has more than one client certificate for a host; name one".to_owned();
-                return Err(Error { path: from.to_owned(), reason });
-            }
+        let client = |(certificate, key): &(PathBuf, Option<PathBuf>)| {
+            let mut pem = load(certificate)?;
+            pem.extend(key.as_deref().map(load).transpose()?.unwrap_or_default());
+            Ok(ClientPem { path: folder.join(certificate), pem })
         };
+        let clients = self.client.iter().map(client).collect::<Result<_, Error>>()?;
         let [pull, resolve, push] = self.capabilities.unwrap_or([true; 3]);
         Ok(Entry {
             base: self.base,
             capabilities: Capabilities { pull, resolve, push },
-            tls: Tls { ca, client, skip_verify: self.skip_verify },
+            tls: Tls { ca, clients, skip_verify: self.skip_verify },
             headers: self.headers,
             own: self.own,
         })

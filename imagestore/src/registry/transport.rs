@@ -13,7 +13,7 @@ use std::{
 };
 
 use reqwest::{
-    Body, Certificate, Client, ClientBuilder, Identity, Method, Response, Url,
+    Body, Client, ClientBuilder, Method, Response, Url,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE},
     redirect::Policy,
 };
@@ -21,6 +21,7 @@ use reqwest::{
 use super::{
     Credentials, Error,
     hosts::{self, Capabilities, Endpoint, Entry, Tls},
+    tls,
 };
 
 /// How long to wait for a registry, and how often to ask again.
@@ -243,7 +244,7 @@ impl Transport {
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let client = self.make_secure(tls, local).map_err(|source| Error::Client { source })?;
+        let client = self.make_secure(tls, local)?;
         if clients.len() >= MAX_CLIENTS {
             clients.clear();
         }
@@ -251,20 +252,12 @@ impl Transport {
         Ok(client)
     }
 
-    fn make_secure(&self, tls: &Tls, local: bool) -> reqwest::Result<Client> {
-        // The library takes the process's provider, and there may be one already. Roots are the system's.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = self.builder().tls_danger_accept_invalid_certs(tls.skip_verify);
+    fn make_secure(&self, tls: &Tls, local: bool) -> Result<Client, Error> {
+        let mut builder = self.builder().tls_backend_preconfigured(tls::config(tls)?);
         if local {
             builder = builder.no_proxy();
         }
-        for pem in &tls.ca {
-            builder = builder.tls_certs_merge(Certificate::from_pem_bundle(pem)?);
-        }
-        if let Some(pem) = &tls.client {
-            builder = builder.identity(Identity::from_pem(pem)?);
-        }
-        builder.build()
+        builder.build().map_err(|source| Error::Client { source })
     }
 
     fn builder(&self) -> ClientBuilder {
@@ -388,8 +381,9 @@ mod tests {
         let url = Url::parse("https://a.io/").unwrap();
         let transport = transport(Routes::default());
         transport.client(&url, &Tls::default()).unwrap();
-        let bad = Tls { client: Some(b"no certificate".to_vec()), ..Tls::default() };
-        assert!(matches!(transport.client(&url, &bad), Err(Error::Client { .. })));
+        let bad = hosts::ClientPem { path: "node.pem".into(), pem: b"no certificate".to_vec() };
+        let bad = Tls { clients: vec![bad], ..Tls::default() };
+        assert!(matches!(transport.client(&url, &bad), Err(Error::Tls(tls::Error::Pem { .. }))));
         assert_eq!(transport.tls.lock().unwrap().len(), 1);
     }
 }

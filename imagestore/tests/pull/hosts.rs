@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use sampan_imagestore::{
     Auth, CredentialHelper, Credentials, HelperAnswer, Image, Kind, Progress, Store, StoreOptions,
 };
@@ -220,7 +220,12 @@ pub(crate) struct Authority(pub(crate) CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
     pub(crate) fn new() -> Authority {
+        Authority::named("the authority")
+    }
+
+    fn named(name: &str) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
@@ -238,6 +243,11 @@ impl Authority {
     }
 
     pub(crate) fn server_of(&self, name: &str, clients: Option<&Authority>) -> ServerConfig {
+        self.server_that(name, clients, true)
+    }
+
+    /// With `tells`, clients learn whose certificates are wanted.
+    fn server_that(&self, name: &str, clients: Option<&Authority>, tells: bool) -> ServerConfig {
         let (certificate, key) = self.issue(name);
         let certificate = PemObject::from_pem_slice(certificate.as_bytes()).unwrap();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
@@ -251,6 +261,7 @@ impl Authority {
                 let mut roots = RootCertStore::empty();
                 roots.add(clients.0.der().clone()).unwrap();
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                let verifier = if tells { verifier } else { verifier.clear_root_hint_subjects() };
                 builder.with_client_cert_verifier(verifier.build().unwrap())
             }
         };
@@ -317,4 +328,63 @@ async fn a_registry_that_wants_a_client_certificate_gets_it_and_nobody_else_does
     let error = store.pull(&routed.setup.reference("app"), None, Progress::none()).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable, "{}", text(&error));
     assert!(storage.requests().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_client_certificates_a_registry_gets_the_one_of_its_authority() {
+    let (authority, clients) = (Authority::new(), Authority::named("of the registry's clients"));
+    let routed = Routed::new().await;
+    let telling = Registry::start_with(Some(authority.server(Some(&clients)))).await;
+    let silent = authority.server_that("127.0.0.1", Some(&clients), false);
+    let silent = Registry::start_with(Some(silent)).await;
+    let folder = routed.folder();
+    write(&folder, "ca.pem", &authority.0.pem());
+    for (name, authority) in [("other", &Authority::named("somebody else")), ("node", &clients)] {
+        let (certificate, key) = authority.issue(name);
+        write(&folder, &format!("{name}.both"), &format!("{certificate}{key}"));
+        write(&folder, &format!("{name}.pem"), &certificate);
+        write(&folder, &format!("{name}.key"), &key);
+    }
+    let mut seed = 90;
+    let mut pull = async |registry: &Registry, client: &str| {
+        seed += 1;
+        registry.publish("app", "latest", &simple(1_000, seed));
+        let before = registry.requests().len();
+        routed.write(&format!("server = \"https://{}\"\nca = \"ca.pem\"\n{client}", registry.address));
+        let pulled = routed.pull(None).await;
+        if let Err(error) = &pulled {
+            assert_eq!(error.kind(), Kind::Unavailable, "{}", text(error));
+            assert_eq!(registry.requests().len(), before, "nobody gets in without the right certificate");
+        }
+        pulled.is_ok()
+    };
+    let (files, pairs) = (
+        r#"client = ["other.both", "node.both"]"#,
+        r#"client = [["other.pem", "other.key"], ["node.pem", "node.key"]]"#,
+    );
+    assert!(pull(&telling, files).await && pull(&telling, pairs).await);
+    assert!(!pull(&telling, r#"client = "other.both""#).await);
+    // Whoever does not tell is shown the first.
+    assert!(!pull(&silent, files).await);
+    assert!(pull(&silent, r#"client = ["node.both", "other.both"]"#).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_that_is_none_is_named() {
+    let routed = Routed::new().await;
+    let (folder, client) = (routed.folder(), Authority::new());
+    let ((certificate, key), (_, foreign)) = (client.issue("node"), client.issue("other"));
+    let server = "server = \"https://127.0.0.1:1\"\nclient = ";
+    for (pem, words) in [
+        ("nothing".to_owned(), "node.pem: name PEM files"),
+        (certificate.clone(), "node.pem: name PEM files"),
+        (key, "node.pem: name PEM files"),
+        (format!("{certificate}{foreign}"), "client certificate"),
+    ] {
+        write(&folder, "node.pem", &pem);
+        routed.write(&format!("{server}\"node.pem\""));
+        let error = routed.pull(None).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::FailedPrecondition, "{}", text(&error));
+        assert!(text(&error).contains(words), "{}", text(&error));
+    }
 }

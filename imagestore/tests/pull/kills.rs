@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sampan_imagestore::{Commit, Image, Progress, Reference, Store, UploadEvent};
+use sampan_imagestore::{CheckSummary, Commit, Fault, Image, Progress, Reference, Store, UploadEvent};
 use tokio::{runtime::Runtime, sync::mpsc};
 
 use crate::{
@@ -54,6 +54,8 @@ struct Work {
     prepare: fn(&Path, &str),
     /// What is killed, and done again afterwards.
     run: fn(&Path, &str),
+    /// What holds of the files however far it came.
+    sound: fn(&Path),
     /// Whether it has been done.
     check: fn(&Store, &Path),
 }
@@ -76,7 +78,7 @@ impl Work {
             (self.prepare)(root.path(), &name);
             let environment = [(ROOT, root.path().to_str().unwrap()), (NAME, &name)];
             let was_killed = killed(self.test, &environment, calls, nth);
-            assert_sound(root.path());
+            (self.sound)(root.path());
             let store = open(root.path());
             assert_eq!(store.faults(), [""; 0], "{} {nth}", self.test);
             if !was_killed {
@@ -137,6 +139,7 @@ const LOAD: Work = Work {
     test: "kills::a_load_at_every_change",
     prepare: save_first,
     run: load,
+    sound: assert_sound,
     check: |store, root| {
         assert_is_the_image(store, root);
         assert!(store.find("loaded:1").unwrap().is_some());
@@ -175,6 +178,7 @@ fn a_commit_at_every_change() {
             fs::write(upper.join("made/file"), noise(50_000, 94)).unwrap();
         },
         run: commit,
+        sound: assert_sound,
         check: |store, root| {
             let made = store.find("made:1").unwrap().expect("it was made");
             assert_eq!(made.layers.len(), 3);
@@ -202,6 +206,7 @@ fn a_removal_with_its_collection_at_every_change() {
             }
             store.collect().unwrap();
         },
+        sound: assert_sound,
         check: |store, root| {
             assert_eq!(store.images().len(), 1);
             assert_eq!(contents(root, &store.images()[0], 0, "data"), noise(10_000, 93));
@@ -212,32 +217,92 @@ fn a_removal_with_its_collection_at_every_change() {
     work.kill(CHANGES, |_| 1);
 }
 
-fn repair(root: &Path, _: &str) {
+/// What a check says, each fault by its digest.
+fn check(store: &Store, repair: bool) -> (CheckSummary, Vec<Fault>) {
+    runtime().block_on(async {
+        let (sender, mut found) = mpsc::channel(16);
+        let collect = tokio::spawn(async move {
+            let mut faults = Vec::new();
+            while let Some(fault) = found.recv().await {
+                faults.push(fault);
+            }
+            faults
+        });
+        let summary = store.check(repair, sender).await.unwrap();
+        (summary, collect.await.unwrap())
+    })
+}
+
+/// Beside the store's own folders: damaged blobs as they were made.
+fn planted(root: &Path) -> PathBuf {
+    root.join("planted")
+}
+
+const LAYER_DAMAGE: &str = "planted";
+
+/// Damages a layer's file, the manifest and the other layer's blob.
+fn damage(root: &Path, name: &str) {
     let store = open(root);
-    let summary = runtime().block_on(async {
-        let (faults, mut found) = mpsc::channel(16);
-        let drain = tokio::spawn(async move { while found.recv().await.is_some() {} });
-        let summary = store.check(true, faults).await.unwrap();
-        drain.await.unwrap();
-        summary
-    });
-    assert_eq!(summary.faults, summary.repaired);
+    let image = pull(&store, name);
     store.settle().unwrap();
+    fs::write(crate::images::layer_directory(root, &image, 0).join("a/c"), LAYER_DAMAGE).unwrap();
+    fs::create_dir(planted(root)).unwrap();
+    for digest in [&image.manifest, &image.layers[1].digest] {
+        let path = root.join("content/blobs/sha256").join(digest.hex());
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(planted(root).join(digest.hex()), &bytes).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+/// Every blob is whole or exactly what it was damaged to, and a check finds no other damage than was done.
+fn assert_damaged_or_repaired(root: &Path) {
+    let mut damaged = 0;
+    for name in entries(&root.join("content/blobs/sha256")) {
+        let bytes = fs::read(root.join("content/blobs/sha256").join(&name)).unwrap();
+        let whole = sampan_imagestore::Digest::of(&bytes).hex() == name;
+        assert!(whole || fs::read(planted(root).join(&name)).is_ok_and(|damage| damage == bytes), "{name}");
+        damaged += usize::from(!whole);
+    }
+    let store = open(root);
+    let image = store.images().remove(0);
+    let mut layer = 0;
+    // Without its blob there is nothing to compare a layer with.
+    let (_, faults) = check(&store, false);
+    for Fault { object, digest, path, problem, .. } in &faults {
+        let done = match *object {
+            "blob" => planted(root).join(digest.hex()).exists(),
+            _ => digest == image.layers[0].chain_id.digest() && path == "a/c",
+        };
+        assert!(done, "{object} {digest} {path}: {problem}");
+        layer += usize::from(*object != "blob");
+    }
+    assert_eq!(faults.len(), damaged + layer);
+    let file = contents(root, &image, 0, "a/c");
+    // Its size and its time are faults of their own.
+    let expected = if layer > 0 { LAYER_DAMAGE.as_bytes().to_vec() } else { noise(30_000, 91) };
+    assert_eq!(file, expected, "what checks as good is good");
 }
 
 #[test]
 fn a_repair_at_every_change() {
     let work = Work {
         test: "kills::a_repair_at_every_change",
-        prepare: |root, name| {
+        prepare: damage,
+        run: |root, _| {
             let store = open(root);
-            let image = pull(&store, name);
+            let (summary, faults) = check(&store, true);
+            assert_eq!(summary.faults, summary.repaired, "{faults:?}");
             store.settle().unwrap();
-            // A layer's file; the damaged blob comes after the check that all others are sound.
-            fs::write(crate::images::layer_directory(root, &image, 0).join("a/c"), "planted").unwrap();
         },
-        run: repair,
-        check: assert_is_the_image,
+        sound: assert_damaged_or_repaired,
+        check: |store, root| {
+            assert_is_the_image(store, root);
+            assert_sound(root);
+            assert_eq!(check(store, false).1, []);
+        },
     };
     work.kill(CHANGES, |_| 1);
 }
@@ -262,6 +327,7 @@ fn a_push_at_every_change() {
                 drain.await.unwrap();
             });
         },
+        sound: assert_sound,
         check: |store, root| {
             assert_is_the_image(store, root);
             let digests = &store.images()[0].repo_digests;

@@ -150,13 +150,17 @@ async fn a_kill_in_the_middle_of_work_leaves_nothing_and_a_retry_succeeds() {
 
 /// Kills the monitor of a pod as the kernel might.
 pub(super) fn kill_monitor(pod_id: &str) {
+    signal_monitor(pod_id, rustix::process::Signal::KILL);
+}
+
+/// Sends the monitor of a pod a signal.
+pub(super) fn signal_monitor(pod_id: &str, signal: rustix::process::Signal) {
     let monitor = std::fs::read_dir("/proc").unwrap().flatten().find(|process| {
         std::fs::read_to_string(process.path().join("cmdline"))
             .is_ok_and(|line| line.contains("shim") && line.contains(pod_id))
     });
     let pid: i32 = monitor.expect("the monitor").file_name().to_str().unwrap().parse().unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

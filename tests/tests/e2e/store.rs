@@ -11,6 +11,7 @@ use sampan_tests::{
 
 use super::SOON;
 use super::archive::inspect;
+use super::crash::signal_monitor;
 
 fn entries(agent: &Agent, path: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(agent.scope().root.join(path)).unwrap();
@@ -102,6 +103,56 @@ async fn many_files_make_room_as_many_bytes_do() {
         .await;
         assert_eq!(cli.json(&["images"])[0]["repo_tags"][0], image.as_str(), "a container uses it");
         cli.ok(&["rm", "-f", "user"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_of_a_container_that_is_being_made_stay() {
+    use rustix::process::Signal;
+    use sampan_proto::cri;
+    with_agent(async |agent| {
+        let (cli, image) = (agent.cli(), super::busybox(agent).await);
+        let volume = super::pulled(agent, "nginx").await;
+        let (client, pod) = (agent.cri(), agent.pod("making"));
+        let pod_id = client.run_pod(&pod).await.unwrap();
+        let spec = |image: &str| cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: pod_id.clone(),
+            config: Some(cri::ContainerConfig {
+                metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
+                image: Some(spec(&image)),
+                command: vec!["true".into()],
+                mounts: vec![cri::Mount {
+                    container_path: "/m".into(),
+                    image: Some(spec(&volume)),
+                    readonly: true,
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }),
+            sandbox_config: Some(cri::PodSandboxConfig::default()),
+        };
+        // A monitor that does not answer holds the creation up where everything is laid out and nothing is recorded.
+        signal_monitor(&pod_id, Signal::STOP);
+        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
+        let making = tokio::spawn(async move { runtime.create_container(request).await });
+        eventually("the bundle is written", SOON, async || {
+            let bundles = fs::read_dir(agent.scope().state.join("pods").join(&pod_id)).unwrap().flatten();
+            bundles.map(|bundle| bundle.path().join("config.json")).find(|path| path.exists())
+        })
+        .await;
+        let pruned = cli.ok(&["image", "prune", "-a", "-f"]);
+        signal_monitor(&pod_id, Signal::CONT);
+        let container = making.await.unwrap().unwrap().into_inner().container_id;
+        assert_eq!(pruned, "Total reclaimed space: 0B");
+        let pruned = cli.ok(&["image", "prune", "-a", "-f"]);
+        assert_eq!(pruned, "Total reclaimed space: 0B", "one is its root, one is mounted");
+        client.start(&container).await.unwrap();
+        assert_eq!(client.ended(&container).await.exit_code, 0);
+        client.clear_pod(&pod_id).await.unwrap();
+        cli.ok(&["image", "prune", "-a", "-f"]);
+        assert_eq!(cli.json(&["images"]), serde_json::json!([]));
     })
     .await;
 }

@@ -114,9 +114,14 @@ impl Pods {
             ))
         };
         // Another image of the name would be none that the processes have files of open.
-        let image = self.context.store.find(&record.image_id)?.ok_or_else(missing)?;
-        let (config, checkpoint) = (Box::new(config), Some(checkpoint));
-        self.ask(pod, |answer| Command::CreateContainer { config, image, checkpoint, answer }).await
+        let config = ContainerConfig { image_ref: record.image_id.clone(), ..config };
+        let held = self.hold_images(config).await;
+        let (config, images) = held.map_err(|error| match error {
+            Error::NotFound { object: "image", .. } => missing(),
+            error => error,
+        })?;
+        let checkpoint = Some(checkpoint);
+        self.ask(pod, |answer| Command::CreateContainer { config, images, checkpoint, answer }).await
     }
 }
 

@@ -26,12 +26,14 @@ const OOM_KILLED: &str = "OOMKilled";
 const DEFAULT_STOP_SIGNAL: i32 = 15;
 
 impl Task {
+    /// The images are held until the container is known to use them.
     pub(super) async fn create_container(
         &mut self,
         config: ContainerConfig,
-        image: Arc<Image>,
+        images: Arc<Images>,
         checkpoint: Option<Checkpoint>,
     ) -> Result<ContainerId> {
+        let image = &images.root;
         self.control()?;
         if let Some(made) = self.already_made(&config)? {
             return Ok(made);
@@ -49,13 +51,13 @@ impl Task {
             argv: spec::argv(&config, image.config.config().as_ref())?,
             user: UserIds::default(),
             volumes: Vec::new(),
-            stop_signal: stop_signal(&config, &image),
+            stop_signal: stop_signal(&config, image),
             id: id.clone(),
             config,
         };
         let pod = self.record.id.clone();
         self.context.records.write_container(&pod, &record)?;
-        match self.make(record.clone(), image, checkpoint).await {
+        match self.make(record.clone(), images.clone(), checkpoint).await {
             Ok(record) => {
                 info!(container.id = %id, name = %record.config.name, image.ref = %record.config.image, "container created");
                 self.save_container(record.clone())?;
@@ -75,7 +77,7 @@ impl Task {
     async fn make(
         &self,
         record: ContainerRecord,
-        image: Arc<Image>,
+        images: Arc<Images>,
         checkpoint: Option<Checkpoint>,
     ) -> Result<ContainerRecord> {
         let bundle = self.bundle(&record.id);
@@ -84,7 +86,8 @@ impl Task {
             (self.context.clone(), self.record.clone(), checkpoint.as_ref().map(|from| from.criu.clone()));
         let since = Instant::now();
         let laid_out =
-            blocking(move || lay_out(&context, &pod, record, &image, &hostname, checkpoint.as_ref())).await?;
+            blocking(move || lay_out(&context, &pod, record, &images, &hostname, checkpoint.as_ref()))
+                .await?;
         let (mut record, runtime) = laid_out;
         self.context.measurements.container_start("layout", since.into_std());
         let pid = match spec::pid_mode(&self.record.config, &record.config) {

@@ -1,7 +1,5 @@
 //! `PruneImages` and `CheckStore`: looking after the store.
 
-use std::collections::HashSet;
-
 use sampan_imagestore::{Fault, Unneeded};
 use sampan_proto::sampan::{self, check_store_response::Event};
 use tokio::sync::mpsc;
@@ -17,19 +15,10 @@ use crate::{
 /// Faults that may wait for a slow client.
 const QUEUE: usize = 64;
 
-/// Ids of the images that containers, also ended ones, were made of.
-pub(crate) fn used_images(pods: &Pods) -> HashSet<String> {
-    pods.containers().iter().map(|found| found.container.image_id.clone()).collect()
-}
-
 pub(super) async fn prune(pods: &Pods, all: bool) -> Result<sampan::PruneImagesResponse> {
     let (store, pods) = (pods.context().store.clone(), pods.clone());
     let which = if all { Unneeded::All } else { Unneeded::Untagged };
-    let pruned = blocking(move || {
-        let used = used_images(&pods);
-        store.prune(which, |image| used.contains(image.id.as_str()))
-    });
-    let pruned = pruned.await?;
+    let pruned = blocking(move || store.prune(which, |image| pods.use_image(image.id.as_str()))).await?;
     Ok(sampan::PruneImagesResponse {
         untagged: pruned.removed.untagged,
         deleted: pruned.removed.deleted.iter().map(ToString::to_string).collect(),

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sampan_imagestore::{Digest, Image, ImageUsage, Step, Usage};
+use sampan_imagestore::{Digest, Image, Step, Usage};
 use sampan_proto::sampan;
 
 use crate::{
@@ -25,10 +25,9 @@ pub(super) fn step(step: Step) -> sampan::HistoryStep {
 pub(super) async fn disk_usage(pods: &Pods) -> Result<sampan::DiskUsageResponse> {
     let store = pods.context().store.clone();
     let containers = pods.containers();
-    let used: HashSet<String> = containers.iter().map(|found| found.container.image_id.clone()).collect();
     let users = |image: &Image| {
-        let id = image.id.to_string();
-        containers.iter().filter(|found| found.container.image_id == id).count() as u32
+        let uses = |found: &&Found| found.container.uses_image(image.id.as_str());
+        containers.iter().filter(uses).count() as u32
     };
     let usage = store.image_usage();
     let images = usage
@@ -40,9 +39,8 @@ pub(super) async fn disk_usage(pods: &Pods) -> Result<sampan::DiskUsageResponse>
             containers: users(&usage.image),
         })
         .collect();
-    let keep = |usage: &ImageUsage| used.contains(usage.image.id.as_str());
-    let kept: Vec<Digest> =
-        usage.iter().filter(|usage| keep(usage)).map(|usage| usage.image.id.clone()).collect();
+    let used = usage.iter().filter(|usage| users(&usage.image) > 0);
+    let kept: HashSet<Digest> = used.map(|usage| usage.image.id.clone()).collect();
     let total = store.usage_of_images(|_| true);
     let needed = store.usage_of_images(|image| kept.contains(&image.id));
     let reclaimable = Usage {

@@ -4,16 +4,13 @@
 //! where `FROM --platform=$BUILDPLATFORM` compiles for another machine. An image of another platform than this node's
 //! is taken from the registry's index and kept under its digest alone: the name stays with the image that runs here.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Base, Error, Evaluated, Failure, Foundation, Origin, Plan, Request, Solver, Span, StageId, StepState,
-    Told, image,
+    Told, blocking, image,
 };
-use crate::{Image, Platform, Progress, Reference, gc::Lease, image::Layer};
+use crate::{Held, Image, Platform, Progress, Reference};
 
 /// An image as a stage names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,13 +24,6 @@ pub(super) struct Need {
     pub(super) wanted: Wanted,
     span: Span,
     stage: String,
-}
-
-/// An image that is here, and stays for as long as the build goes on.
-#[derive(Clone, Debug)]
-pub(super) struct Ground {
-    pub(super) image: Arc<Image>,
-    pub(super) lease: Arc<Lease>,
 }
 
 /// The images that these stages name, and those that their evaluation has brought up.
@@ -65,21 +55,21 @@ pub(super) fn needed(
 
 impl Solver {
     /// One of those that `needed` names, which all are here once the stages are evaluated.
-    pub(super) fn ground(&self, name: &str, platform: &Platform) -> &Ground {
+    pub(super) fn ground(&self, name: &str, platform: &Platform) -> &Held {
         &self.images[&Wanted { name: name.to_owned(), platform: platform.clone() }]
     }
 
     /// Finds an image or pulls it.
-    pub(super) async fn get(&self, request: &Request, need: Need) -> Result<(Wanted, Ground), Failure> {
+    pub(super) async fn get(&self, request: &Request, need: Need) -> Result<(Wanted, Held), Failure> {
         let Need { wanted, span, stage } = need;
         let title = format!("FROM {}", wanted.name);
         let told = self.reporter.announce(&stage, (0, 0), &title, span.line).await;
         told.running().await;
         match self.find(request, &wanted, &told).await {
-            Ok((ground, here)) => {
+            Ok((image, here)) => {
                 let state = if here { StepState::Cached } else { StepState::Done };
                 told.ended(state, "", "").await;
-                Ok((wanted, ground))
+                Ok((wanted, image))
             }
             Err(error) => {
                 told.ended(StepState::Failed, &crate::error::chain(&error), "").await;
@@ -88,32 +78,25 @@ impl Solver {
         }
     }
 
-    async fn find(&self, request: &Request, wanted: &Wanted, told: &Told) -> Result<(Ground, bool), Error> {
-        let images = &self.site.builder.images;
-        let here = if request.pull { None } else { images.find(&wanted.name)? };
-        if let Some(image) = here.clone().filter(|image| fits(image, &wanted.platform))
-            && let Some(ground) = self.hold(image)?
-        {
-            return Ok((ground, true));
-        }
+    async fn find(&self, request: &Request, wanted: &Wanted, told: &Told) -> Result<(Held, bool), Error> {
+        let here = if request.pull { None } else { self.hold(&wanted.name).await? };
+        let misfit = match here {
+            Some(image) if fits(&image, &wanted.platform) => return Ok((image, true)),
+            here => here.map(|image| misfit_of(wanted, &image)),
+        };
         let pulled = self.pull(request, wanted, told).await;
-        let image = pulled.map_err(|error| match &here {
+        let image = pulled.map_err(|error| match misfit {
             // Most likely it was made here, and no registry knows of it.
-            Some(image) => {
-                Error::Invalid(format!("{}, and {}", misfit(wanted, image), crate::error::chain(&error)))
-            }
+            Some(misfit) => Error::Invalid(format!("{misfit}, and {}", crate::error::chain(&error))),
             None => error,
         })?;
         if !fits(&image, &wanted.platform) {
-            return Err(Error::Invalid(misfit(wanted, &image)));
+            return Err(Error::Invalid(misfit_of(wanted, &image)));
         }
-        let ground = self.hold(Arc::new(image))?;
-        let ground = ground
-            .ok_or_else(|| Error::Invalid(format!("{} was removed while it was built on", wanted.name)))?;
-        Ok((ground, false))
+        Ok((image, false))
     }
 
-    async fn pull(&self, request: &Request, wanted: &Wanted, told: &Told) -> Result<Image, Error> {
+    async fn pull(&self, request: &Request, wanted: &Wanted, told: &Told) -> Result<Held, Error> {
         let images = &self.site.builder.images;
         let mut reference: Reference = wanted.name.parse().map_err(crate::Error::from)?;
         let auth = request.credentials.get(reference.domain()).cloned();
@@ -127,20 +110,18 @@ impl Solver {
             }
         };
         let (pulled, ()) = tokio::join!(images.pull(&reference, auth, progress), forward);
-        Ok(pulled?)
+        let id = pulled?.id;
+        Ok(self.hold(id.as_str()).await?.ok_or(crate::Error::NoImage { id })?)
     }
 
-    /// None: it was removed in the meantime.
-    fn hold(&self, image: Arc<Image>) -> Result<Option<Ground>, Error> {
-        let names = image.blobs().cloned().chain(image.layers.iter().flat_map(Layer::names)).collect();
-        let lease = Arc::new(self.site.builder.store.leases.take(names));
-        let here = self.site.builder.images.find(image.id.as_str())?;
-        Ok(here.map(|_| Ground { image, lease }))
+    async fn hold(&self, name: &str) -> Result<Option<Held>, Error> {
+        let (images, name) = (self.site.builder.images.clone(), name.to_owned());
+        blocking(move || images.hold(&name).map_err(Error::from)).await
     }
 
     /// What a stage stands on that begins with this image.
     pub(super) fn foundation(&self, name: &str, platform: &Platform) -> Result<Foundation, Failure> {
-        let image = &self.ground(name, platform).image;
+        let image = self.ground(name, platform);
         let document = image::document(&self.site.builder.store, image).map_err(Failure::plain)?;
         let config = super::super::Config::read(document.get("config").unwrap_or(&serde_json::Value::Null));
         let config = config.map_err(|error| {
@@ -167,6 +148,6 @@ fn same_machine(one: &Platform, other: &Platform) -> bool {
     (&one.os, &one.architecture) == (&other.os, &other.architecture)
 }
 
-fn misfit(wanted: &Wanted, image: &Image) -> String {
+fn misfit_of(wanted: &Wanted, image: &Image) -> String {
     format!("{} is for {}, and is wanted for {}", wanted.name, platform_of(image), wanted.platform)
 }

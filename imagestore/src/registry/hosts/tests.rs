@@ -114,7 +114,7 @@ fn files_are_found_beside_the_settings_and_missed_by_name() {
     }
     let entries = load(root.path(), "x.example").unwrap();
     assert_eq!(entries[0].tls.ca, [b"CA\n"]);
-    assert_eq!(entries[0].tls.client.as_deref(), Some(&b"CERT\nKEY\n"[..]));
+    assert_eq!(entries[0].tls.clients[0].pem, b"CERT\nKEY\n");
     assert!(!format!("{entries:?}").contains("KEY"));
     // As Docker has it: no list, but certificates.
     fs::remove_file(folder.join(FILE)).unwrap();
@@ -124,7 +124,7 @@ fn files_are_found_beside_the_settings_and_missed_by_name() {
     let entries = load(root.path(), "x.example").unwrap();
     assert_eq!(entries[0].base, None);
     assert_eq!(entries[0].tls.ca, [b"CA\n"]);
-    assert_eq!(entries[0].tls.client.as_deref(), Some(&b"CERT\nKEY\n"[..]));
+    assert_eq!(entries[0].tls.clients[0].pem, b"CERT\nKEY\n");
 }
 
 proptest! {
