@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use sampan_proto::sampan::build_start;
-
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
