@@ -128,8 +128,15 @@ impl Metadata {
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(temporary, self.file(&record.image.id))?;
-        self.directory.sync_all()
+        let path = self.file(&record.image.id);
+        let replaces = path.exists();
+        fs::rename(temporary, &path)?;
+        self.directory.sync_all().inspect_err(|_| {
+            // Who is told of a failure must not find the image at the next start. One that was there before stays.
+            if !replaces {
+                let _ = fs::remove_file(&path);
+            }
+        })
     }
 
     /// Deletes the record of an image; without one there is nothing to do.

@@ -137,9 +137,13 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
     }
 }
 
-/// Processes of somebody else would be limited, frozen and killed with the container.
+/// Processes of somebody else would be limited, frozen and killed with the container; and in a frozen cgroup its own would
+/// never come to anything.
 fn check_unused(record: &Record) -> Result<()> {
     let cgroup = record.cgroup()?;
+    if record.is_frozen() {
+        return Err(Error::refused(format!("container's cgroup unexpectedly frozen: {:?}", cgroup.path())));
+    }
     let pids = cgroup.pids().map_err(Error::cgroup(&record.cgroup))?;
     if pids.is_empty() {
         return Ok(());

@@ -107,7 +107,7 @@ impl Record {
         Cgroup::new(&self.cgroup).map_err(Error::cgroup(&self.cgroup))
     }
 
-    fn is_frozen(&self) -> bool {
+    pub(super) fn is_frozen(&self) -> bool {
         let Ok(cgroup) = self.cgroup() else { return false };
         let paths = cgroup.paths();
         let read = |controller: &str, file: &str| {

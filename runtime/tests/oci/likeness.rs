@@ -97,6 +97,10 @@ fn a_cgroup_with_processes_is_no_containers() {
     let second = Bundle::new(&["true"]).set("/linux/cgroupsPath", json!(path));
     assert!(second.create().failure().contains("container's cgroup is not empty: 1 process"));
     assert_eq!((first.status().as_str(), first.cgroup().pids().unwrap().len()), ("running", 1));
+    // One that is frozen would hold its processes for ever.
+    first.verb(&["pause", &first.id]).success();
+    assert!(second.create().failure().contains("unexpectedly frozen"));
+    first.verb(&["resume", &first.id]).success();
 }
 
 #[test]
