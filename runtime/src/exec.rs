@@ -152,7 +152,7 @@ fn run(
         init::terminal::make(&root, console, process.console_size(), line_ends)?;
     }
     if let Some(line) = line {
-        prepared.settle_environment()?;
+        prepared.settle_environment(process.env().as_deref().unwrap_or_default())?;
         prepared.find_program()?;
         if let Some(linux) = line.linux {
             init::set_treatment(linux)?;

@@ -162,8 +162,9 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     let label = prepared.as_ref().map(Prepared::open_label).transpose()?.flatten();
     rootfs.enter(root.readonly().unwrap_or(false), line.is_none_or(|line| line.pivot))?;
     process::take_own_null()?;
-    if let (Some(prepared), true) = (&mut prepared, line.is_some()) {
-        prepared.settle_environment()?;
+    let mut environment = Vec::new();
+    if let (Some(prepared), Some(process), true) = (&mut prepared, spec.process(), line.is_some()) {
+        environment = prepared.settle_environment(process.env().as_deref().unwrap_or_default())?;
         prepared.find_program()?;
     }
     set_treatment(linux)?;
@@ -173,7 +174,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     if let (Some(line), Some(hooks)) = (line, spec.hooks()) {
         let pid = Some(std::process::id() as i32);
         let hooks = hooks.start_container().as_ref();
-        let environment = Some(prepared.environment());
+        let environment = Some(&*environment);
         let restrict = || prepared.restrict_hook();
         let moment = Moment { status: ContainerState::Created, pid, environment, restrict: Some(&restrict) };
         crate::hook::run_all("startContainer", hooks, line.state, moment).map_err(Error::Hook)?;

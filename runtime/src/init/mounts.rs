@@ -165,30 +165,28 @@ pub(super) fn mount_all(
                 let mounted = cgroupfs::mount(&target, &options, cgroups);
                 mounted.map_err(failed(kind, destination))?;
             }
-            None => filesystem(rootfs, mount, kind, &options)?,
+            None => filesystem(rootfs, mount, kind, options)?,
         }
     }
     Ok(())
 }
 
-fn filesystem(rootfs: &Rootfs, mount: &Mount, kind: &str, options: &Options) -> Result<()> {
+fn filesystem(rootfs: &Rootfs, mount: &Mount, kind: &str, mut options: Options) -> Result<()> {
     let destination = mount.destination();
     // Masks are found by path later: where proc and sys are must not be for a symlink to say.
     let plain = matches!(kind, "proc" | "sysfs");
-    let was_there = inherited_mode(rootfs, destination, kind, options);
+    let was_there = inherited_mode(rootfs, destination, kind, &options);
     let target = directory(rootfs, destination, plain).map_err(|error| match error {
         Error::MountDestination { source, .. } if plain && source.errno() == Errno::LOOP => {
             refused(destination, format!("{kind} must be mounted on ordinary directory, not on a symlink"))
         }
         error => error,
     })?;
-    let mut options = options.clone();
     options.data.extend(was_there.map(|mode| ("mode".to_owned(), Some(format!("{mode:o}")))));
     if is_dev(mount) {
         options.attributes.set &= !libc::MOUNT_ATTR_RDONLY;
     }
-    let options = &options;
-    let detached = crate::mount::filesystem(kind, mount.source().as_deref(), options);
+    let detached = crate::mount::filesystem(kind, mount.source().as_deref(), &options);
     let attached = detached.and_then(|detached| {
         if options.copy_up && kind == "tmpfs" {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;
@@ -196,7 +194,7 @@ fn filesystem(rootfs: &Rootfs, mount: &Mount, kind: &str, options: &Options) -> 
             copyup::copy(&target, &root)?;
         }
         sys::mount::attach(&detached, &target)?;
-        propagate(&detached, options)
+        propagate(&detached, &options)
     });
     attached.map_err(failed(kind, destination))
 }

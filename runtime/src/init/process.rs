@@ -25,7 +25,6 @@ use crate::sys::{self, credential, file};
 /// A process ready to be executed.
 pub(crate) struct Prepared {
     program: Program,
-    environment: Vec<String>,
     working_directory: PathBuf,
     capabilities: Sets,
     seccomp: Option<(Vec<libc::sock_filter>, u64)>,
@@ -59,7 +58,6 @@ impl Prepared {
                 process.args().as_deref().unwrap_or_default(),
                 process.env().as_deref().unwrap_or_default(),
             )?,
-            environment: process.env().clone().unwrap_or_default(),
             working_directory: process.cwd().clone(),
             capabilities: Sets::of(process.capabilities().as_ref()).map_err(Error::Capabilities)?,
             seccomp: seccomp.map(|filter| (credential::filters(&filter.program.to_bytes()), filter.flags)),
@@ -104,12 +102,11 @@ impl Prepared {
         Label::open(self.apparmor.as_deref(), self.selinux.as_deref())
     }
 
-    /// Leaves one value to each variable, the last, and sets HOME by the container's own users where there is none: as runc
-    /// does. The caller's root is the
-    /// container's by now.
-    pub(crate) fn settle_environment(&mut self) -> Result<()> {
+    /// Gives the program what is `asked`, with one value to each variable, the last, and HOME by the container's own users
+    /// where there is none: as runc does. Tells what that is. The caller's root is the container's by now.
+    pub(crate) fn settle_environment(&mut self, asked: &[String]) -> Result<Vec<String>> {
         const HOME: &str = "HOME=";
-        let mut environment = last_of_each(&self.environment);
+        let mut environment = last_of_each(asked);
         let given = environment.iter().find_map(|variable| variable.strip_prefix(HOME));
         if given.is_none_or(str::is_empty) {
             let failed = |source| Error::User { uid: self.uid, gid: self.gid, source };
@@ -119,13 +116,7 @@ impl Prepared {
             environment.push(format!("{HOME}{}", home.as_deref().unwrap_or("/")));
         }
         self.program.set_environment(&environment)?;
-        self.environment = environment;
-        Ok(())
-    }
-
-    /// What the program is given.
-    pub(crate) fn environment(&self) -> &[String] {
-        &self.environment
+        Ok(environment)
     }
 
     /// Says early what is wrong with the program. The caller's root is the container's by now.
@@ -155,17 +146,11 @@ impl Prepared {
         rustix::process::umask(self.umask);
         sys::process::close_on_exec_above(self.preserved).map_err(Error::Descriptors)?;
         // From here on there are only calls that each profile knows which has ever started a container.
-        if self.no_new_privs {
-            credential::no_new_privs().map_err(Error::NoNewPrivs)?;
-        } else {
-            self.load_seccomp(reporter)?;
-        }
-        self.capabilities.bound().map_err(Error::Capabilities)?;
-        self.change_user()?;
-        self.capabilities.assume().map_err(Error::Capabilities)?;
+        let load = || self.load_seccomp(reporter);
+        self.give_up_rights(load)?;
         reporter.executing().map_err(Error::Talk)?;
         if self.no_new_privs {
-            self.load_seccomp(reporter)?;
+            load()?;
         }
         Err(self.program.execute())
     }
@@ -181,15 +166,20 @@ impl Prepared {
             }
             None => Ok(()),
         };
+        self.give_up_rights(load)?;
+        if self.no_new_privs { load() } else { Ok(()) }
+    }
+
+    /// All of it but a filter that no_new_privs lets go last.
+    fn give_up_rights(&self, load_seccomp: impl Fn() -> Result<()>) -> Result<()> {
         if self.no_new_privs {
             credential::no_new_privs().map_err(Error::NoNewPrivs)?;
         } else {
-            load()?;
+            load_seccomp()?;
         }
         self.capabilities.bound().map_err(Error::Capabilities)?;
         self.change_user()?;
-        self.capabilities.assume().map_err(Error::Capabilities)?;
-        if self.no_new_privs { load() } else { Ok(()) }
+        self.capabilities.assume().map_err(Error::Capabilities)
     }
 
     /// Who gets the notifications of the filter, if there are any, has its descriptor before this returns.

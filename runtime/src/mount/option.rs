@@ -7,7 +7,7 @@
 use crate::sys::mount::Attributes;
 
 /// The options of one mount.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
     /// `bind` or `rbind`.
     pub(crate) bind: Option<Bind>,
