@@ -9,7 +9,6 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Gid, Uid};
 use rustix::mount::MountPropagationFlags;
 use rustix::process::{getpid, set_child_subreaper};
@@ -153,7 +152,7 @@ fn call(command: &mut Command, restore: &Restore<'_>, pid_file: &Path) -> Result
     let execute = |source| Error::Execute { program: restore.call.program.to_owned(), source };
     let _ = fs::remove_file(pid_file);
     let mut child = command.spawn().map_err(execute)?;
-    let in_time = wait(child.id(), restore.limit).map_err(execute)?;
+    let in_time = sys::process::ends_within(child.id(), restore.limit).map_err(execute)?;
     if !in_time {
         child.kill().map_err(execute)?;
     }
@@ -171,18 +170,5 @@ fn why(restore: &Restore<'_>, in_time: bool, status: ExitStatus) -> String {
         _ if !in_time => format!("it was not done within {:?}", restore.limit),
         Some(reason) => reason,
         None => status.to_string(),
-    }
-}
-
-/// Whether a process ends in time.
-fn wait(pid: u32, limit: Duration) -> io::Result<bool> {
-    let pidfd = sys::process::pidfd_open(pid.cast_signed()).map_err(io::Error::other)?;
-    let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: 0 };
-    loop {
-        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)) {
-            Ok(count) => return Ok(count > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
     }
 }

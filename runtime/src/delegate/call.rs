@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::{Error, Result, Runtime};
 use crate::{console, sys};
 
@@ -42,7 +40,7 @@ impl Call<'_> {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         }
         let mut child = command.spawn().map_err(failed)?;
-        let in_time = self.wait(child.id()).map_err(failed)?;
+        let in_time = sys::process::ends_within(child.id(), self.limit).map_err(failed)?;
         if !in_time {
             child.kill().map_err(failed)?;
         }
@@ -58,19 +56,6 @@ impl Call<'_> {
             None => status.to_string(),
         };
         Err(Error::Failed { program: program.clone(), verb, message })
-    }
-
-    /// Whether the process ends in time.
-    fn wait(&self, pid: u32) -> io::Result<bool> {
-        let pidfd = sys::process::pidfd_open(pid.cast_signed()).map_err(io::Error::other)?;
-        let limit = Timespec { tv_sec: self.limit.as_secs().cast_signed(), tv_nsec: 0 };
-        loop {
-            match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)) {
-                Ok(count) => return Ok(count > 0),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
     }
 }
 

@@ -2,9 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::ThreadNameSpaceType;
@@ -281,4 +284,17 @@ pub(crate) fn fexecve(file: impl AsFd, arguments: &Strings, environment: &String
 pub(crate) fn exit(code: i32) -> ! {
     // SAFETY: ends the process and returns nowhere.
     unsafe { libc::_exit(code) }
+}
+
+/// Whether a process ends in time.
+pub(crate) fn ends_within(pid: u32, limit: Duration) -> io::Result<bool> {
+    let pidfd = pidfd_open(pid.cast_signed()).map_err(io::Error::other)?;
+    let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: 0 };
+    loop {
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)) {
+            Ok(count) => return Ok(count > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
