@@ -11,7 +11,8 @@ use std::{
 use ipnet::IpNet;
 use oci_spec::runtime::Capability;
 use sampan_imagestore::{Credentials, Store, StoreOptions, build::Builder};
-use sampan_runtime::{delegate, executable::ReadOnly, seccomp};
+use sampan_runtime::{delegate, executable::ReadOnly, mount::MinimalNamespace, seccomp};
+use tracing::warn;
 
 use crate::{
     config::{Config, RUNTIME_HANDLER},
@@ -44,6 +45,8 @@ pub struct Context {
     pub(crate) runtime: PathBuf,
     /// The same, as monitors execute it.
     pub(crate) monitor: ReadOnly,
+    /// What mount namespaces of containers are made from, if it could be made.
+    pub(crate) mounts: Option<MinimalNamespace>,
     /// Changes with every boot of the machine.
     pub(crate) boot_id: String,
     /// How long things take.
@@ -98,6 +101,11 @@ impl Context {
             records: Records::open(&config.root)?,
             monitor: ReadOnly::open(&runtime).map_err(|error| Error::Internal(chain(&error)))?,
             runtime,
+            mounts: MinimalNamespace::make()
+                .inspect_err(|error| {
+                    warn!(error = chain(error), "containers are made from all of the host's mounts");
+                })
+                .ok(),
             store,
             builder,
             boot_id,

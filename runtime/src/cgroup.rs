@@ -54,6 +54,13 @@ pub fn layout() -> Result<Layout, Error> {
     Ok(Hierarchies::of_host()?.layout())
 }
 
+/// Where the hierarchies are mounted.
+pub(crate) fn roots() -> Result<Vec<PathBuf>, Error> {
+    let hierarchies = Hierarchies::of_host()?;
+    let unified = hierarchies.unified.iter();
+    Ok(hierarchies.v1.iter().map(|hierarchy| &hierarchy.root).chain(unified).cloned().collect())
+}
+
 /// Moves the calling process, which must be single-threaded, into the cgroup of one directory.
 pub(crate) fn enter_directory(path: &Path) -> Result<(), Error> {
     let directory = Directory::open(path)?;

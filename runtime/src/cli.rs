@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -56,6 +57,9 @@ struct Shim {
     /// A sysctl of the pod's namespaces.
     #[arg(long = "sysctl", value_name = "NAME=VALUE", value_parser = name_and_value)]
     sysctls: Vec<(String, String)>,
+    /// A mount namespace with few mounts, which those of containers begin as a copy of.
+    #[arg(long, value_name = "PATH")]
+    mounts: Option<PathBuf>,
     /// Users of the pod's own: whom on the host a run of them stands for. Takes --gid-map too.
     #[arg(long = "uid-map", value_name = "INSIDE:OUTSIDE:LENGTH", value_parser = users::parse, requires = "gids", conflicts_with = "host_ipc")]
     uids: Vec<LinuxIdMapping>,
@@ -79,6 +83,7 @@ impl Shim {
             host_ipc: self.host_ipc,
             shared_pid: self.shared_pid,
             sysctls: self.sysctls,
+            mounts: self.mounts,
             users: (!self.uids.is_empty()).then_some(users::Mappings { uids: self.uids, gids: self.gids }),
         };
         match shim::run(options) {

@@ -57,6 +57,8 @@ pub struct SpawnOptions<'a> {
     /// The pod's user namespace, which its configuration doesn't name. None: it has none, or the command line's
     /// configuration tells.
     pub users: Option<BorrowedFd<'a>>,
+    /// The mount namespace that the container's own begins as a copy of ([`crate::mount::MinimalNamespace`]). None: the caller's.
+    pub mounts: Option<BorrowedFd<'a>>,
     /// What a caller of the command line asks for on top; None for a monitor.
     pub command_line: Option<&'a CommandLine<'a>>,
 }
@@ -144,13 +146,15 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
         PidNamespace::Join(namespace) if options.users.is_some() => Some(namespace),
         _ => None,
     };
-    let inherited: Vec<_> = [options.console, start, options.users, pids].into_iter().flatten().collect();
+    let inherited: Vec<_> =
+        [options.console, start, options.users, options.mounts, pids].into_iter().flatten().collect();
     birth.clone_process(&inherited, |reporter, inherited| {
         let mut inherited = inherited.into_iter();
         let console = options.console.and_then(|_| inherited.next());
         let start = start.and_then(|_| inherited.next());
         let command_line = options.command_line.map(|line| init::Asked { line, start });
         let users = options.users.and_then(|_| inherited.next());
+        let mounts = options.mounts.and_then(|_| inherited.next());
         let pids = pids.and_then(|_| inherited.next());
         let in_cgroup = directory.is_some();
         let setup = init::Setup {
@@ -160,6 +164,7 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
             console,
             command_line,
             pod: init::PodNamespaces { users, pids },
+            mounts,
             midwife,
         };
         init::run(setup, reporter)

@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use oci_spec::runtime::{ContainerState, Linux, LinuxNamespaceType, LinuxResources, Spec};
+use rustix::thread::ThreadNameSpaceType;
 
 use crate::cgroup::Cgroup;
 use crate::container::{CommandLine, Reporter};
@@ -64,6 +65,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) command_line: Option<Asked<'a>>,
     /// Those of the pod that a process gets by being born in them.
     pub(crate) pod: PodNamespaces,
+    /// The mount namespace from which the container's own is made, unless it is the parent's.
+    pub(crate) mounts: Option<OwnedFd>,
     /// Whether this process only prepares the birth of the container's own.
     pub(crate) midwife: bool,
 }
@@ -108,8 +111,14 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     enter_cgroup(setup.cgroup, setup.in_cgroup, linux.resources().as_ref(), asked.is_some())?;
     reset_affinity();
     let path = setup.bundle.join(root.path());
-    let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod())?;
-    let tree = namespaces.of_users().then(|| Rootfs::open_tree(&path, linux)).transpose()?;
+    let base = setup.mounts.take().filter(|_| namespaces.has_new(LinuxNamespaceType::Mount));
+    // What is found by the host's paths comes along when these can't be followed later.
+    let ahead = namespaces.of_users() || base.is_some();
+    let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod(), ahead)?;
+    let tree = ahead.then(|| Rootfs::open_tree(&path, linux)).transpose()?;
+    if let Some(base) = base {
+        sys::process::setns(base, ThreadNameSpaceType::MOUNT).map_err(Error::NewNamespaces)?;
+    }
     if setup.midwife {
         identity::deliver(&namespaces, linux, reporter)?;
     }

@@ -18,9 +18,11 @@ use rustix::mount::UnmountFlags;
 use crate::sys;
 use crate::users::UserNamespace;
 
+mod minimal;
 mod option;
 mod overlay;
 
+pub use minimal::MinimalNamespace;
 pub(crate) use option::{Bind, Options, propagation};
 
 /// A mount that could not be made or undone.
@@ -62,7 +64,14 @@ pub enum Error {
         #[source]
         source: sys::Error,
     },
-    /// The thread for a mount with relative paths can't be made.
+    /// The host's cgroups, which a mount namespace is to have, can't be found.
+    #[error("find the cgroup hierarchies")]
+    Cgroups {
+        /// Why.
+        #[source]
+        source: Box<crate::cgroup::Error>,
+    },
+    /// The thread for a mount that changes something of its own can't be made.
     #[error("start a thread for the mount at {}", target.display())]
     Thread {
         /// Where.
@@ -209,6 +218,23 @@ pub(crate) fn restrict(tree: &std::os::fd::OwnedFd, options: &Options) -> sys::R
         sys::mount::set_attributes(tree, options.recursive, true)?;
     }
     Ok(())
+}
+
+/// Mounts from a thread that ends with it, for what the thread changes of itself.
+fn on_own_thread<T: Send>(
+    kind: &str,
+    target: &Path,
+    mount: impl FnOnce() -> sys::Result<T> + Send,
+) -> Result<T, Error> {
+    let thread = std::thread::scope(|scope| {
+        let spawned = std::thread::Builder::new().name(format!("{kind} mount")).spawn_scoped(scope, mount);
+        spawned.map(|thread| thread.join())
+    });
+    match thread {
+        Ok(Ok(result)) => result.map_err(Error::mount(kind, target)),
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        Err(source) => Err(Error::Thread { target: target.to_owned(), source }),
+    }
 }
 
 #[cfg(test)]

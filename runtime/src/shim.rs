@@ -22,6 +22,7 @@ mod server;
 pub(crate) use log::timestamp;
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::sys;
 use crate::users::Mappings;
@@ -43,6 +44,9 @@ pub struct Options {
     pub shared_pid: bool,
     /// Names and values, of the pod's namespaces only.
     pub sysctls: Vec<(String, String)>,
+    /// Where the mount namespace is that those of containers are made from ([`crate::mount::MinimalNamespace`]). Without one,
+    /// or when it can't be opened, it is that of the shim.
+    pub mounts: Option<PathBuf>,
     /// The pod has users of its own, which are these on the host. It has IPC of its own then.
     pub users: Option<Mappings>,
 }

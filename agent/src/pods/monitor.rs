@@ -23,6 +23,7 @@ use rustix::{
     },
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
+use sampan_runtime::mount::MinimalNamespace;
 use sampan_runtime::shim::protocol::{
     ContainerState, EXEC_DESCRIPTORS, ErrorKind, MAX_MESSAGE, Request, Response, VERSION,
 };
@@ -62,6 +63,7 @@ pub(crate) struct Launch<'a> {
     /// The pod's state folder.
     pub(crate) folder: &'a Path,
     pub(crate) cgroup: &'a str,
+    pub(crate) mounts: Option<&'a MinimalNamespace>,
     pub(crate) hostname: Option<&'a str>,
     pub(crate) host_network: bool,
     pub(crate) host_ipc: bool,
@@ -84,6 +86,9 @@ pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
         .arg(launch.pod.as_str())
         .arg("--cgroup")
         .arg(launch.cgroup);
+    if let Some(mounts) = launch.mounts {
+        command.arg("--mounts").arg(mounts.path());
+    }
     if let Some(hostname) = launch.hostname {
         command.arg("--hostname").arg(hostname);
     }

@@ -154,6 +154,7 @@ impl Running {
             pod: &self.pod,
             folder: &self.folder,
             cgroup: &format!("{}/monitors", self.context.config.cgroup.root),
+            mounts: self.context.mounts.as_ref(),
             hostname: (!host).then_some(config.hostname.as_str()),
             host_network: host,
             host_ipc: false,

@@ -297,6 +297,7 @@ impl Task {
             pod: &self.record.id,
             folder: &folder,
             cgroup: &format!("{}/monitors", self.context.config.cgroup.root),
+            mounts: self.context.mounts.as_ref(),
             hostname: (config.network != NetworkMode::Host).then_some(hostname.as_str()),
             host_network: config.network == NetworkMode::Host,
             host_ipc: config.host_ipc,

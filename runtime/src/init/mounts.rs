@@ -10,7 +10,8 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{CWD, FileType, OFlags};
 use rustix::io::Errno;
 
-use super::{Error, Result, cgroupfs, identity, rootfs::Rootfs};
+use super::rootfs::{self, Rootfs};
+use super::{Error, Result, cgroupfs, identity};
 use crate::beneath;
 use crate::copyup;
 use crate::mount::{Bind, Options};
@@ -19,15 +20,27 @@ use crate::sys::{self, mount::Attributes};
 /// Where bind mounts come from.
 pub(super) struct Sources {
     bundle: PathBuf,
-    /// Opened while the host's privileges last, for a container that will not have them: one a mount, in order.
+    /// Opened while the host's paths and privileges are at hand, for a container that will not have them: one a mount, in
+    /// order.
     trees: Vec<Option<OwnedFd>>,
 }
 
 impl Sources {
-    /// Opens what the container will not be able to open by itself. `of_pod` is the user namespace of its pod.
-    pub(super) fn open(bundle: &Path, spec: &Spec, of_pod: Option<BorrowedFd<'_>>) -> Result<Sources> {
+    /// Opens what the container will not be able to open by itself, which is everything when `ahead` is set. `of_pod` is
+    /// the user namespace of its pod.
+    pub(super) fn open(
+        bundle: &Path,
+        spec: &Spec,
+        of_pod: Option<BorrowedFd<'_>>,
+        ahead: bool,
+    ) -> Result<Sources> {
         let mut sources = Sources { bundle: bundle.to_owned(), trees: Vec::new() };
         let users = Users::of(spec, of_pod);
+        let inherited = match users {
+            Users::Host => rootfs::inherited_propagation(spec.linux().as_ref())?,
+            // The kernel would have it no other way.
+            _ => Some(libc::MS_SLAVE),
+        };
         for mount in spec.mounts().iter().flatten() {
             let options = parse(mount)?;
             let tree = match (bind_of(mount, &options), mapping(mount, &options)) {
@@ -40,11 +53,14 @@ impl Sources {
                     let problem = "only bind mounts can have their ids mapped".to_owned();
                     return Err(refused(mount.destination(), problem));
                 }
-                (Some(bind), None) if !matches!(users, Users::Host) => {
+                (Some(bind), None) if ahead => {
                     let tree = sources.tree(mount, bind)?;
-                    let slave = Attributes { propagation: libc::MS_SLAVE, ..Attributes::default() };
-                    sys::mount::set_attributes(&tree, slave, true)
-                        .map_err(failed("bind", mount.destination()))?;
+                    // As it would be in a copy of the host's mounts.
+                    if let Some(kind) = inherited {
+                        let kind = Attributes { propagation: kind, ..Attributes::default() };
+                        sys::mount::set_attributes(&tree, kind, true)
+                            .map_err(failed("bind", mount.destination()))?;
+                    }
                     Some(tree)
                 }
                 _ => None,

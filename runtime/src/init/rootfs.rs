@@ -30,12 +30,11 @@ impl AsFd for Rootfs {
 }
 
 impl Rootfs {
-    /// A copy of the mounts at `path`, attached to nothing, for a container that can't reach it by itself.
+    /// A copy of the mounts at `path`, attached to nothing, for a container that won't be able to reach it by itself.
     pub(super) fn open_tree(path: &Path, linux: &Linux) -> Result<OwnedFd> {
         let failed = |source| Error::Rootfs { path: path.to_owned(), source };
         let tree = sys::mount::clone_tree(CWD, path, true).map_err(failed)?;
-        let (kind, recursive) =
-            known_propagation(linux.rootfs_propagation().as_deref())?.unwrap_or((libc::MS_SLAVE, true));
+        let (kind, recursive) = known_propagation(linux.rootfs_propagation().as_deref())?.unwrap_or(UNASKED);
         // What the container mounts must not get out: a peer of the host's mounts is made private.
         let kind = if kind == libc::MS_SHARED || !recursive { libc::MS_PRIVATE } else { kind };
         let attributes = Attributes { propagation: kind, ..Attributes::default() };
@@ -59,8 +58,7 @@ impl Rootfs {
     pub(super) fn prepare(path: &Path, word: Option<&str>, tree: Option<OwnedFd>) -> Result<Rootfs> {
         let failed = |source| Error::Rootfs { path: path.to_owned(), source };
         let propagation = known_propagation(word)?;
-        // Without a word, what the host mounts later still arrives, and nothing of ours gets out.
-        let (kind, recursive) = propagation.unwrap_or((libc::MS_SLAVE, true));
+        let (kind, recursive) = propagation.unwrap_or(UNASKED);
         let mut flags = MountPropagationFlags::from_bits_retain(kind as u32);
         flags.set(MountPropagationFlags::REC, recursive);
         sys::mount::set_propagation("/", flags).map_err(failed)?;
@@ -126,6 +124,16 @@ impl Rootfs {
         sys::mount::unmount(".", UnmountFlags::DETACH).map_err(Error::Pivot)
     }
 }
+
+/// What a container's copies of the host's mounts are made, if anything.
+pub(super) fn inherited_propagation(linux: Option<&Linux>) -> Result<Option<u64>> {
+    let word = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
+    let (kind, recursive) = known_propagation(word)?.unwrap_or(UNASKED);
+    Ok(recursive.then_some(kind))
+}
+
+/// Without a word, what the host mounts later still arrives, and nothing of ours gets out.
+const UNASKED: (u64, bool) = (libc::MS_SLAVE, true);
 
 /// Kind and recursiveness of a word of the configuration.
 fn known_propagation(word: Option<&str>) -> Result<Option<(u64, bool)>> {

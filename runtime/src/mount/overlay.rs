@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags};
 use rustix::thread::UnshareFlags;
 
-use super::{Error, Options};
+use super::{Error, Options, on_own_thread};
 use crate::sys::{self, mount::Context};
 use crate::users::UserNamespace;
 
@@ -158,20 +158,7 @@ fn classic(layers: &Layers, options: &Options, target: &Path, limit: usize) -> R
         return classic_mount(target, flags, data).map_err(Error::mount("overlay", target));
     }
     // chdir is meant for this mount only, and the working directory is shared among threads.
-    on_own_thread(target, || by_descriptor(layers, flags, target, limit))
-}
-
-/// Mounts from a thread that ends with it, for what the thread changes of itself.
-fn on_own_thread(target: &Path, mount: impl FnOnce() -> sys::Result<()> + Send) -> Result<(), Error> {
-    let thread = std::thread::scope(|scope| {
-        let spawned = std::thread::Builder::new().name("overlay mount".to_owned()).spawn_scoped(scope, mount);
-        spawned.map(|thread| thread.join())
-    });
-    match thread {
-        Ok(Ok(result)) => result.map_err(Error::mount("overlay", target)),
-        Ok(Err(panic)) => std::panic::resume_unwind(panic),
-        Err(source) => Err(Error::Thread { target: target.to_owned(), source }),
-    }
+    on_own_thread("overlay", target, || by_descriptor(layers, flags, target, limit))
 }
 
 fn by_descriptor(layers: &Layers, flags: MountFlags, target: &Path, limit: usize) -> sys::Result<()> {

@@ -182,6 +182,7 @@ fn spawn_and_wait(
         stdio: sys::process::stdio(),
         console,
         users: None,
+        mounts: None,
         command_line: Some(line),
     };
     let mut child = spawn(&options).map_err(|source| Error::Child { what: WHAT, source })?;

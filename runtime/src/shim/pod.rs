@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
@@ -24,6 +25,8 @@ pub(super) struct Made {
     pub(super) init: Option<PodInit>,
     /// If it has users of its own.
     pub(super) users: Option<UserNamespace>,
+    /// If those of its containers begin as a copy of another than the host's.
+    pub(super) mounts: Option<OwnedFd>,
 }
 
 /// The first process of a pod's shared pid namespace.
@@ -90,11 +93,17 @@ pub(super) fn make(options: &Options, null: &OwnedFd) -> Result<Made, Error> {
                 sys::process::unshare(flags).map_err(|source| Error::Namespaces { source })?;
             }
             let init = options.shared_pid.then(|| fork_init(libc::CLONE_NEWPID as u64, None, null));
-            Made { init: init.transpose()?, users: None }
+            Made { init: init.transpose()?, ..Made::default() }
         }
     };
     settle_namespaces(options)?;
-    Ok(made)
+    Ok(Made { mounts: options.mounts.as_deref().and_then(open_mounts), ..made })
+}
+
+/// It only makes containers quicker, so they are made without it too.
+fn open_mounts(path: &Path) -> Option<OwnedFd> {
+    let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty());
+    opened.inspect_err(|errno| say(&format!("mount namespace {}: {errno}", path.display()))).ok()
 }
 
 /// The namespaces of a pod with users of its own belong to these. So a process that is born into all of them makes
@@ -125,7 +134,7 @@ fn with_users(
         .map_err(|errno| Error::PodInit { source: sys::Error::new("write(pipe)", errno) })?;
     // The other's end is noticed as that of an orphan.
     let init = options.shared_pid.then_some(holder);
-    Ok(Made { init, users: Some(users) })
+    Ok(Made { init, users: Some(users), mounts: None })
 }
 
 /// Sets what belongs to the namespaces that the monitor is in now.

@@ -54,6 +54,8 @@ pub(super) struct Server {
     removals: Vec<Removal<Waiting>>,
     pod_init: Option<PodInit>,
     users: Option<UserNamespace>,
+    /// Where mount namespaces of containers come from.
+    mounts: Option<OwnedFd>,
     buffers: Buffers,
     first_client_until: Option<Instant>,
     shutdown: Option<Shutdown>,
@@ -95,6 +97,7 @@ impl Server {
             removals: Vec::new(),
             pod_init: None,
             users: None,
+            mounts: None,
             buffers: Buffers::new(),
             first_client_until: Some(Instant::now() + FIRST_CLIENT),
             shutdown: None,
@@ -107,7 +110,7 @@ impl Server {
     }
 
     pub(super) fn adopt(&mut self, made: Made) {
-        (self.pod_init, self.users) = (made.init, made.users);
+        (self.pod_init, self.users, self.mounts) = (made.init, made.users, made.mounts);
     }
 
     pub(super) fn protected(&mut self, oom_score: Option<OomScore>) {

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::fs::{Gid, Uid};
 
 use super::{Result, named};
@@ -35,6 +35,14 @@ pub(crate) fn open_path_at(directory: impl AsFd, path: impl AsRef<Path>, flags: 
     named(rustix::fs::openat(directory, path, flags, Mode::empty()), || {
         format!("openat({path:?}, {flags:?})")
     })
+}
+
+/// `statx(directory, path, AT_NO_AUTOMOUNT)`: whether a mount begins there (`STATX_ATTR_MOUNT_ROOT`, Linux 5.8).
+pub(crate) fn is_mounted(directory: impl AsFd, path: impl AsRef<Path>) -> Result<bool> {
+    let path = path.as_ref();
+    let result = rustix::fs::statx(directory, path, AtFlags::NO_AUTOMOUNT, StatxFlags::empty());
+    named(result, || format!("statx({path:?})"))
+        .map(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// `fstat(fd)`.

@@ -1,11 +1,16 @@
 //! Mounts, devices, masked and read-only paths, the root file system.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::path::Path;
 
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
+use sampan_runtime::mount::MinimalNamespace;
 use serde_json::json;
 
-use crate::fixture::{Bundle, bind, mount};
+use crate::fixture::{Bundle, bind, mount, wait_for_threads};
 
 crate::cases![
     default_mounts_have_their_options,
@@ -26,6 +31,8 @@ crate::cases![
     nodes_of_the_image_are_not_trusted,
     host_mounts_are_gone,
     mounts_of_the_host_do_not_change,
+    mounts_begin_as_those_of_the_given_namespace,
+    the_minimal_namespace_has_what_containers_are_made_with_and_no_more,
     missing_root_is_an_error_that_names_it,
     parents_umask_does_not_matter,
 ];
@@ -270,6 +277,59 @@ fn mounts_of_the_host_do_not_change() {
     }
     assert_eq!(null(), null_before);
     assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+}
+
+fn mounts_begin_as_those_of_the_given_namespace() {
+    let bundle = Bundle::new(&["true"]).set("/linux/maskedPaths", json!(["/proc/version"]));
+    assert_eq!(bundle.output(), "");
+    // Without the host's null device there is nothing to mask a file with.
+    let without_null = in_own_mounts(|| {
+        mount_here("tmpfs", "/dev");
+        fs::File::open("/proc/thread-self/ns/mnt").unwrap()
+    });
+    let (message, _) = bundle.failure_of(bundle.spawn_from(without_null.as_fd()));
+    assert!(message.starts_with("mask /dev/null: "), "{message}");
+}
+
+fn the_minimal_namespace_has_what_containers_are_made_with_and_no_more() {
+    // A mount that nobody needs, and that is not there.
+    let data = tempfile::tempdir().unwrap();
+    let table = in_own_mounts(|| {
+        mount_here("tmpfs", data.path());
+        let minimal = MinimalNamespace::make().unwrap();
+        rustix::thread::move_into_thread_name_spaces(minimal.as_fd(), ThreadNameSpaceType::MOUNT).unwrap();
+        fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+    });
+    let points: Vec<&str> = table.lines().map(|line| line.split(' ').nth(4).unwrap()).collect();
+    assert_eq!(points.iter().filter(|point| **point == "/").count(), 1, "{table}");
+    for needed in ["/proc", "/sys", "/dev", "/sys/fs/cgroup"] {
+        assert!(points.contains(&needed), "{needed} in {table}");
+    }
+    let foreign = |point: &&&str| {
+        !matches!(**point, "/" | "/proc" | "/sys" | "/dev") && !point.starts_with("/sys/fs/cgroup")
+    };
+    assert_eq!(points.iter().find(foreign), None, "{table}");
+    assert!(!table.contains("shared:") && !table.contains("master:"), "{table}");
+}
+
+/// In a thread with a mount namespace of its own, from which nothing gets out.
+#[allow(deprecated, reason = "it is unsafe for the descriptors of threads only, and nothing of that is here")]
+fn in_own_mounts<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    let result = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            rustix::thread::unshare(UnshareFlags::NEWNS).unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).unwrap();
+            body()
+        });
+        thread.join().unwrap()
+    });
+    wait_for_threads();
+    result
+}
+
+fn mount_here(kind: &str, point: impl AsRef<Path>) {
+    rustix::mount::mount(kind, point.as_ref(), kind, MountFlags::empty(), None).unwrap();
 }
 
 fn missing_root_is_an_error_that_names_it() {

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,28 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use sampan_runtime::cgroup::Cgroup;
 use sampan_runtime::container::{self, Child, PidNamespace, Report, SpawnOptions, spawn};
 use sampan_runtime::exec::{ExecOptions, exec};
+use sampan_runtime::mount::MinimalNamespace;
 use serde_json::{Value, json};
 
 /// Nothing here takes as long, however loaded the machine is.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+static FEW_MOUNTS: OnceLock<MinimalNamespace> = OnceLock::new();
+
+/// From now on containers' mount namespaces begin as a copy of one with few mounts.
+pub(crate) fn make_from_few_mounts() {
+    FEW_MOUNTS.get_or_init(|| MinimalNamespace::make().unwrap());
+    wait_for_threads();
+}
+
+/// A thread that has been joined is the kernel's for a moment more, and who clones must be alone.
+pub(crate) fn wait_for_threads() {
+    let since = Instant::now();
+    while fs::read_dir("/proc/self/task").unwrap().count() > 1 {
+        assert!(since.elapsed() < DEADLINE, "a thread goes on");
+        std::thread::yield_now();
+    }
+}
 
 /// A directory with `config.json` and `rootfs`, removed in the end.
 pub(crate) struct Bundle {
@@ -89,7 +108,21 @@ impl Bundle {
         self.spawn_with(pid_namespace, None)
     }
 
+    /// With a mount namespace that begins as a copy of another than the one that is usual.
+    pub(crate) fn spawn_from(&self, mounts: BorrowedFd<'_>) -> Container<'_> {
+        self.spawn_by(PidNamespace::New, None, Some(mounts))
+    }
+
     fn spawn_with(&self, pid_namespace: PidNamespace<'_>, console: Option<BorrowedFd<'_>>) -> Container<'_> {
+        self.spawn_by(pid_namespace, console, FEW_MOUNTS.get().map(AsFd::as_fd))
+    }
+
+    fn spawn_by(
+        &self,
+        pid_namespace: PidNamespace<'_>,
+        console: Option<BorrowedFd<'_>>,
+        mounts: Option<BorrowedFd<'_>>,
+    ) -> Container<'_> {
         fs::write(self.path().join("config.json"), self.spec.to_string()).unwrap();
         let stdio = Stdio::new();
         let options = SpawnOptions {
@@ -99,6 +132,7 @@ impl Bundle {
             stdio: stdio.for_child(),
             console,
             users: None,
+            mounts,
             command_line: None,
         };
         let child = spawn(&options).unwrap();
@@ -133,7 +167,12 @@ impl Bundle {
 
     /// Runs to a failure before exec and returns its message and the exit code.
     pub(crate) fn failure(&self) -> (String, i32) {
-        let outcome = self.run();
+        self.failure_of(self.spawn())
+    }
+
+    /// The same of a container that is on its way.
+    pub(crate) fn failure_of(&self, container: Container<'_>) -> (String, i32) {
+        let outcome = Bundle::run_to_the_end(container);
         match outcome.report {
             Report::Failed { message, .. } => (message, outcome.code),
             other => panic!("{other:?}, and not a failure: {} {}", outcome.stdout, outcome.stderr),

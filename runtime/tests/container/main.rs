@@ -1,7 +1,7 @@
 //! Containers made for real, by root, from a busybox: each case clones, mounts and executes.
 //!
 //! A harness of its own, since clone3 without exec needs a process with one thread: the cases run
-//! one after the other. Arguments that aren't options choose cases by a part of their name; `--skip=PART` leaves some out.
+//! one after the other, and once more with containers that are made from few mounts, as the agent has it. Arguments that aren't options choose cases by a part of their name; `--skip=PART` leaves some out.
 
 #![allow(clippy::print_stdout, reason = "this is a test runner")]
 
@@ -49,11 +49,17 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut failed = Vec::new();
-    for (name, case) in cases {
-        let outcome = catch_unwind(case);
-        println!("test {name} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
-        if outcome.is_err() {
-            failed.push(name);
+    let cases: Vec<&Case> = cases.collect();
+    for made_from in ["", "few mounts: "] {
+        if !made_from.is_empty() {
+            fixture::make_from_few_mounts();
+        }
+        for (name, case) in &cases {
+            let outcome = catch_unwind(case);
+            println!("test {made_from}{name} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+            if outcome.is_err() {
+                failed.push(name);
+            }
         }
     }
     if failed.is_empty() {

@@ -14,7 +14,8 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::{Error, Layers, Options, Upper, finish, has_layer_parameters, on_own_thread};
+use super::{Error, Layers, Options, Upper, finish, has_layer_parameters};
+use crate::mount::on_own_thread;
 use crate::sys::{self, mount::Context};
 use crate::users::UserNamespace;
 
@@ -26,7 +27,7 @@ pub(super) fn mount(
 ) -> Result<(), Error> {
     // Whoever mounts an overlay is whom it writes as. The host's root is nobody to a mapped layer, the pod's is: for as
     // long as a thread lives it takes its place.
-    on_own_thread(target, || {
+    on_own_thread("overlay", target, || {
         let (uid, gid) = users.root();
         sys::credential::set_filesystem_ids(uid, gid)?;
         perform(layers, options, target, users)

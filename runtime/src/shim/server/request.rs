@@ -154,8 +154,18 @@ impl Server {
                 let pid_namespace = self.pid_namespace(&new.pid)?;
                 self.give_to_root(stdio)?;
                 let users = self.users();
-                let options =
-                    SpawnOptions { bundle, cgroup, pid_namespace, stdio, console, users, command_line: None };
+                let mounts = self.mounts.as_ref().map(AsFd::as_fd);
+                let command_line = None;
+                let options = SpawnOptions {
+                    bundle,
+                    cgroup,
+                    pid_namespace,
+                    stdio,
+                    console,
+                    users,
+                    mounts,
+                    command_line,
+                };
                 self.with_original_oom_score(|| spawn(&options))
             }
             _ if self.users.is_some() => {
