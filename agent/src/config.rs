@@ -108,6 +108,8 @@ pub struct Images {
     pub high_inodes: Option<u64>,
     /// Down to as many; absent: `high_inodes`.
     pub low_inodes: Option<u64>,
+    /// Seconds for which an image that was pulled or used last stays in any case.
+    pub minimum_age_seconds: u64,
     /// Seconds between two looks.
     pub check_seconds: u64,
 }
@@ -127,6 +129,7 @@ impl Default for Images {
             low_bytes: None,
             high_inodes: None,
             low_inodes: None,
+            minimum_age_seconds: 120,
             check_seconds: 60,
         }
     }

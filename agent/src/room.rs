@@ -1,5 +1,7 @@
 //! Room on the disk: removes unused images when they take more than the configuration allows.
 
+use std::time::Duration;
+
 use sampan_imagestore::Watermarks;
 use tracing::{info, warn};
 
@@ -13,6 +15,7 @@ pub async fn watch(pods: Pods) {
         low_bytes: images.low_bytes,
         high_inodes: images.high_inodes,
         low_inodes: images.low_inodes,
+        minimum_age: Duration::from_secs(images.minimum_age_seconds),
     };
     if marks.is_none() {
         return;

@@ -30,6 +30,8 @@ mod step;
 mod transfer;
 mod tree;
 
+use crate::catalog::now;
+
 pub use builder::{Builder, BuilderOptions, Request, Upload};
 pub use check::{Finding, Rule};
 pub use context::{Context, ContextEntry, Ignoring, Sent, Telling};
@@ -48,8 +50,3 @@ pub use plan::{
 };
 pub use runner::{Bind, BindSource, Command, Exit, Output, Runner};
 pub use solve::{Built, Failure};
-
-/// Nanoseconds since 1970.
-fn now() -> i64 {
-    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
-}

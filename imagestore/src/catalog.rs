@@ -296,7 +296,8 @@ fn without(image: &Image, tag: &str) -> Image {
     image
 }
 
-fn now() -> i64 {
+/// Nanoseconds since 1970.
+pub(crate) fn now() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 

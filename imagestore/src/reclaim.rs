@@ -7,7 +7,9 @@
 //! Who takes an image into use holds it until the caller of these functions knows of the use. Each image is looked at
 //! once more right before it goes, while nobody can begin to hold it: it goes unused, or it stays.
 
-use crate::{Error, Image, Removed, snapshot::Usage, store::Inner};
+use std::time::Duration;
+
+use crate::{Error, Image, Removed, catalog::now, snapshot::Usage, store::Inner};
 
 /// Which images to remove.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +31,8 @@ pub struct Watermarks {
     pub high_inodes: Option<u64>,
     /// Down to as many; the high mark when absent.
     pub low_inodes: Option<u64>,
+    /// How long an image that was pulled, tagged or used last stays in any case: whoever asked for it may be about to use it.
+    pub minimum_age: Duration,
 }
 
 impl Watermarks {
@@ -95,6 +99,9 @@ pub(crate) fn make_room(
     candidates.retain(|image| unneeded(image));
     let last_used =
         |image: &Image| store.snapshots.last_use(image.chain_id()).max(image.tagged_at).unwrap_or(i64::MIN);
+    let age = i64::try_from(marks.minimum_age.as_nanos()).unwrap_or(i64::MAX);
+    let newest = now().saturating_sub(age);
+    candidates.retain(|image| last_used(image) <= newest);
     candidates.sort_by_key(|image| last_used(image));
     for image in candidates {
         if marks.reached(store.image_bytes()) {

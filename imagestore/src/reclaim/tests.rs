@@ -90,6 +90,18 @@ fn room_is_made_from_the_image_that_was_used_longest_ago() {
 }
 
 #[test]
+fn an_image_that_was_just_asked_for_makes_no_room() {
+    let (_root, store) = store(&[]);
+    add_images(&store, &["a:1"]);
+    let marks = |minimum_age| Watermarks { high_bytes: Some(0), minimum_age, ..Watermarks::default() };
+    let hour = Duration::from_secs(3600);
+    assert_eq!(store.make_room(&marks(hour), none).unwrap(), Reclaimed::default());
+    assert_eq!(names(&store), ["a:1"]);
+    store.make_room(&marks(Duration::ZERO), none).unwrap();
+    assert!(store.images().is_empty());
+}
+
+#[test]
 fn what_a_container_stands_on_stays_when_its_image_goes() {
     let (_root, store) = store(&[]);
     add_images(&store, &["a:1"]);

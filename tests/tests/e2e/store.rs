@@ -68,7 +68,9 @@ async fn what_a_failed_pull_left_is_collected() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unused_images_make_room_above_the_high_mark() {
-    let configuration = "[images]\nhigh_bytes = 1500000\nlow_bytes = 100\ncheck_seconds = 1\n".to_owned();
+    let configuration =
+        "[images]\nhigh_bytes = 1500000\nlow_bytes = 100\ncheck_seconds = 1\nminimum_age_seconds = 0\n"
+            .to_owned();
     with_agent_of(Options { configuration, ..Options::default() }, async |agent| {
         let (cli, image) = (agent.cli(), super::busybox(agent).await);
         cli.ok(&["run", "-d", "-q", "--name", "user", &image, "sleep", "1000"]);
@@ -92,7 +94,9 @@ async fn many_files_make_room_as_many_bytes_do() {
     let files = (0..2000).map(|number| Entry::File(format!("file-{number}"), Vec::new())).collect();
     let registry = FaultyRegistry::start(Fault::None, &[Layer::new(files)]).await;
     // More than busybox has, and fewer than the other.
-    let configuration = "[images]\nhigh_inodes = 1500\nlow_inodes = 10\ncheck_seconds = 1\n".to_owned();
+    let configuration =
+        "[images]\nhigh_inodes = 1500\nlow_inodes = 10\ncheck_seconds = 1\nminimum_age_seconds = 0\n"
+            .to_owned();
     with_agent_of(Options { configuration, ..Options::default() }, async |agent| {
         let (cli, image) = (agent.cli(), super::busybox(agent).await);
         cli.ok(&["run", "-d", "-q", "--name", "user", &image, "sleep", "1000"]);
