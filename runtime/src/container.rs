@@ -128,7 +128,7 @@ impl Error {
     }
 }
 
-/// Clones the first process of a container and returns at once.
+/// Clones the first process of a container and returns at once; for a command line, once the cgroup is made.
 pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
     let cgroup = Cgroup::new(options.cgroup).map_err(|source| Error::cgroup(options.cgroup, source))?;
     let directory = directory_to_be_born_in(&cgroup)?;
@@ -148,7 +148,7 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
     };
     let inherited: Vec<_> =
         [options.console, start, options.users, options.mounts, pids].into_iter().flatten().collect();
-    birth.clone_process(&inherited, |reporter, inherited| {
+    let child = birth.clone_process(&inherited, |reporter, inherited| {
         let mut inherited = inherited.into_iter();
         let console = options.console.and_then(|_| inherited.next());
         let start = start.and_then(|_| inherited.next());
@@ -168,7 +168,12 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
             midwife,
         };
         init::run(setup, reporter)
-    })
+    })?;
+    if options.command_line.is_some() && directory.is_none() && !cgroup.is_scope() {
+        // The child makes it where it comes to it; who would only wait can be quicker. What is wrong with it the child tells.
+        let _ = cgroup.create();
+    }
+    Ok(child)
 }
 
 /// On version 2 the child starts inside its cgroup, which must exist by then. On version 1 the

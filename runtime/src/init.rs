@@ -108,8 +108,17 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         prepared.set_oom_score()?;
     }
     let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod), asked.is_some())?;
-    enter_cgroup(setup.cgroup, setup.in_cgroup, linux.resources().as_ref(), asked.is_some())?;
-    reset_affinity();
+    let enter_cgroup = || -> Result<()> {
+        enter_cgroup(setup.cgroup, setup.in_cgroup, linux.resources().as_ref(), asked.is_some())?;
+        reset_affinity();
+        Ok(())
+    };
+    // Somebody else may be making it meanwhile. But what is born here is born into it; systemd, which makes scopes, is found
+    // by a path; and in somebody else's namespaces the hierarchies may be elsewhere.
+    let enters_late = !setup.midwife && !setup.cgroup.is_scope() && namespaces.leave_hierarchies();
+    if !enters_late {
+        enter_cgroup()?;
+    }
     let path = setup.bundle.join(root.path());
     let base = setup.mounts.take().filter(|_| namespaces.has_new(LinuxNamespaceType::Mount));
     // What is found by the host's paths comes along when these can't be followed later.
@@ -144,6 +153,10 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let cgroups =
         cgroupfs::View { cgroup: setup.cgroup, own_root: namespaces.has_new(LinuxNamespaceType::Cgroup) };
+    if enters_late {
+        enter_cgroup()?;
+    }
+    namespaces.enter_that_of_cgroups()?;
     mounts::mount_all(&rootfs, mounts, &cgroups, &mut sources)?;
     let devices = linux.devices().as_deref().unwrap_or_default();
     device::make(&rootfs, mounts, devices, namespaces.of_users())?;

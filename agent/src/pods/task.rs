@@ -50,6 +50,7 @@ mod network;
 mod resume;
 mod teardown;
 
+use container::make_cgroup;
 pub(super) use container::{empty_cgroup, pod_cgroup};
 
 /// Longest wait for processes to be gone after SIGKILL.
@@ -305,9 +306,14 @@ impl Task {
             sysctls: sysctls(&config),
             users: config.users.as_ref(),
         };
-        let control = monitor::launch(&launch).await?;
+        // Beside the monitor's start. One that was named as the parent is there already.
+        let cgroup =
+            self.record.config.cgroup_parent.is_none().then(|| pod_cgroup(&self.context, &self.record.id));
+        let (control, cgroup) = tokio::join!(monitor::launch(&launch), make_cgroup(cgroup));
+        let control = control?;
         self.record.monitor_pid = Some(control.pid);
         self.control = Some(control);
+        cgroup?;
         self.context.measurements.pod_start("monitor", start.into_std());
         let since = Instant::now();
         let pod = self.record.id.clone();

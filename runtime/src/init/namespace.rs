@@ -72,17 +72,36 @@ impl Namespaces {
         Ok(namespaces)
     }
 
-    /// Joins, then makes the new ones in one call. Those of birth are there already, and where there are users of the
-    /// container's own, those that take the host's privileges.
+    /// Joins, then makes the new ones in one call, but for that of cgroups. Those of birth are there already, and where there
+    /// are users of the container's own, those that take the host's privileges.
     pub(super) fn enter(&self) -> Result<()> {
         let early = self.of_users();
         let late =
             |join: &&Join| !is_of_birth(join.kind) && (!early || join.kind == LinuxNamespaceType::Mount);
         self.join.iter().filter(late).try_for_each(Join::enter)?;
-        let of_birth = [LinuxNamespaceType::User, LinuxNamespaceType::Pid, LinuxNamespaceType::Time];
-        let of_birth = of_birth.into_iter().fold(0, |flags, kind| flags | kind as u32);
-        let new = self.new.difference(UnshareFlags::from_bits_retain(of_birth));
+        let others = [
+            LinuxNamespaceType::User,
+            LinuxNamespaceType::Pid,
+            LinuxNamespaceType::Time,
+            LinuxNamespaceType::Cgroup,
+        ];
+        let others = others.into_iter().fold(0, |flags, kind| flags | kind as u32);
+        let new = self.new.difference(UnshareFlags::from_bits_retain(others));
         sys::process::unshare(new).map_err(Error::NewNamespaces)
+    }
+
+    /// Whether the host's cgroups are where they were, once the others have been entered.
+    pub(super) fn leave_hierarchies(&self) -> bool {
+        let joined = |kind| self.join.iter().any(|join| join.kind == kind);
+        !joined(LinuxNamespaceType::Mount) && !joined(LinuxNamespaceType::Cgroup)
+    }
+
+    /// Makes one of cgroups if it is to be new: its root is the cgroup that the process is in.
+    pub(super) fn enter_that_of_cgroups(&self) -> Result<()> {
+        match self.has_new(LinuxNamespaceType::Cgroup) {
+            true => sys::process::unshare(UnshareFlags::NEWCGROUP).map_err(Error::NewNamespaces),
+            false => Ok(()),
+        }
     }
 
     /// Joins those that a process gets by being born in them; users last, as that gives up the host's privileges. With

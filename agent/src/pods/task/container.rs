@@ -85,10 +85,14 @@ impl Task {
         let (context, pod, criu) =
             (self.context.clone(), self.record.clone(), checkpoint.as_ref().map(|from| from.criu.clone()));
         let since = Instant::now();
+        // The monitor would make it too, but not beside something else. What another runtime makes is for that one to make.
+        let own = self.context.delegate(&self.record.config.runtime_handler)?.is_none();
+        let cgroup = make_cgroup(own.then(|| record.cgroup.clone()));
         let laid_out =
-            blocking(move || lay_out(&context, &pod, record, &images, &hostname, checkpoint.as_ref()))
-                .await?;
-        let (mut record, runtime) = laid_out;
+            blocking(move || lay_out(&context, &pod, record, &images, &hostname, checkpoint.as_ref()));
+        let (laid_out, cgroup) = tokio::join!(laid_out, cgroup);
+        let (mut record, runtime) = laid_out?;
+        cgroup?;
         self.context.measurements.container_start("layout", since.into_std());
         let pid = match spec::pid_mode(&self.record.config, &record.config) {
             PidMode::Container => protocol::PidMode::Private,
@@ -386,6 +390,17 @@ fn set_oom_scores(cgroup: &Cgroup, score: i64) {
 /// The cgroup of a pod that names no parent.
 pub(in crate::pods) fn pod_cgroup(context: &Context, pod: &PodId) -> String {
     format!("{}/{pod}", context.config.cgroup.root)
+}
+
+/// Makes a cgroup that is wanted, unless systemd is to make it, which takes its first process.
+pub(super) async fn make_cgroup(path: Option<String>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    blocking(move || {
+        let made =
+            Cgroup::new(&path).and_then(|cgroup| if cgroup.is_scope() { Ok(()) } else { cgroup.create() });
+        made.map_err(|source| Error::Cgroup { path, source })
+    })
+    .await
 }
 
 /// Kills what is left in a cgroup and removes it. Missing is fine.
