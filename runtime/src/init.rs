@@ -105,13 +105,17 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         prepared.set_oom_score()?;
     }
     let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod), asked.is_some())?;
-    enter_cgroup(setup.cgroup, setup.in_cgroup, linux.resources().as_ref(), asked.is_some())?;
+    let (resources, tasks) = apart(linux.resources().as_ref());
+    enter_cgroup(setup.cgroup, setup.in_cgroup, resources.as_ref(), asked.is_some())?;
     reset_affinity();
     let path = setup.bundle.join(root.path());
     let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod())?;
     let tree = namespaces.of_users().then(|| Rootfs::open_tree(&path, linux)).transpose()?;
+    let limit_tasks = || tasks.as_ref().map_or(Ok(()), |tasks| limit_tasks(setup.cgroup, tasks));
     if setup.midwife {
-        identity::deliver(&namespaces, linux, reporter)?;
+        identity::deliver(&namespaces, linux, reporter, limit_tasks)?;
+    } else {
+        limit_tasks()?;
     }
     let network_devices = netdevice::Devices::find(linux, &namespaces)?;
     namespaces.enter()?;
@@ -235,6 +239,24 @@ fn wait_for_start(asked: Option<&Asked<'_>>, reporter: &Reporter) -> Result<()> 
         // Nobody is left who could ever start this container.
         None => Err(Error::Abandoned),
     }
+}
+
+/// The resources but for the number of tasks, and that: it counts once the container is there, since a limit of 1 leaves
+/// no room for the processes that are only part of its making.
+fn apart(resources: Option<&LinuxResources>) -> (Option<LinuxResources>, Option<LinuxResources>) {
+    let mut others = resources.cloned();
+    let tasks = others.as_mut().and_then(|others| {
+        let pids = others.pids().as_ref().copied()?;
+        others.set_pids(None);
+        let mut tasks = LinuxResources::default();
+        tasks.set_devices(None).set_pids(Some(pids));
+        Some(tasks)
+    });
+    (others, tasks)
+}
+
+fn limit_tasks(cgroup: &Cgroup, tasks: &LinuxResources) -> Result<()> {
+    cgroup.update(tasks).map_err(|source| Error::Cgroup { path: cgroup.path().to_owned(), source })
 }
 
 /// `strictly`: what the host can't limit is an error even where an agent has it passed over.

@@ -50,6 +50,28 @@ fn a_container_of_no_tasks_can_not_fork() {
     assert_eq!(bundle.control("pids.max", "pids.max"), "1");
 }
 
+/// What only helps to make the container doesn't count.
+#[test]
+fn a_container_with_users_can_be_limited_to_one_task() {
+    let one = json!({ "pids": { "limit": 1 } });
+    Bundle::new(&["true"]).mapped().set("/linux/resources", one).run().success();
+}
+
+#[test]
+fn mounts_can_map_ids_for_a_container_of_one_task() {
+    let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    let source = tempfile::tempdir().unwrap();
+    Bundle::new(&["true"])
+        .set("/linux/resources", json!({ "pids": { "limit": 1 } }))
+        .push(
+            "/mounts",
+            json!({ "destination": "/tmp/m", "source": source.path(), "options": ["bind", "idmap"],
+                "uidMappings": mapping, "gidMappings": mapping }),
+        )
+        .run()
+        .success();
+}
+
 #[test]
 fn an_update_that_fails_leaves_every_limit() {
     let bundle =
