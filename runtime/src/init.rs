@@ -173,17 +173,24 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     }
     set_treatment(linux)?;
 
+    // What is no property of the process has to be there when the container is created (runtime.md, Create). Of a filter
+    // somebody takes notice only if he is to be notified; any other goes last, and need not know what comes before.
+    let settled = prepared.as_ref().filter(|prepared| prepared.notifies());
+    let (settled, label) = match settled {
+        Some(prepared) => (prepared.settle_whole(reporter, label).map(|()| true)?, None),
+        None => (false, label),
+    };
     wait_for_start(asked.as_ref(), reporter)?;
     let prepared = prepared.ok_or(Error::Missing { field: "process" })?;
     if let (Some(line), Some(hooks)) = (line, spec.hooks()) {
         let pid = Some(std::process::id() as i32);
         let hooks = hooks.start_container().as_ref();
         let environment = Some(&*environment);
-        let restrict = || prepared.restrict_hook();
+        let restrict = || if settled { Ok(()) } else { prepared.restrict_hook() };
         let moment = Moment { status: ContainerState::Created, pid, environment, restrict: Some(&restrict) };
         crate::hook::run_all("startContainer", hooks, line.state, moment).map_err(Error::Hook)?;
     }
-    prepared.execute(reporter, label)
+    if settled { prepared.execute_settled(reporter) } else { prepared.execute(reporter, label) }
 }
 
 /// What every process of a container has of its configuration, its first and those of an exec.
