@@ -24,12 +24,9 @@ fn parse(context: &Context, text: Vec<u8>) -> serde_json::Result<(Spec, Vec<u8>)
         return parsed.map(|spec| (spec, text));
     }
     let mut value: serde_json::Value = serde_json::from_slice(&text)?;
-    let unknown = drop_unknown_capabilities(&mut value["process"]);
-    if !drop_unset_pids(&mut value["linux"]["resources"]) && unknown.is_empty() {
+    let dropped = drop_unknown_capabilities(context, &mut value["process"]);
+    if !drop_unset_pids(&mut value["linux"]["resources"]) && !dropped {
         return parsed.map(|spec| (spec, text));
-    }
-    for name in unknown {
-        context.log.warn(&format!("capability {name:?} is unknown and is not given"));
     }
     let text = serde_json::to_vec(&value)?;
     serde_json::from_slice(&text).map(|spec| (spec, text))
@@ -49,8 +46,16 @@ pub(super) fn drop_unset_pids(resources: &mut serde_json::Value) -> bool {
     unset
 }
 
-/// The specification wants a warning for them and no failure.
-pub(super) fn drop_unknown_capabilities(process: &mut serde_json::Value) -> Vec<String> {
+/// The specification wants a warning for them and no failure; it is in runc's words. Whether there were any.
+pub(super) fn drop_unknown_capabilities(context: &Context, process: &mut serde_json::Value) -> bool {
+    let unknown = take_unknown_capabilities(process);
+    if !unknown.is_empty() {
+        context.log.warn(&format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
+    }
+    !unknown.is_empty()
+}
+
+fn take_unknown_capabilities(process: &mut serde_json::Value) -> Vec<String> {
     let mut unknown = Vec::new();
     let Some(sets) = process.get_mut("capabilities").and_then(|sets| sets.as_object_mut()) else {
         return unknown;
@@ -150,7 +155,7 @@ mod tests {
     fn capabilities_that_nobody_knows_are_left_out() {
         let mut process =
             serde_json::json!({ "capabilities": { "bounding": ["CAP_CHOWN", "CAP_X", "CAP_X"] } });
-        assert_eq!(drop_unknown_capabilities(&mut process), ["CAP_X"]);
+        assert_eq!(take_unknown_capabilities(&mut process), ["CAP_X"]);
         assert_eq!(process["capabilities"]["bounding"], serde_json::json!(["CAP_CHOWN"]));
     }
 }
