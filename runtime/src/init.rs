@@ -231,7 +231,7 @@ fn run_creation_hooks(line: &CommandLine<'_>, reporter: &Reporter) -> Result<()>
     }
     let pid = Some(std::process::id() as i32);
     let hooks = hooks.create_container().as_ref();
-    let moment = Moment { status: ContainerState::Creating, pid, environment: None, restrict: None };
+    let moment = Moment::new(ContainerState::Creating, pid);
     crate::hook::run_all("createContainer", hooks, line.state, moment).map_err(Error::Hook)
 }
 

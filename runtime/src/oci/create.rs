@@ -221,13 +221,8 @@ pub(super) fn remember(folder: &Folder, record: &mut Record, child: &Child) -> R
 fn run_runtime_hooks(line: &CommandLine<'_>, pid: i32) -> Result<()> {
     let Some(hooks) = line.spec.hooks() else { return Ok(()) };
     let run = |kind, hooks: &Option<Vec<_>>| {
-        hook::run_all(
-            kind,
-            hooks.as_ref(),
-            line.state,
-            Moment { status: ContainerState::Creating, pid: Some(pid), environment: None, restrict: None },
-        )
-        .map_err(Error::Hook)
+        hook::run_all(kind, hooks.as_ref(), line.state, Moment::new(ContainerState::Creating, Some(pid)))
+            .map_err(Error::Hook)
     };
     #[allow(deprecated, reason = "hooks of the old kind are still in use")]
     run("prestart", hooks.prestart())?;

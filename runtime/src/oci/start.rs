@@ -50,7 +50,6 @@ pub(super) fn start(context: &Context, id: &str) -> Result<()> {
 
 pub(super) fn run_poststart_hooks(_: &Context, spec: &Spec, state: &State, pid: i32) -> Result<()> {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
-    let moment =
-        Moment { status: ContainerState::Running, pid: Some(pid), environment: None, restrict: None };
+    let moment = Moment::new(ContainerState::Running, Some(pid));
     hook::run_all("poststart", hooks, state, moment).map_err(Error::Hook)
 }
