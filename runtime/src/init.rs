@@ -43,7 +43,7 @@ pub(crate) use bundle::{read_spec, seccomp_of_exec};
 pub(crate) use cgroupfs::directory as cgroup_directory;
 pub(crate) use error::Error;
 pub(crate) use identity::{become_root, needs_midwife, write_maps};
-pub(crate) use process::Prepared;
+pub(crate) use process::{Prepared, give_stdio};
 use rootfs::Rootfs;
 pub(crate) use scheduling::{reset_affinity, set_final_affinity, set_initial_affinity};
 

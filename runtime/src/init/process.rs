@@ -156,7 +156,11 @@ impl Prepared {
         if self.terminal {
             sys::process::take_terminal(sys::process::stdio()[0]).map_err(Error::Terminal)?;
         }
-        self.give_stdio()?;
+        give_stdio(self.uid, self.terminal).map_err(|source| Error::User {
+            uid: self.uid,
+            gid: self.gid,
+            source,
+        })?;
         self.enter_working_directory()?;
         for limit in &self.rlimits {
             set_rlimit(limit)?;
@@ -227,24 +231,6 @@ impl Prepared {
         change().map_err(|source| Error::User { uid: self.uid, gid: self.gid, source })
     }
 
-    /// Lets a user that isn't root open `/dev/stdout` anew: pipes and the terminal of its own are given to it, and
-    /// nothing else, least of all a device of the host.
-    fn give_stdio(&self) -> Result<()> {
-        if self.uid == 0 {
-            return Ok(());
-        }
-        let failed = |source| Error::User { uid: self.uid, gid: self.gid, source };
-        for fd in sys::process::stdio() {
-            let stat = file::fstat(fd).map_err(failed)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            let own = kind == FileType::Fifo || kind == FileType::CharacterDevice && self.terminal;
-            if own && stat.st_uid != self.uid {
-                file::fchownat(fd, "", self.uid, stat.st_gid).map_err(failed)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Enters it beneath the container's root, and asks the kernel where that was.
     fn enter_working_directory(&self) -> Result<()> {
         let failed = |source| Error::WorkingDirectory { path: self.working_directory.clone(), source };
@@ -258,6 +244,23 @@ impl Prepared {
             _ => Err(Error::WorkingDirectoryOutside { path: self.working_directory.clone() }),
         }
     }
+}
+
+/// Lets a user that isn't root open `/dev/stdout` anew: pipes, and a terminal that is the process's own, are given to it,
+/// and nothing else, least of all a device of the host.
+pub(crate) fn give_stdio(uid: u32, terminal: bool) -> sys::Result<()> {
+    if uid == 0 {
+        return Ok(());
+    }
+    for fd in sys::process::stdio() {
+        let stat = file::fstat(fd)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let own = kind == FileType::Fifo || kind == FileType::CharacterDevice && terminal;
+        if own && stat.st_uid != uid {
+            file::fchownat(fd, "", uid, stat.st_gid)?;
+        }
+    }
+    Ok(())
 }
 
 /// One variable of each name.
