@@ -8,9 +8,8 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, Write},
-    num::NonZeroU64,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -19,100 +18,16 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use rustix::fs::Advice;
 use sha2::{Digest as _, Sha256};
 
-use crate::{Digest, Kind, folder};
+use crate::{Digest, folder};
 
-/// What went wrong with a blob.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// A directory could not be made or read.
-    #[error("open content directory {path}")]
-    Open {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// No new file could be made.
-    #[error("begin a blob")]
-    Begin {
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The blob is complete but could not be put in its place.
-    #[error("commit blob {digest}")]
-    Commit {
-        /// The blob.
-        digest: Digest,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The bytes are not those that the name promises.
-    #[error("blob {expected}: its {size} bytes hash to {actual}")]
-    Mismatch {
-        /// The name.
-        expected: Digest,
-        /// What was found.
-        actual: Digest,
-        /// How many bytes there were.
-        size: u64,
-    },
-    /// There are more or fewer bytes than announced.
-    #[error("blob {digest}: {actual} bytes instead of {expected}")]
-    Size {
-        /// The blob.
-        digest: Digest,
-        /// As announced.
-        expected: u64,
-        /// As found.
-        actual: u64,
-    },
-    /// The blob is not here.
-    #[error("blob {digest} is not in the store")]
-    Missing {
-        /// The blob.
-        digest: Digest,
-    },
-    /// The blob could not be read.
-    #[error("read blob {digest}")]
-    Read {
-        /// The blob.
-        digest: Digest,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The blob could not be deleted.
-    #[error("delete blob {digest}")]
-    Delete {
-        /// The blob.
-        digest: Digest,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
+mod error;
+mod ingest;
 
-impl Error {
-    /// What a caller can act on.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Error::Open { source, .. } | Error::Begin { source } | Error::Commit { source, .. } => {
-                Kind::of_io(source)
-            }
-            Error::Read { source, .. } | Error::Delete { source, .. } => Kind::of_io(source),
-            Error::Mismatch { .. } | Error::Size { .. } => Kind::DataLoss,
-            Error::Missing { .. } => Kind::NotFound,
-        }
-    }
-}
+pub(crate) use error::Error;
+pub(crate) use ingest::Ingest;
+use ingest::Resumed;
 
 /// The blobs of a store.
 #[derive(Debug)]
@@ -315,132 +230,6 @@ impl Content {
     }
 }
 
-/// A blob that is being written. Dropped before it is committed, it is deleted.
-#[derive(Debug)]
-pub(crate) struct Ingest {
-    content: Arc<Content>,
-    file: File,
-    path: PathBuf,
-    hash: Sha256,
-    size: u64,
-    /// How much of it the kernel was told to begin writing.
-    started: u64,
-    resumed: Option<Resumed>,
-}
-
-/// What makes it possible to go on with a download another time.
-#[derive(Debug)]
-struct Resumed {
-    digest: Digest,
-    /// How much was there at the beginning.
-    found: u64,
-    /// Whether what is there is to stay if it is not committed.
-    keep: bool,
-}
-
-/// How much of what was there is read at a time.
-const REPLAY: usize = 256 << 10;
-
-/// How much is written before the kernel is told to begin with it.
-const WRITE_BACK: u64 = 8 << 20;
-
-impl Ingest {
-    /// How much has been written.
-    pub(crate) fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// The digest of what was written.
-    pub(crate) fn digest(&self) -> Digest {
-        Digest::from_sha256(&self.hash.clone().finalize().into())
-    }
-
-    /// How much was here before: what is written continues from there.
-    pub(crate) fn found(&self) -> u64 {
-        self.resumed.as_ref().map_or(0, |resumed| resumed.found)
-    }
-
-    /// The next piece of what was here before, `None` when there is no more. Comes before any writing.
-    pub(crate) fn replay(&mut self) -> io::Result<Option<Bytes>> {
-        let left = self.found().saturating_sub(self.size);
-        if left == 0 {
-            return Ok(None);
-        }
-        let mut bytes = vec![0; REPLAY.min(usize::try_from(left).unwrap_or(REPLAY))];
-        self.file.read_exact_at(&mut bytes, self.size)?;
-        self.hash.update(&bytes);
-        self.size += bytes.len() as u64;
-        if self.size == self.found() {
-            self.file.seek(io::SeekFrom::End(0))?;
-        }
-        Ok(Some(bytes.into()))
-    }
-
-    /// Has what was written stay for another attempt, if this one goes no further.
-    pub(crate) fn keep(&mut self) {
-        if let Some(resumed) = &mut self.resumed {
-            resumed.keep = true;
-        }
-    }
-
-    /// Whether what was written is `digest`, `size` bytes long.
-    pub(crate) fn verify(&self, digest: &Digest, size: u64) -> Result<(), Error> {
-        if self.size != size {
-            return Err(Error::Size { digest: digest.clone(), expected: size, actual: self.size });
-        }
-        check(&self.hash, digest, size)
-    }
-
-    /// Puts the blob under its name, if it is `digest` and `size` bytes long.
-    pub(crate) fn commit(self, digest: &Digest, size: u64) -> Result<(), Error> {
-        self.verify(digest, size)?;
-        let content = &self.content;
-        // The order is the point: the bytes are on the disk before the name is, and the name is before
-        // anybody is told. A failed sync is not tried again: the kernel has dropped the pages by then.
-        self.file
-            .sync_all()
-            .and_then(|()| fs::rename(&self.path, content.path(digest)))
-            .and_then(|()| content.directory.sync_all())
-            .map_err(|source| Error::Commit { digest: digest.clone(), source })?;
-        content.sizes().insert(digest.clone(), size);
-        Ok(())
-    }
-}
-
-impl Write for Ingest {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write_all(bytes)?;
-        self.hash.update(bytes);
-        self.size += bytes.len() as u64;
-        if self.size - self.started >= WRITE_BACK {
-            // Starts the writing without waiting for it (Linux: mm/fadvise.c), so that the sync at the end of a
-            // large blob finds little left to do. Pages on their way to the disk stay in memory.
-            let length = NonZeroU64::new(self.size - self.started);
-            let _ = rustix::fs::fadvise(&self.file, self.started, length, Advice::DontNeed);
-            self.started = self.size;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for Ingest {
-    fn drop(&mut self) {
-        let kept = self.resumed.as_ref().is_some_and(|resumed| resumed.keep && self.size > 0);
-        let mut resuming = self.content.resuming();
-        if !kept {
-            // After a commit there is nothing under this name any more.
-            let _ = fs::remove_file(&self.path);
-        }
-        if let Some(resumed) = &self.resumed {
-            resuming.remove(&resumed.digest);
-        }
-    }
-}
-
 /// Whether a computation over `size` bytes came to `expected`.
 pub(crate) fn check(hash: &Sha256, expected: &Digest, size: u64) -> Result<(), Error> {
     let actual = Digest::from_sha256(&hash.clone().finalize().into());
@@ -487,6 +276,7 @@ fn list(blobs: &Path) -> io::Result<HashMap<Digest, u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
 
     fn store() -> (tempfile::TempDir, Arc<Content>) {
         let root = tempfile::tempdir().unwrap();

@@ -30,6 +30,7 @@ mod registry;
 mod signature;
 mod snapshot;
 mod store;
+mod swell;
 mod usage;
 mod xattr;
 

@@ -13,12 +13,12 @@
 //! snapshot is not synced: it need not survive a power cut. This module returns mounts and performs none.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     ffi::CString,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use oci_spec::runtime::Mount;
@@ -40,6 +40,7 @@ mod quota;
 mod record;
 mod recover;
 mod stage;
+mod state;
 mod upper;
 mod usage;
 mod verify;
@@ -56,6 +57,7 @@ pub(crate) use usage::count;
 pub(crate) use verify::Difference;
 
 use stage::{Purpose, make_directory, open_directory};
+use state::{Active, Committed, Counted, State};
 
 /// How many layers overlayfs stacks (OVL_MAX_STACK).
 const LAYERS: usize = 500;
@@ -136,57 +138,6 @@ struct Folders {
     next: AtomicU64,
     /// Names the time since the machine was started.
     boot: String,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    committed: HashMap<ChainId, Committed>,
-    active: HashMap<String, Active>,
-    /// When a snapshot on each chain was last made or removed, in nanoseconds since 1970; since the process started.
-    used: HashMap<ChainId, i64>,
-    /// How many layers were committed since the snapshots were opened.
-    commits: u64,
-    /// The number of the project that was made last.
-    last_project: Option<u32>,
-}
-
-#[derive(Debug)]
-struct Committed {
-    record: record::Layer,
-    /// Tells this commit from a later one of the same chain, as long as the record is good for this boot only and
-    /// a sync can mend that.
-    unsynced: Option<u64>,
-}
-
-#[derive(Debug)]
-struct Active {
-    parent: Option<ChainId>,
-    access: Access,
-    /// The project that its writable layer is, where the file system has such.
-    project: Option<u32>,
-    /// What the last walk found.
-    counted: Option<Counted>,
-    /// False while it is being made.
-    ready: bool,
-}
-
-/// What a walk found, when it ended and what it cost.
-#[derive(Debug, Clone, Copy)]
-struct Counted {
-    usage: Usage,
-    at: Instant,
-    cost: Duration,
-}
-
-/// A walk that takes longer than this is repeated after so many times what it took: whoever asks how often, counting
-/// takes a twentieth of a core.
-const CHEAP: Duration = Duration::from_millis(50);
-const WALKS: u32 = 20;
-
-impl Counted {
-    fn is_good(&self) -> bool {
-        self.cost > CHEAP && self.at.elapsed() < self.cost * WALKS
-    }
 }
 
 impl Snapshots {
@@ -528,83 +479,6 @@ impl Snapshots {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that could panic leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Active {
-    /// One that is being made.
-    fn new(parent: Option<ChainId>, access: Access) -> Active {
-        Active { parent, access, project: None, counted: None, ready: false }
-    }
-}
-
-impl State {
-    fn in_use(&self) -> HashSet<ChainId> {
-        let mut chains = HashSet::new();
-        for active in self.active.values() {
-            let mut next = active.parent.as_ref();
-            while let Some(chain) = next.filter(|chain| chains.insert((*chain).clone())) {
-                next = self.committed.get(chain).and_then(|layer| layer.record.parent.as_ref());
-            }
-        }
-        chains
-    }
-
-    fn note_use(&mut self, parent: Option<&ChainId>) {
-        if let Some(chain) = parent {
-            let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-            self.used.insert(chain.clone(), now);
-        }
-    }
-
-    /// The chain and all below it, from the top.
-    fn stack(&self, top: Option<&ChainId>) -> Result<Vec<ChainId>, Error> {
-        let mut stack = Vec::new();
-        let mut next = top;
-        while let Some(chain) = next {
-            let Some(layer) = self.committed.get(chain) else {
-                return Err(Error::NoLayer { chain: chain.clone() });
-            };
-            stack.push(chain.clone());
-            next = layer.record.parent.as_ref();
-        }
-        Ok(stack)
-    }
-
-    /// Those layers of the stack that can be seen: none below one whose root is opaque.
-    fn visible(&self, top: Option<&ChainId>) -> Result<Vec<ChainId>, Error> {
-        let mut stack = self.stack(top)?;
-        if let Some(last) = stack.iter().position(|chain| self.committed[chain].record.opaque) {
-            stack.truncate(last + 1);
-        }
-        Ok(stack)
-    }
-
-    fn insert_unsynced(&mut self, record: record::Layer) {
-        self.commits += 1;
-        let unsynced = Some(self.commits);
-        self.committed.insert(record.chain.clone(), Committed { record, unsynced });
-    }
-
-    /// Nothing more is to be done for these layers.
-    fn settle(&mut self, layers: &[(record::Layer, u64)]) {
-        for (layer, commit) in layers {
-            if self.is_unsynced(&layer.chain, *commit)
-                && let Some(committed) = self.committed.get_mut(&layer.chain)
-            {
-                committed.unsynced = None;
-            }
-        }
-    }
-
-    /// Whether the chain still is what this commit put there, and not yet durable.
-    fn is_unsynced(&self, chain: &ChainId, commit: u64) -> bool {
-        self.committed.get(chain).is_some_and(|layer| layer.unsynced == Some(commit))
-    }
-
-    fn ready(&self, key: &str) -> Result<&Active, Error> {
-        let active = self.active.get(key).filter(|active| active.ready);
-        active.ok_or_else(|| Error::NotFound { key: key.to_owned() })
     }
 }
 

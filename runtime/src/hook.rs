@@ -62,6 +62,13 @@ pub(crate) struct Moment<'a> {
     pub(crate) restrict: Option<&'a dyn Fn() -> crate::init::Result<()>>,
 }
 
+impl Moment<'_> {
+    /// Of hooks that have the environment and the rights of this process.
+    pub(crate) fn new(status: ContainerState, pid: Option<i32>) -> Self {
+        Moment { status, pid, environment: None, restrict: None }
+    }
+}
+
 /// Runs `hooks` in their order; the first that fails ends it. `kind` is their name in the configuration.
 pub(crate) fn run_all(
     kind: &'static str,

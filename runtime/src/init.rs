@@ -44,7 +44,7 @@ pub(crate) use bundle::{read_spec, seccomp_of_exec};
 pub(crate) use cgroupfs::directory as cgroup_directory;
 pub(crate) use error::Error;
 pub(crate) use identity::{become_root, needs_midwife, write_maps};
-pub(crate) use process::Prepared;
+pub(crate) use process::{Prepared, give_stdio};
 use rootfs::Rootfs;
 pub(crate) use scheduling::{reset_affinity, set_final_affinity, set_initial_affinity};
 
@@ -108,8 +108,10 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         prepared.set_oom_score()?;
     }
     let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod), asked.is_some())?;
+    let (resources, tasks) = apart(linux.resources().as_ref());
+    let limit_tasks = || tasks.as_ref().map_or(Ok(()), |tasks| limit_tasks(setup.cgroup, tasks));
     let enter_cgroup = || -> Result<()> {
-        enter_cgroup(setup.cgroup, setup.in_cgroup, linux.resources().as_ref(), asked.is_some())?;
+        enter_cgroup(setup.cgroup, setup.in_cgroup, resources.as_ref(), asked.is_some())?;
         reset_affinity();
         Ok(())
     };
@@ -129,7 +131,9 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         sys::process::setns(base, ThreadNameSpaceType::MOUNT).map_err(Error::NewNamespaces)?;
     }
     if setup.midwife {
-        identity::deliver(&namespaces, linux, reporter)?;
+        identity::deliver(&namespaces, linux, reporter, limit_tasks)?;
+    } else if !enters_late {
+        limit_tasks()?;
     }
     let network_devices = netdevice::Devices::find(linux, &namespaces)?;
     namespaces.enter()?;
@@ -155,6 +159,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         cgroupfs::View { cgroup: setup.cgroup, own_root: namespaces.has_new(LinuxNamespaceType::Cgroup) };
     if enters_late {
         enter_cgroup()?;
+        limit_tasks()?;
     }
     namespaces.enter_that_of_cgroups()?;
     mounts::mount_all(&rootfs, mounts, &cgroups, &mut sources)?;
@@ -191,17 +196,24 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     }
     set_treatment(linux)?;
 
+    // What is no property of the process has to be there when the container is created (runtime.md, Create). Of a filter
+    // somebody takes notice only if he is to be notified; any other goes last, and need not know what comes before.
+    let settled = prepared.as_ref().filter(|prepared| prepared.notifies());
+    let (settled, label) = match settled {
+        Some(prepared) => (prepared.settle_whole(reporter, label).map(|()| true)?, None),
+        None => (false, label),
+    };
     wait_for_start(asked.as_ref(), reporter)?;
     let prepared = prepared.ok_or(Error::Missing { field: "process" })?;
     if let (Some(line), Some(hooks)) = (line, spec.hooks()) {
         let pid = Some(std::process::id() as i32);
         let hooks = hooks.start_container().as_ref();
         let environment = Some(&*environment);
-        let restrict = || prepared.restrict_hook();
+        let restrict = || if settled { Ok(()) } else { prepared.restrict_hook() };
         let moment = Moment { status: ContainerState::Created, pid, environment, restrict: Some(&restrict) };
         crate::hook::run_all("startContainer", hooks, line.state, moment).map_err(Error::Hook)?;
     }
-    prepared.execute(reporter, label)
+    if settled { prepared.execute_settled(reporter) } else { prepared.execute(reporter, label) }
 }
 
 /// What every process of a container has of its configuration, its first and those of an exec.
@@ -242,7 +254,7 @@ fn run_creation_hooks(line: &CommandLine<'_>, reporter: &Reporter) -> Result<()>
     }
     let pid = Some(std::process::id() as i32);
     let hooks = hooks.create_container().as_ref();
-    let moment = Moment { status: ContainerState::Creating, pid, environment: None, restrict: None };
+    let moment = Moment::new(ContainerState::Creating, pid);
     crate::hook::run_all("createContainer", hooks, line.state, moment).map_err(Error::Hook)
 }
 
@@ -257,6 +269,24 @@ fn wait_for_start(asked: Option<&Asked<'_>>, reporter: &Reporter) -> Result<()> 
         // Nobody is left who could ever start this container.
         None => Err(Error::Abandoned),
     }
+}
+
+/// The resources but for the number of tasks, and that: it counts once the container is there, since a limit of 1 leaves
+/// no room for the processes that are only part of its making.
+fn apart(resources: Option<&LinuxResources>) -> (Option<LinuxResources>, Option<LinuxResources>) {
+    let mut others = resources.cloned();
+    let tasks = others.as_mut().and_then(|others| {
+        let pids = others.pids().as_ref().copied()?;
+        others.set_pids(None);
+        let mut tasks = LinuxResources::default();
+        tasks.set_devices(None).set_pids(Some(pids));
+        Some(tasks)
+    });
+    (others, tasks)
+}
+
+fn limit_tasks(cgroup: &Cgroup, tasks: &LinuxResources) -> Result<()> {
+    cgroup.update(tasks).map_err(|source| Error::Cgroup { path: cgroup.path().to_owned(), source })
 }
 
 /// `strictly`: what the host can't limit is an error even where an agent has it passed over.

@@ -16,6 +16,7 @@ pub mod executable;
 mod hook;
 mod init;
 pub mod mount;
+mod mountinfo;
 mod netlink;
 pub mod oci;
 pub mod quota;

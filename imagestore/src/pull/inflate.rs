@@ -16,14 +16,11 @@ use std::{
 use flate2::bufread::MultiGzDecoder;
 
 use super::window::{Frames, SKIPPED, Windows};
-use crate::Layer;
+use crate::{Layer, swell};
 
 /// What passes between the two threads at a time, and how many of these there are.
 const BLOCK: usize = 256 << 10;
 const AHEAD: usize = 4;
-/// The blobs of an image may swell to this much whatever their size, and to this many times their size.
-const SWELL_ALWAYS: u64 = 1 << 30;
-const SWELL_TIMES: u64 = 200;
 /// Whatever an image says of its size: none that is meant to be run comes near.
 const SWELL_MOST: u64 = 256 << 30;
 
@@ -59,7 +56,7 @@ impl Allowance {
 
     fn take(&self, bytes: u64) -> io::Result<()> {
         let compressed = self.compressed.load(Ordering::Relaxed);
-        let most = compressed.saturating_mul(SWELL_TIMES).saturating_add(SWELL_ALWAYS).min(SWELL_MOST);
+        let most = swell::bound(compressed).min(SWELL_MOST);
         if self.swollen.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) > most {
             let text = format!("{compressed} bytes swell to more than {most}");
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));

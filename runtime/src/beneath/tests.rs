@@ -1,3 +1,6 @@
+//! What an image may try with its paths. Beside each root lies a canary, by which it shows whether anything outside was
+//! touched.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 

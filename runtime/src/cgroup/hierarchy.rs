@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::Error;
+use crate::mountinfo::Entry;
 
 /// How the host arranges its cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl Hierarchies {
         Ok(HOST.get_or_init(|| found).clone())
     }
 
-    /// Parses a table in the format of proc_pid_mountinfo(5) until it has found so many hierarchies. Line by line: with many
+    /// Reads a table of mounts until it has found so many hierarchies. Line by line: with many
     /// overlays it has megabytes, and every monitor reads it.
     fn find(path: &Path, count: usize) -> Result<Hierarchies, Error> {
         let failed = |source| Error::Mountinfo { path: path.to_owned(), source };
@@ -112,26 +113,13 @@ struct CgroupMount {
 }
 
 impl CgroupMount {
-    /// `31 23 0:29 / /sys/fs/cgroup/cpu rw,relatime shared:1 - cgroup cgroup rw,cpu`
     fn parse(line: &str) -> Option<CgroupMount> {
-        let (before, after) = line.trim_end().split_once(" - ")?;
-        let mut after = after.split(' ');
-        let kind = after.next()?;
-        if kind != "cgroup" && kind != "cgroup2" {
-            return None;
-        }
-        let options = after.nth(1)?;
-        let mut before = before.split(' ').skip(2);
-        let device = before.next()?.to_owned();
-        let point = PathBuf::from(unescape(before.nth(1)?));
-        let controllers = (kind == "cgroup").then(|| {
-            options
-                .split(',')
-                .filter(|option| option.starts_with("name=") || CONTROLLERS.contains(option))
-                .map(str::to_owned)
-                .collect()
+        let entry = Entry::parse(line).filter(|entry| matches!(entry.kind, "cgroup" | "cgroup2"))?;
+        let controllers = (entry.kind == "cgroup").then(|| {
+            let named = |option: &&str| option.starts_with("name=") || CONTROLLERS.contains(option);
+            entry.options.split(',').filter(named).map(str::to_owned).collect()
         });
-        Some(CgroupMount { device, point, controllers })
+        Some(CgroupMount { device: entry.device.to_owned(), point: entry.path(), controllers })
     }
 }
 
@@ -152,25 +140,6 @@ const CONTROLLERS: [&str; 14] = [
     "rdma",
     "misc",
 ];
-
-/// The table writes space, tab, newline and backslash as three octal digits.
-fn unescape(field: &str) -> String {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        match tail {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if first == b'\\' => {
-                bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
-                rest = &tail[3..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
 
 #[cfg(test)]
 mod tests {

@@ -5,9 +5,7 @@
 //! that is made by others and given to CRIU.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
@@ -18,6 +16,7 @@ use super::{Error, Result, at};
 use crate::beneath;
 use crate::cgroup::Cgroup;
 use crate::init::cgroup_directory;
+use crate::mountinfo::Entry;
 
 /// A mount of the host in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +36,7 @@ enum Origin {
     Mount { destination: PathBuf, below: PathBuf },
 }
 
-/// A line of `mountinfo`.
+/// A mount, as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MountPoint {
     id: u64,
@@ -55,34 +54,9 @@ pub(super) fn of_process(pid: &str) -> Result<Vec<MountPoint>> {
 }
 
 fn parse(line: &str) -> Option<MountPoint> {
-    let mut words = line.split(' ');
-    let id = words.next()?.parse().ok()?;
-    let device = words.nth(1)?.to_owned();
-    let (root, path) = (unescaped(words.next()?), unescaped(words.next()?));
-    let kind = words.skip_while(|word| *word != "-").nth(1)?.to_owned();
-    Some(MountPoint { id, device, root, path, kind })
-}
-
-/// A space is `\040` there.
-fn unescaped(text: &str) -> PathBuf {
-    let bytes = text.as_bytes();
-    let mut path = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = bytes[at..].strip_prefix(b"\\").and_then(|rest| rest.get(..3));
-        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                path.push(byte);
-                at += 4;
-            }
-            None => {
-                path.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    OsString::from_vec(path).into()
+    let entry = Entry::parse(line)?;
+    let (device, kind) = (entry.device.to_owned(), entry.kind.to_owned());
+    Some(MountPoint { id: entry.id, device, root: entry.root(), path: entry.path(), kind })
 }
 
 /// Where a mount of the configuration has come to be: its destination may lead over symbolic links.

@@ -9,7 +9,6 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use rustix::fs::{FileType, Gid, Uid};
 use rustix::mount::MountPropagationFlags;
 use rustix::process::{getpid, set_child_subreaper};
 use rustix::thread::UnshareFlags;
@@ -66,7 +65,14 @@ fn run(
     set_child_subreaper(Some(getpid())).map_err(|errno| at("become a subreaper")(errno.into()))?;
     enter_named(&spec)?;
     separate(&spec)?;
-    give_pipes(&spec)?;
+    if let Some(process) = spec.process() {
+        let uid = process.user().uid();
+        init::give_stdio(uid, false).map_err(|source| init::Error::User {
+            uid,
+            gid: process.user().gid(),
+            source,
+        })?;
+    }
     let pid_file = restore.bundle.join(PID_FILE);
     let (mut command, kept) = prepare(restore, &spec, &captured, cgroup, &pid_file)?;
     if !reporter.wait_for_start().map_err(init::Error::Talk)? {
@@ -105,19 +111,6 @@ fn separate(spec: &Spec) -> init::Result<()> {
     sys::process::unshare(flags).map_err(failed)?;
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     Ok(sys::mount::set_propagation("/", slave).map_err(failed)?)
-}
-
-/// Lets a user that isn't root open `/dev/stdout` anew, as at a start.
-fn give_pipes(spec: &Spec) -> Result<()> {
-    let Some(user) = spec.process().as_ref().map(|process| process.user()) else { return Ok(()) };
-    for end in sys::process::stdio() {
-        let failed = |errno: rustix::io::Errno| at("give away a pipe")(errno.into());
-        let stat = rustix::fs::fstat(end).map_err(failed)?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
-            rustix::fs::fchown(end, Some(Uid::from_raw(user.uid())), None::<Gid>).map_err(failed)?;
-        }
-    }
-    Ok(())
 }
 
 /// The call, and the descriptors that it inherits.

@@ -26,7 +26,14 @@ pub(crate) fn needs_midwife(spec: &Spec) -> bool {
 }
 
 /// Clones the container's process into its user, time and pid namespaces. Returns in it; the caller exits.
-pub(super) fn deliver(namespaces: &Namespaces, linux: &Linux, reporter: &Reporter) -> Result<()> {
+///
+/// `limit_tasks` is for once it is there, and before it does anything.
+pub(super) fn deliver(
+    namespaces: &Namespaces,
+    linux: &Linux,
+    reporter: &Reporter,
+    limit_tasks: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     if namespaces.has_new(LinuxNamespaceType::Time) {
         sys::process::unshare(UnshareFlags::from_bits_retain(libc::CLONE_NEWTIME as u32))
             .map_err(Error::NewNamespaces)?;
@@ -55,7 +62,7 @@ pub(super) fn deliver(namespaces: &Namespaces, linux: &Linux, reporter: &Reporte
         }
         Forked::Parent { pid, pidfd } => {
             let mapped = if new_users { map(pid, linux) } else { Ok(()) };
-            let told = mapped.and_then(|()| {
+            let told = mapped.and_then(|()| limit_tasks()).and_then(|()| {
                 reporter.born(pid).map_err(Error::Talk)?;
                 rustix::io::write(&go, b"g")
                     .map(drop)

@@ -1,10 +1,11 @@
 //! The mounts of a configuration, made beneath the container's root in their order.
 //!
 //! Every destination is a descriptor before anything is mounted on it; one that is missing is made.
-//! Sources of bind mounts are paths of the host, which whoever wrote the configuration vouches for.
+//! Sources of bind mounts are paths of the host, which whoever wrote the configuration vouches for; those below the root
+//! are found as the mounts before them have left it.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{CWD, FileType, OFlags};
@@ -20,21 +21,32 @@ use crate::sys::{self, mount::Attributes};
 /// Where bind mounts come from.
 pub(super) struct Sources {
     bundle: PathBuf,
-    /// Opened while the host's paths and privileges are at hand, for a container that will not have them: one a mount, in
-    /// order.
-    trees: Vec<Option<OwnedFd>>,
+    /// One a mount, in order.
+    found: Vec<Source>,
+}
+
+/// Whatever can be is found when it is mounted, as the mounts before it have left it.
+enum Source {
+    /// By the configuration's path.
+    Path,
+    /// By the configuration's path; its ids are to be mapped as those of the namespace, below it too or not.
+    Mapped(OwnedFd, bool),
+    /// By a path within the container's root.
+    Within(PathBuf),
+    /// Opened while the host's paths and privileges are at hand, for a container that will not have them.
+    Tree(OwnedFd),
 }
 
 impl Sources {
-    /// Opens what the container will not be able to open by itself, which is everything when `ahead` is set. `of_pod` is
-    /// the user namespace of its pod.
+    /// Opens what the container will not be able to open by itself, which is everything of the host's when `ahead` is set.
+    /// `of_pod` is the user namespace of its pod.
     pub(super) fn open(
         bundle: &Path,
         spec: &Spec,
         of_pod: Option<BorrowedFd<'_>>,
         ahead: bool,
     ) -> Result<Sources> {
-        let mut sources = Sources { bundle: bundle.to_owned(), trees: Vec::new() };
+        let mut sources = Sources { bundle: bundle.to_owned(), found: Vec::new() };
         let users = Users::of(spec, of_pod);
         let inherited = match users {
             Users::Host => rootfs::inherited_propagation(spec.linux().as_ref())?,
@@ -43,48 +55,80 @@ impl Sources {
         };
         for mount in spec.mounts().iter().flatten() {
             let options = parse(mount)?;
-            let tree = match (bind_of(mount, &options), mapping(mount, &options)) {
+            let found = match (bind_of(mount, &options), mapping(mount, &options)) {
                 (Some(bind), Some(recursive)) => {
-                    let tree = sources.tree(mount, bind)?;
-                    map(&tree, mount, spec, &users, recursive)?;
-                    Some(tree)
+                    let namespace = mapping_namespace(mount, spec, &users)?;
+                    if ahead {
+                        let tree = sources.mapped(mount, bind, &namespace, recursive)?;
+                        inherit(&tree, inherited).map_err(failed("idmap", mount.destination()))?;
+                        Source::Tree(tree)
+                    } else {
+                        Source::Mapped(namespace, recursive)
+                    }
                 }
                 (None, Some(_)) => {
                     let problem = "only bind mounts can have their ids mapped".to_owned();
                     return Err(refused(mount.destination(), problem));
                 }
-                (Some(bind), None) if ahead => {
-                    let tree = sources.tree(mount, bind)?;
-                    // As it would be in a copy of the host's mounts.
-                    if let Some(kind) = inherited {
-                        let kind = Attributes { propagation: kind, ..Attributes::default() };
-                        sys::mount::set_attributes(&tree, kind, true)
-                            .map_err(failed("bind", mount.destination()))?;
+                (Some(bind), None) if ahead => match sources.within(spec, mount) {
+                    Some(path) => Source::Within(path),
+                    None => {
+                        let tree = sources.tree(mount, bind)?;
+                        inherit(&tree, inherited).map_err(failed("bind", mount.destination()))?;
+                        Source::Tree(tree)
                     }
-                    Some(tree)
-                }
-                _ => None,
+                },
+                _ => Source::Path,
             };
-            sources.trees.push(tree);
+            sources.found.push(found);
         }
         Ok(sources)
     }
 
-    fn take(&mut self, index: usize, mount: &Mount, bind: Bind) -> Result<OwnedFd> {
-        match self.trees.get_mut(index).and_then(Option::take) {
-            Some(tree) => Ok(tree),
-            None => self.tree(mount, bind),
+    fn take(&mut self, rootfs: &Rootfs, index: usize, mount: &Mount, bind: Bind) -> Result<OwnedFd> {
+        let found = self.found.get_mut(index).map(|found| std::mem::replace(found, Source::Path));
+        match found.unwrap_or(Source::Path) {
+            Source::Path => self.tree(mount, bind),
+            Source::Mapped(namespace, recursive) => self.mapped(mount, bind, &namespace, recursive),
+            Source::Within(path) => beneath::open(rootfs, &path, OFlags::PATH)
+                .and_then(|found| sys::mount::clone_tree(&found, "", bind == Bind::Recursive))
+                .map_err(no_source(mount)),
+            Source::Tree(tree) => Ok(tree),
         }
     }
 
     fn tree(&self, mount: &Mount, bind: Bind) -> Result<OwnedFd> {
-        let destination = mount.destination();
         let path = mount.source().as_deref().filter(|path| !path.as_os_str().is_empty());
-        let path = path.ok_or_else(|| refused(destination, "no source".to_owned()))?;
-        sys::mount::clone_tree(CWD, self.bundle.join(path), bind == Bind::Recursive).map_err(|source| {
-            Error::MountSource { from: path.to_owned(), destination: destination.clone(), source }
-        })
+        let path = path.ok_or_else(|| refused(mount.destination(), "no source".to_owned()))?;
+        sys::mount::clone_tree(CWD, self.bundle.join(path), bind == Bind::Recursive).map_err(no_source(mount))
     }
+
+    fn mapped(&self, mount: &Mount, bind: Bind, namespace: &OwnedFd, recursive: bool) -> Result<OwnedFd> {
+        let tree = self.tree(mount, bind)?;
+        identity::map_mount(&tree, namespace, recursive).map_err(failed("idmap", mount.destination()))?;
+        Ok(tree)
+    }
+
+    /// The source as a path of the container, if it is one: what is mounted there is the container's own.
+    fn within(&self, spec: &Spec, mount: &Mount) -> Option<PathBuf> {
+        let root = self.bundle.join(spec.root().as_ref()?.path());
+        let source = self.bundle.join(mount.source().as_deref()?);
+        let within = source.strip_prefix(root).ok()?;
+        let is_plain = within.components().all(|part| matches!(part, Component::Normal(_)));
+        is_plain.then(|| within.to_owned())
+    }
+}
+
+/// Makes a copy of the host's mounts what it would be in a namespace that is a copy of the host's.
+fn inherit(tree: &OwnedFd, propagation: Option<u64>) -> sys::Result<()> {
+    let Some(propagation) = propagation else { return Ok(()) };
+    sys::mount::set_attributes(tree, Attributes { propagation, ..Attributes::default() }, true)
+}
+
+fn no_source(mount: &Mount) -> impl FnOnce(sys::Error) -> Error {
+    let from = mount.source().clone().unwrap_or_default();
+    let destination = mount.destination().clone();
+    |source| Error::MountSource { from, destination, source }
 }
 
 fn parse(mount: &Mount) -> Result<Options> {
@@ -134,33 +178,34 @@ impl<'a> Users<'a> {
     }
 }
 
-fn map(tree: &OwnedFd, mount: &Mount, spec: &Spec, users: &Users<'_>, recursive: bool) -> Result<()> {
+/// The user namespace by whose mappings the ids of a mount are to be mapped.
+fn mapping_namespace(mount: &Mount, spec: &Spec, users: &Users<'_>) -> Result<OwnedFd> {
     let destination = mount.destination();
     let linux = spec.linux().as_ref();
     let own = (mount.uid_mappings().as_deref(), mount.gid_mappings().as_deref());
-    let namespace = match (own, users) {
+    match (own, users) {
         ((Some([_, ..]), None | Some([])) | (None | Some([]), Some([_, ..])), _) => {
-            return Err(refused(destination, "uidMappings without gidMappings, or the reverse".to_owned()));
+            Err(refused(destination, "uidMappings without gidMappings, or the reverse".to_owned()))
         }
-        ((Some(uids @ [_, ..]), Some(gids)), _) => identity::namespace_of(uids, gids)?,
-        (_, Users::Pod(users)) => {
-            return identity::map_mount(tree, users, recursive).map_err(failed("idmap", destination));
-        }
+        ((Some(uids @ [_, ..]), Some(gids)), _) => identity::namespace_of(uids, gids),
+        (_, Users::Pod(users)) => users.try_clone_to_owned().map_err(|source| {
+            let errno = Errno::from_io_error(&source).unwrap_or(Errno::IO);
+            failed("idmap", destination)(sys::Error::new("fcntl(F_DUPFD_CLOEXEC)", errno))
+        }),
         (_, Users::Path(path)) => {
             sys::file::openat2(CWD, *path, OFlags::RDONLY, rustix::fs::ResolveFlags::empty())
-                .map_err(failed("idmap", destination))?
+                .map_err(failed("idmap", destination))
         }
         (_, Users::New) => {
             let of = |list: Option<&Option<Vec<_>>>| list.cloned().flatten().unwrap_or_default();
             let uids = of(linux.map(|linux| linux.uid_mappings()));
-            identity::namespace_of(&uids, &of(linux.map(|linux| linux.gid_mappings())))?
+            identity::namespace_of(&uids, &of(linux.map(|linux| linux.gid_mappings())))
         }
         (_, Users::Host) => {
             let problem = "idmap takes mappings of its own or a user namespace".to_owned();
-            return Err(refused(destination, problem));
+            Err(refused(destination, problem))
         }
-    };
-    identity::map_mount(tree, namespace, recursive).map_err(failed("idmap", destination))
+    }
 }
 
 pub(super) fn mount_all(
@@ -175,7 +220,7 @@ pub(super) fn mount_all(
         let kind = mount.typ().as_deref().unwrap_or("none");
         match bind_of(mount, &options) {
             _ if options.remount => remount(rootfs, destination, &options)?,
-            Some(bind) => bind_mount(rootfs, mount, sources.take(index, mount, bind)?, &options)?,
+            Some(bind) => bind_mount(rootfs, mount, sources.take(rootfs, index, mount, bind)?, &options)?,
             None if matches!(kind, "cgroup" | "cgroup2") => {
                 let target = directory(rootfs, destination, true)?;
                 let mounted = cgroupfs::mount(&target, &options, cgroups);

@@ -124,12 +124,43 @@ impl Prepared {
         self.program.find()
     }
 
+    /// Whether somebody else is to be told of calls of the program.
+    pub(crate) fn notifies(&self) -> bool {
+        let flags = self.seccomp.as_ref().map_or(0, |(_, flags)| *flags);
+        flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
+    }
+
     /// Becomes the process. The caller's root is the container's by now.
     pub(crate) fn execute(&self, reporter: &Reporter, label: Option<Label>) -> Result<Infallible> {
+        self.settle(reporter, label)?;
+        reporter.executing().map_err(Error::Talk)?;
+        if self.no_new_privs {
+            self.load_seccomp(reporter)?;
+        }
+        Err(self.program.execute())
+    }
+
+    /// Becomes the process but for its program, with its filter: [`Prepared::execute_settled`] comes later.
+    pub(crate) fn settle_whole(&self, reporter: &Reporter, label: Option<Label>) -> Result<()> {
+        self.settle(reporter, label)?;
+        if self.no_new_privs { self.load_seccomp(reporter) } else { Ok(()) }
+    }
+
+    pub(crate) fn execute_settled(&self, reporter: &Reporter) -> Result<Infallible> {
+        reporter.executing().map_err(Error::Talk)?;
+        Err(self.program.execute())
+    }
+
+    /// All but the program and a filter that no_new_privs lets go last.
+    fn settle(&self, reporter: &Reporter, label: Option<Label>) -> Result<()> {
         if self.terminal {
             sys::process::take_terminal(sys::process::stdio()[0]).map_err(Error::Terminal)?;
         }
-        self.give_stdio()?;
+        give_stdio(self.uid, self.terminal).map_err(|source| Error::User {
+            uid: self.uid,
+            gid: self.gid,
+            source,
+        })?;
         self.enter_working_directory()?;
         for limit in &self.rlimits {
             set_rlimit(limit)?;
@@ -146,21 +177,13 @@ impl Prepared {
         rustix::process::umask(self.umask);
         sys::process::close_on_exec_above(self.preserved).map_err(Error::Descriptors)?;
         // From here on there are only calls that each profile knows which has ever started a container.
-        let load = || self.load_seccomp(reporter);
-        self.give_up_rights(load)?;
-        reporter.executing().map_err(Error::Talk)?;
-        if self.no_new_privs {
-            load()?;
-        }
-        Err(self.program.execute())
+        self.give_up_rights(|| self.load_seccomp(reporter))
     }
 
-    /// Makes the calling process as harmless as the program is going to be: a hook that the container's own files bring. A
-    /// filter whose calls somebody else answers is the program's alone.
+    /// Makes the calling process as harmless as the program is going to be: a hook that the container's own files bring.
+    /// One of a program that is settled is so from the beginning.
     pub(crate) fn restrict_hook(&self) -> Result<()> {
-        let filter =
-            self.seccomp.as_ref().filter(|(_, flags)| flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0);
-        let load = || match filter {
+        let load = || match &self.seccomp {
             Some((filters, flags)) => {
                 credential::load_seccomp(filters, *flags).map(drop).map_err(Error::Seccomp)
             }
@@ -208,24 +231,6 @@ impl Prepared {
         change().map_err(|source| Error::User { uid: self.uid, gid: self.gid, source })
     }
 
-    /// Lets a user that isn't root open `/dev/stdout` anew: pipes and the terminal of its own are given to it, and
-    /// nothing else, least of all a device of the host.
-    fn give_stdio(&self) -> Result<()> {
-        if self.uid == 0 {
-            return Ok(());
-        }
-        let failed = |source| Error::User { uid: self.uid, gid: self.gid, source };
-        for fd in sys::process::stdio() {
-            let stat = file::fstat(fd).map_err(failed)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            let own = kind == FileType::Fifo || kind == FileType::CharacterDevice && self.terminal;
-            if own && stat.st_uid != self.uid {
-                file::fchownat(fd, "", self.uid, stat.st_gid).map_err(failed)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Enters it beneath the container's root, and asks the kernel where that was.
     fn enter_working_directory(&self) -> Result<()> {
         let failed = |source| Error::WorkingDirectory { path: self.working_directory.clone(), source };
@@ -239,6 +244,23 @@ impl Prepared {
             _ => Err(Error::WorkingDirectoryOutside { path: self.working_directory.clone() }),
         }
     }
+}
+
+/// Lets a user that isn't root open `/dev/stdout` anew: pipes, and a terminal that is the process's own, are given to it,
+/// and nothing else, least of all a device of the host.
+pub(crate) fn give_stdio(uid: u32, terminal: bool) -> sys::Result<()> {
+    if uid == 0 {
+        return Ok(());
+    }
+    for fd in sys::process::stdio() {
+        let stat = file::fstat(fd)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let own = kind == FileType::Fifo || kind == FileType::CharacterDevice && terminal;
+        if own && stat.st_uid != uid {
+            file::fchownat(fd, "", uid, stat.st_gid)?;
+        }
+    }
+    Ok(())
 }
 
 /// One variable of each name.

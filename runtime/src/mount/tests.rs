@@ -1,3 +1,5 @@
+//! Mounts that are really made, at a target in a temporary directory, and counted in the table of the kernel.
+
 use std::fs;
 
 use oci_spec::runtime::MountBuilder;

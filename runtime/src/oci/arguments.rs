@@ -375,6 +375,12 @@ pub(super) struct Checkpoint {
     /// Write memory alone, ahead of a checkpoint; the container goes on.
     #[arg(long)]
     pub(super) pre_dump: bool,
+    /// Leave out TCP connections that are only being made.
+    #[arg(long)]
+    pub(super) tcp_skip_in_flight: bool,
+    /// Give open files that have no name any more one for as long as the checkpoint lasts.
+    #[arg(long)]
+    pub(super) link_remap: bool,
     /// Folder of an earlier pre-dump, relative to the images.
     #[arg(long)]
     pub(super) parent_path: Option<PathBuf>,

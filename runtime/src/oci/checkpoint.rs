@@ -21,9 +21,7 @@ pub(super) fn checkpoint(context: &Context, arguments: &arguments::Checkpoint) -
     let options =
         Options::of(&arguments.criu, &["page-server", "lazy-pages", "status-fd"], &arguments.refused())?;
     let mut words = options.words;
-    if arguments.leave_running {
-        words.push("--leave-running".into());
-    }
+    words.extend(flags_of(arguments).map(OsString::from));
     if let Some(parent) = &arguments.parent_path {
         words.extend(["--prev-images-dir".into(), parent.into(), "--track-mem".into()]);
     } else if arguments.pre_dump {
@@ -51,6 +49,16 @@ pub(super) fn checkpoint(context: &Context, arguments: &arguments::Checkpoint) -
         true => Ok(()),
         false => delete::kill_and_destroy(context, &folder, &record),
     }
+}
+
+/// What a checkpoint alone may be told, in CRIU's words.
+fn flags_of(arguments: &arguments::Checkpoint) -> impl Iterator<Item = &'static str> {
+    let flags = [
+        (arguments.leave_running, "--leave-running"),
+        (arguments.tcp_skip_in_flight, "--skip-in-flight"),
+        (arguments.link_remap, "--link-remap"),
+    ];
+    flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag)
 }
 
 fn check(record: &Record, folder: &Folder) -> Result<()> {
@@ -133,4 +141,20 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
 
 pub(super) fn no_criu() -> Error {
     Error::refused("criu is not installed on this machine (package criu)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[test]
+    fn options_of_a_checkpoint_are_told_to_criu() {
+        let line = ["r", "checkpoint", "--link-remap", "--tcp-skip-in-flight", "--leave-running", "x"];
+        let Some(arguments::Verb::Checkpoint(given)) = arguments::Arguments::parse_from(line).verb else {
+            panic!("another verb");
+        };
+        let flags: Vec<&str> = flags_of(&given).collect();
+        assert_eq!(flags, ["--leave-running", "--skip-in-flight", "--link-remap"]);
+    }
 }

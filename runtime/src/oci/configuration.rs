@@ -19,25 +19,43 @@ pub(super) fn read(context: &Context, bundle: &Path) -> Result<(Spec, Vec<u8>)> 
 }
 
 fn parse(context: &Context, text: Vec<u8>) -> serde_json::Result<(Spec, Vec<u8>)> {
-    match serde_json::from_slice::<Spec>(&text) {
-        Ok(spec) => Ok((spec, text)),
-        Err(error) => {
-            let mut value: serde_json::Value = serde_json::from_slice(&text)?;
-            let unknown = drop_unknown_capabilities(&mut value["process"]);
-            if unknown.is_empty() {
-                return Err(error);
-            }
-            for name in unknown {
-                context.log.warn(&format!("capability {name:?} is unknown and is not given"));
-            }
-            let text = serde_json::to_vec(&value)?;
-            serde_json::from_slice(&text).map(|spec| (spec, text))
-        }
+    let parsed = serde_json::from_slice::<Spec>(&text);
+    if parsed.as_ref().is_ok_and(|spec| !limits_tasks_to_zero(spec)) {
+        return parsed.map(|spec| (spec, text));
     }
+    let mut value: serde_json::Value = serde_json::from_slice(&text)?;
+    let dropped = drop_unknown_capabilities(context, &mut value["process"]);
+    if !drop_unset_pids(&mut value["linux"]["resources"]) && !dropped {
+        return parsed.map(|spec| (spec, text));
+    }
+    let text = serde_json::to_vec(&value)?;
+    serde_json::from_slice(&text).map(|spec| (spec, text))
 }
 
-/// The specification wants a warning for them and no failure.
-pub(super) fn drop_unknown_capabilities(process: &mut serde_json::Value) -> Vec<String> {
+fn limits_tasks_to_zero(spec: &Spec) -> bool {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    resources.and_then(|resources| resources.pids().as_ref()).is_some_and(|pids| pids.limit() == 0)
+}
+
+/// Takes away `pids` without a limit, which [`oci_spec`] doesn't tell from a limit of 0. Whether it was there.
+pub(super) fn drop_unset_pids(resources: &mut serde_json::Value) -> bool {
+    let unset = resources["pids"].is_object() && resources["pids"]["limit"].is_null();
+    if unset {
+        resources["pids"] = serde_json::Value::Null;
+    }
+    unset
+}
+
+/// The specification wants a warning for them and no failure; it is in runc's words. Whether there were any.
+pub(super) fn drop_unknown_capabilities(context: &Context, process: &mut serde_json::Value) -> bool {
+    let unknown = take_unknown_capabilities(process);
+    if !unknown.is_empty() {
+        context.log.warn(&format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
+    }
+    !unknown.is_empty()
+}
+
+fn take_unknown_capabilities(process: &mut serde_json::Value) -> Vec<String> {
     let mut unknown = Vec::new();
     let Some(sets) = process.get_mut("capabilities").and_then(|sets| sets.as_object_mut()) else {
         return unknown;
@@ -125,10 +143,19 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_no_tasks_is_told_from_none() {
+        for (pids, kept) in [("{}", false), (r#"{"limit":null}"#, false), (r#"{"limit":0}"#, true)] {
+            let mut resources = serde_json::from_str(&format!(r#"{{"pids":{pids}}}"#)).unwrap();
+            assert_eq!(drop_unset_pids(&mut resources), !kept, "{pids}");
+            assert_eq!(resources["pids"].is_object(), kept, "{pids}");
+        }
+    }
+
+    #[test]
     fn capabilities_that_nobody_knows_are_left_out() {
         let mut process =
             serde_json::json!({ "capabilities": { "bounding": ["CAP_CHOWN", "CAP_X", "CAP_X"] } });
-        assert_eq!(drop_unknown_capabilities(&mut process), ["CAP_X"]);
+        assert_eq!(take_unknown_capabilities(&mut process), ["CAP_X"]);
         assert_eq!(process["capabilities"]["bounding"], serde_json::json!(["CAP_CHOWN"]));
     }
 }

@@ -14,7 +14,6 @@ use crate::console;
 use crate::container::{Child, CommandLine, PidNamespace, Report, SpawnOptions, spawn};
 use crate::hook::{self, Moment};
 use crate::init::terminal::LineEnds;
-use crate::seccomp::Filter;
 use crate::sys;
 
 /// How long the processes of a container that failed have to leave their cgroup.
@@ -26,7 +25,6 @@ struct Made {
     record: Record,
     spec: Spec,
     state: State,
-    filter: Option<Filter>,
     child: Child,
     /// The master end of its terminal, if it is ours to serve.
     console: Option<OwnedFd>,
@@ -60,8 +58,7 @@ pub(super) fn run(context: &Context, arguments: &arguments::Run) -> Result<u8> {
 fn run_made(context: &Context, made: &mut Made) -> Result<()> {
     const WHAT: &str = "container start failed";
     made.child.channel.start().map_err(|source| Error::Child { what: WHAT, source })?;
-    let notified = made.filter.as_ref().map(|filter| Notified { filter, state: &made.state });
-    match child::next_report(&mut made.child, WHAT, notified.as_ref())? {
+    match child::next_report(&mut made.child, WHAT, None)? {
         Report::Executed => {}
         Report::Failed { message, .. } => return Err(Error::Container { what: WHAT, message }),
         report => return Err(Error::refused(format!("{WHAT}: the process says {report:?}"))),
@@ -125,7 +122,7 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
     match made {
         Ok((record, state, child)) => {
             let console = console.receive()?;
-            Ok(Made { folder, record, spec, state, filter, child, console })
+            Ok(Made { folder, record, spec, state, child, console })
         }
         Err(error) => {
             undo(&folder, None, None);
@@ -186,10 +183,13 @@ fn spawn_and_wait(
         command_line: Some(line),
     };
     let mut child = spawn(&options).map_err(|source| Error::Child { what: WHAT, source })?;
+    let mut creating = line.state.clone();
+    creating.set_status(ContainerState::Creating);
+    let notified = line.seccomp.map(|filter| Notified { filter, state: &creating });
     let waited = (|| {
         remember(folder, &mut record, &child)?;
         loop {
-            match child::next_report(&mut child, WHAT, None)? {
+            match child::next_report(&mut child, WHAT, notified.as_ref())? {
                 Report::Environment => {
                     remember(folder, &mut record, &child)?;
                     run_runtime_hooks(line, child.pid)?;
@@ -222,13 +222,8 @@ pub(super) fn remember(folder: &Folder, record: &mut Record, child: &Child) -> R
 fn run_runtime_hooks(line: &CommandLine<'_>, pid: i32) -> Result<()> {
     let Some(hooks) = line.spec.hooks() else { return Ok(()) };
     let run = |kind, hooks: &Option<Vec<_>>| {
-        hook::run_all(
-            kind,
-            hooks.as_ref(),
-            line.state,
-            Moment { status: ContainerState::Creating, pid: Some(pid), environment: None, restrict: None },
-        )
-        .map_err(Error::Hook)
+        hook::run_all(kind, hooks.as_ref(), line.state, Moment::new(ContainerState::Creating, Some(pid)))
+            .map_err(Error::Hook)
     };
     #[allow(deprecated, reason = "hooks of the old kind are still in use")]
     run("prestart", hooks.prestart())?;

@@ -95,12 +95,9 @@ pub(super) fn run_poststop_hooks(context: &Context, spec: &Spec, state: &State) 
     let hooks = spec.hooks().iter().filter_map(|hooks| hooks.poststop().as_ref()).flatten();
     for hook in hooks {
         let one = vec![hook.clone()];
-        if let Err(error) = hook::run_all(
-            "poststop",
-            Some(&one),
-            state,
-            Moment { status: ContainerState::Stopped, pid: None, environment: None, restrict: None },
-        ) {
+        if let Err(error) =
+            hook::run_all("poststop", Some(&one), state, Moment::new(ContainerState::Stopped, None))
+        {
             context.log.warn(&text(&error));
         }
     }

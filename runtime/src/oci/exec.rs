@@ -156,9 +156,7 @@ fn read_process(context: &Context, path: &Path) -> Result<Process> {
     let json = |source| Error::Json { path: path.display().to_string(), source };
     let text = std::fs::read(path).map_err(|source| Error::io(format!("read {}", path.display()), source))?;
     let mut value: serde_json::Value = serde_json::from_slice(&text).map_err(json)?;
-    for name in configuration::drop_unknown_capabilities(&mut value) {
-        context.log.warn(&format!("capability {name:?} is unknown and is not given"));
-    }
+    configuration::drop_unknown_capabilities(context, &mut value);
     if value["user"].is_null() {
         value["user"] = serde_json::json!({});
     }

@@ -7,6 +7,7 @@ use rustix::mount::UnmountFlags;
 
 use super::record::Record;
 use super::{Error, Result, configuration};
+use crate::mountinfo::Entry;
 use crate::sys;
 
 /// What a record has to remember; None for a container whose mounts go with their namespace.
@@ -29,14 +30,11 @@ pub(super) fn take_mounts_away(record: &Record) -> Result<()> {
 fn mounts_at(path: &Path) -> usize {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    count(&table, &path.to_string_lossy())
+    count(&table, &path)
 }
 
-/// proc_pid_mountinfo(5): the fifth field, in which four characters are written by their numbers.
-fn count(table: &str, path: &str) -> usize {
-    let path =
-        path.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012");
-    table.lines().filter(|line| line.split(' ').nth(4) == Some(&*path)).count()
+fn count(table: &str, path: &Path) -> usize {
+    table.lines().filter_map(Entry::parse).filter(|mount| mount.path() == path).count()
 }
 
 #[cfg(test)]
@@ -47,6 +45,7 @@ mod tests {
     fn mounts_are_counted_by_their_very_path() {
         let table = "36 35 98:0 / /a rw - ext4 x rw\n37 36 0:5 / /a rw - tmpfs x rw\n38 36 0:6 / /a/b rw - tmpfs x rw\n\
                      39 36 0:6 / /with\\040space rw - tmpfs x rw\n";
-        assert_eq!(["/a", "/a/b", "/with space", "/c"].map(|path| count(table, path)), [2, 1, 1, 0]);
+        let counted = ["/a", "/a/b", "/with space", "/c"].map(|path| count(table, Path::new(path)));
+        assert_eq!(counted, [2, 1, 1, 0]);
     }
 }

@@ -1,6 +1,7 @@
-//! The log that a caller names: one line an entry, as JSON or in the form `time="…" level=… msg="…"`.
+//! The log: one line an entry, as JSON or in the form `time="…" level=… msg="…"`.
 //!
-//! Callers read the last error from it. Errors go to standard error as well, in plain words.
+//! It goes to the file that the caller names, or else to standard error, as runc's does; callers read the last error from
+//! it. With a file, an error goes to standard error as well, in plain words.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -35,16 +36,13 @@ impl Log {
     pub(super) fn error(&self, error: &dyn std::error::Error) {
         let message = text(error);
         self.entry("error", &message);
-        if self.file.is_some() || self.format == LogFormat::Text {
+        if self.file.is_some() {
             say(&message);
         }
     }
 
     pub(super) fn warn(&self, message: &str) {
         self.entry("warning", message);
-        if self.file.is_none() && self.format == LogFormat::Text {
-            say(&format!("warning: {message}"));
-        }
     }
 
     pub(super) fn debug(&self, message: &str) {
@@ -64,8 +62,7 @@ impl Log {
         match &self.file {
             // There is nobody to tell that telling failed.
             Some(file) => drop((&*file).write_all(format!("{line}\n").as_bytes())),
-            None if self.format == LogFormat::Json => say(&line),
-            None => {}
+            None => say(&line),
         }
     }
 }

@@ -2,12 +2,11 @@
 
 use oci_spec::runtime::{ContainerState, Spec, State};
 
-use super::child::{self, Notified};
+use super::child;
 use super::record::{Folder, Phase, START, Status};
-use super::{Context, Error, Result, delete, filter, socket};
+use super::{Context, Error, Result, delete, socket};
 use crate::container::{Channel, Report};
 use crate::hook::{self, Moment};
-use crate::sys;
 
 pub(super) fn start(context: &Context, id: &str) -> Result<()> {
     const WHAT: &str = "container start failed";
@@ -32,21 +31,10 @@ pub(super) fn start(context: &Context, id: &str) -> Result<()> {
     let state = record.state()?;
     let channel = Channel::over(connection);
     channel.start().map_err(|source| Error::Child { what: WHAT, source })?;
-    loop {
-        match child::receive(&channel, WHAT)? {
-            Report::Executed => break,
-            Report::Listener { number } => {
-                let filter = filter::of(context, &spec)?;
-                let mut state = state.clone();
-                state.set_status(ContainerState::Created);
-                let notified = filter.as_ref().map(|filter| Notified { filter, state: &state });
-                let pidfd = sys::process::pidfd_open(record.pid).map_err(Error::call(WHAT))?;
-                child::announce(number, record.pid, &pidfd, notified.as_ref())?;
-                channel.start().map_err(|source| Error::Child { what: WHAT, source })?;
-            }
-            Report::Failed { message, .. } => return Err(Error::Container { what: WHAT, message }),
-            report => return Err(Error::refused(format!("{WHAT}: the process says {report:?}"))),
-        }
+    match child::receive(&channel, WHAT)? {
+        Report::Executed => {}
+        Report::Failed { message, .. } => return Err(Error::Container { what: WHAT, message }),
+        report => return Err(Error::refused(format!("{WHAT}: the process says {report:?}"))),
     }
     record.phase = Phase::Running;
     folder.write(&record)?;
@@ -62,7 +50,6 @@ pub(super) fn start(context: &Context, id: &str) -> Result<()> {
 
 pub(super) fn run_poststart_hooks(_: &Context, spec: &Spec, state: &State, pid: i32) -> Result<()> {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
-    let moment =
-        Moment { status: ContainerState::Running, pid: Some(pid), environment: None, restrict: None };
+    let moment = Moment::new(ContainerState::Running, Some(pid));
     hook::run_all("poststart", hooks, state, moment).map_err(Error::Hook)
 }

@@ -8,7 +8,7 @@ use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
 
 use super::record::{Folder, Status};
-use super::{Context, Error, Result, arguments};
+use super::{Context, Error, Result, arguments, configuration};
 
 /// A cgroup freezes in milliseconds unless a process hangs in the kernel.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -95,22 +95,19 @@ fn read(path: &Path) -> Result<Value> {
     }
 }
 
-/// Callers write 0, or an empty text, for what they don't want to change.
+/// Callers write 0, or an empty text, for what they don't want to change. Of processes 0 is a limit.
 fn without_zeros(mut resources: Value) -> Value {
     for (section, fields) in [
         ("memory", &["limit", "reservation", "swap", "kernel", "kernelTCP"][..]),
         ("cpu", &["shares", "quota", "period", "realtimeRuntime", "realtimePeriod", "cpus", "mems"]),
         ("blockIO", &["weight", "leafWeight"]),
-        ("pids", &["limit"]),
     ] {
         let Some(section) = resources.get_mut(section).and_then(Value::as_object_mut) else { continue };
         section.retain(|name, value| {
             !fields.contains(&name.as_str()) || !(value.as_i64() == Some(0) || value.as_str() == Some(""))
         });
     }
-    if resources["pids"].as_object().is_some_and(serde_json::Map::is_empty) {
-        resources["pids"] = Value::Null;
-    }
+    configuration::drop_unset_pids(&mut resources);
     resources
 }
 
@@ -152,6 +149,7 @@ mod tests {
         let kept = without_zeros(resources);
         assert_eq!(kept["memory"], json!({ "swap": 5 }));
         assert_eq!(kept["cpu"], json!({ "idle": 0 }));
-        assert!(kept["pids"].is_null());
+        assert_eq!(kept["pids"], json!({ "limit": 0 }), "this is a limit");
+        assert!(without_zeros(json!({ "pids": {} }))["pids"].is_null());
     }
 }

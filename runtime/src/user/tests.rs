@@ -1,3 +1,5 @@
+//! Users as an image's own passwd and group have them: usual ones, wrong ones, and such as are made to do harm.
+
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};

@@ -98,6 +98,20 @@ fn a_program_that_is_not_there_fails_the_creation_in_known_words() {
     }
 }
 
+/// As runc does: scripts look for the level.
+#[test]
+fn without_a_file_the_log_goes_to_standard_error() {
+    let bundle = Bundle::new(&["true"]);
+    let told = bundle.verb(&["kill", &bundle.id, "KILL"]).failure();
+    assert!(told.starts_with("time=\"20") && told.contains(" level=error msg=\"container"), "{told}");
+    let told = bundle.verb(&["--log-format", "json", "kill", &bundle.id]).failure();
+    assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["level"], "error");
+    let file = bundle.path().join("log");
+    let told = bundle.verb(&["--log", file.to_str().unwrap(), "kill", &bundle.id]).failure();
+    assert!(told.starts_with("container ") && told.lines().count() == 1, "{told}");
+    assert!(fs::read_to_string(&file).unwrap().contains(" level=error "));
+}
+
 #[test]
 fn configurations_that_are_wrong_are_refused_before_anything_is_made() {
     let cases: [(&str, Value, &str); 9] = [
@@ -145,7 +159,8 @@ fn unknown_capabilities_are_a_warning_and_unknown_fields_nothing() {
         .set("/neverHeardOf", json!({ "a": 1 }));
     let done = bundle.run();
     assert_eq!((done.code, done.stdout.as_str()), (0, "ran\n"));
-    assert!(done.stderr.contains("CAP_NEVER_HEARD_OF"), "{}", done.stderr);
+    let words = "level=warning msg=\"ignoring unknown or unavailable capabilities: [CAP_NEVER_HEARD_OF]\"";
+    assert!(done.stderr.contains(words), "{}", done.stderr);
 }
 
 #[test]

@@ -32,6 +32,46 @@ fn an_update_of_limits_leaves_the_devices_alone() {
     assert!(without.exec(&open).failure().contains("not permitted"), "the rules count");
 }
 
+/// config-linux.md, PIDs: 0 is a limit, -1 is none, and what is not there changes nothing.
+#[test]
+fn a_container_of_no_tasks_can_not_fork() {
+    let max = |pids: Value| {
+        let bundle =
+            Bundle::new(&["sleep", "100"]).set("/linux/resources", json!({ "pids": pids })).started();
+        bundle.control("pids.max", "pids.max")
+    };
+    assert_eq!(max(json!({ "limit": 0 })), "1");
+    assert_eq!(max(json!({ "limit": -1 })), "max");
+    assert_eq!(max(json!({})), max(Value::Null));
+    let bundle = Bundle::new(&["sleep", "100"]).started();
+    bundle.verb(&["update", "--pids-limit", "0", &bundle.id]).success();
+    assert_eq!(bundle.control("pids.max", "pids.max"), "1");
+    bundle.verb(&["update", "--memory", "64000000", &bundle.id]).success();
+    assert_eq!(bundle.control("pids.max", "pids.max"), "1");
+}
+
+/// What only helps to make the container doesn't count.
+#[test]
+fn a_container_with_users_can_be_limited_to_one_task() {
+    let one = json!({ "pids": { "limit": 1 } });
+    Bundle::new(&["true"]).mapped().set("/linux/resources", one).run().success();
+}
+
+#[test]
+fn mounts_can_map_ids_for_a_container_of_one_task() {
+    let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    let source = tempfile::tempdir().unwrap();
+    Bundle::new(&["true"])
+        .set("/linux/resources", json!({ "pids": { "limit": 1 } }))
+        .push(
+            "/mounts",
+            json!({ "destination": "/tmp/m", "source": source.path(), "options": ["bind", "idmap"],
+                "uidMappings": mapping, "gidMappings": mapping }),
+        )
+        .run()
+        .success();
+}
+
 #[test]
 fn an_update_that_fails_leaves_every_limit() {
     let bundle =

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::Bundle;
 
@@ -116,6 +116,51 @@ fn sources_of_bind_mounts_are_relative_to_the_bundle() {
         .push("/mounts", json!({ "destination": "tmp/f", "source": "beside", "options": ["bind", "ro"] }));
     fs::write(bundle.path().join("beside"), "found\n").unwrap();
     assert_eq!(bundle.run().success(), "found\n");
+}
+
+/// Who owns a file that is bound from a mount before, as seen in the container.
+fn owner_in_a_second_mount(bundle: Bundle, mapping: Option<Value>) -> String {
+    let source = tempfile::tempdir().unwrap();
+    fs::create_dir(source.path().join("sub")).unwrap();
+    fs::write(source.path().join("sub/f"), "").unwrap();
+    let first = json!({ "destination": "/tmp/a", "source": source.path(), "options": ["bind"] });
+    let mut second = json!({ "destination": "/tmp/b", "source": "rootfs/tmp/a/sub", "options": ["rbind"] });
+    if let Some(mapping) = mapping {
+        second["uidMappings"] = mapping.clone();
+        second["gidMappings"] = mapping;
+    }
+    bundle.push("/mounts", first).push("/mounts", second).run().success()
+}
+
+/// As with runc: mounts are made in their order, and a path of the host below the container's root leads to them.
+#[test]
+fn sources_of_bind_mounts_can_be_mounts_before_them() {
+    let bundle = || Bundle::new(&["stat", "-c", "%u:%g", "/tmp/b/f"]);
+    assert_eq!(owner_in_a_second_mount(bundle(), None), "0:0\n");
+    assert_eq!(owner_in_a_second_mount(bundle().mapped(), None), "65534:65534\n");
+}
+
+#[test]
+fn mounts_can_map_ids_of_mounts_before_them() {
+    let mapping = json!([{ "containerID": 0, "hostID": 1000, "size": 100 }]);
+    let bundle = Bundle::new(&["stat", "-c", "%u:%g", "/tmp/b/f"]);
+    assert_eq!(owner_in_a_second_mount(bundle, Some(mapping)), "1000:1000\n");
+}
+
+/// Where the container's process looks for it itself, a symlink of the container's leads nowhere else.
+#[test]
+fn a_source_below_the_root_of_a_container_with_users_stays_there() {
+    let bundle = Bundle::new(&["ls", "/tmp/m"]).mapped();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), "").unwrap();
+    let inside = bundle.inside(outside.path().strip_prefix("/").unwrap().to_str().unwrap());
+    fs::create_dir_all(&inside).unwrap();
+    fs::write(inside.join("own"), "").unwrap();
+    std::os::unix::fs::symlink(outside.path(), bundle.inside("link")).unwrap();
+    let source = bundle.inside("link");
+    let bundle =
+        bundle.push("/mounts", json!({ "destination": "/tmp/m", "source": source, "options": ["bind"] }));
+    assert_eq!(bundle.run().success(), "own\n");
 }
 
 #[test]

@@ -28,10 +28,15 @@ fn labels_that_the_kernel_can_not_give_are_refused() {
     assert!(told.contains("no such security module"), "{told}");
 }
 
+/// As soon as the container is created: the filter is no property of its process (runtime.md, Create).
 #[test]
 fn a_filter_can_notify_somebody() {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    let bundle = Bundle::new(&["true"]);
+    let hook = json!([{ "path": "/bin/touch", "args": ["touch", "/tmp/hook"] }]);
+    let bundle = Bundle::new(&["id", "-u"])
+        .set("/process/user", json!({ "uid": 1, "gid": 1 }))
+        .set("/hooks", json!({ "startContainer": hook }));
+    std::os::unix::fs::chown(bundle.inside("tmp"), Some(1), Some(1)).unwrap();
     let path = bundle.path().join("notify");
     let listener = UnixListener::bind(&path).unwrap();
     let bundle = bundle.set(
@@ -64,8 +69,11 @@ fn a_filter_can_notify_somebody() {
         (serde_json::from_slice::<Value>(&text).unwrap(), descriptors.len())
     });
     bundle.create().success();
-    bundle.verb(&["start", &bundle.id]).success();
     let (state, descriptors) = agent.join().unwrap();
+    assert_eq!((&state["state"]["status"], bundle.status().as_str()), (&json!("creating"), "created"));
+    bundle.verb(&["start", &bundle.id]).success();
+    crate::fixture::eventually("it has run", || bundle.written() == "1\n");
+    assert!(bundle.inside("tmp/hook").exists());
     assert_eq!((descriptors, &state["fds"], &state["metadata"]), (1, &json!(["seccompFd"]), &json!("data")));
     assert_eq!(state["state"]["id"], json!(bundle.id));
     assert!(state["pid"].as_i64().unwrap() > 1);

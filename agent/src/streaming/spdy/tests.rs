@@ -1,3 +1,6 @@
+//! Our end of SPDY/3.1 against a peer that is played here, over a pipe; and frames and header blocks as bytes, right ones and
+//! whatever else a client may send.
+
 use std::{
     future::pending,
     time::{Duration, Instant},

@@ -22,6 +22,7 @@ use crate::{
         transfer::archive,
         tree::{components, join},
     },
+    swell,
 };
 
 /// What a stream turned out to be.
@@ -48,7 +49,7 @@ fn read(files: &Arc<Files>, digest: &Digest, given_up: CancellationToken) -> Res
     const NAME: &[u8] = b"the context's archive";
     let file = files.reader(digest)?;
     let size = file.metadata().map_err(Error::io("read", NAME))?.len();
-    let mut room = Room { left: archive::swollen(size), given_up };
+    let mut room = Room { left: swell::bound(size), given_up };
     let Some(tar) = archive::open(file, NAME)? else {
         let mut text = Vec::new();
         let mut file = files.reader(digest)?.take(MAX_TEXT + 1);

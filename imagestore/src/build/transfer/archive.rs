@@ -13,13 +13,10 @@ use flate2::bufread::MultiGzDecoder;
 
 use crate::{
     build::{Error, error::shown},
-    layer,
+    layer, swell,
 };
 
 const BLOCK: usize = 512;
-/// An archive may swell to this much whatever its size, and to this many times its size.
-const SWELL_ALWAYS: u64 = 1 << 30;
-const SWELL_TIMES: u64 = 200;
 /// What decoders may need, in KiB: as much as `xz -9` does.
 const XZ_MEMORY: u32 = 128 << 10;
 /// 128 MiB: what decoders are asked to support (RFC 8878, section 3.1.1.1.2, leaves it to them).
@@ -42,12 +39,7 @@ pub(in crate::build) fn open(file: File, path: &[u8]) -> Result<Option<Tar>, Err
         Err(_) if compressed => return Ok(None),
         Err(error) => return Err(failed(error)),
     }
-    Ok(Some(Bounded { inner: Cursor::new(first).chain(tar), left: swollen(size) }))
-}
-
-/// What an archive of so many bytes may swell to.
-pub(in crate::build) fn swollen(size: u64) -> u64 {
-    size.saturating_mul(SWELL_TIMES).saturating_add(SWELL_ALWAYS)
+    Ok(Some(Bounded { inner: Cursor::new(first).chain(tar), left: swell::bound(size) }))
 }
 
 pub(in crate::build) fn too_large() -> io::Error {

@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::BorrowedFd,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use super::*;
@@ -95,6 +96,6 @@ fn a_layer_that_takes_long_to_count_is_not_counted_for_everybody_who_asks() {
     std::fs::write(upper.join("more"), "").unwrap();
     assert_eq!(snapshots.usage("one").unwrap().inodes, 200, "for twenty minutes");
     assert_eq!(counted().at, first.at);
-    snapshots.state().active.get_mut("one").unwrap().counted = Some(Counted { cost: CHEAP, ..first });
+    snapshots.state().active.get_mut("one").unwrap().counted = Some(Counted { cost: state::CHEAP, ..first });
     assert_eq!(snapshots.usage("one").unwrap().inodes, 201);
 }

@@ -9,6 +9,7 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, 
 
 use super::wire::Value;
 use crate::cgroup::devices::{Kind, MKNOD, READ, Rule, Sum, WRITE, rules, sum};
+use crate::cgroup::v1::pids;
 use crate::cgroup::{Error, Layout, v2};
 
 pub(super) type Properties = Vec<(&'static str, Value)>;
@@ -41,8 +42,7 @@ pub(super) fn of(
         self::cpu(&mut found, cpu, unified, version)?;
     }
     if let Some(pids) = resources.pids() {
-        let limit = u64::try_from(pids.limit()).ok().filter(|limit| *limit > 0);
-        found.push(("TasksMax", Value::Number(limit.unwrap_or(INFINITY))));
+        found.push(("TasksMax", Value::Number(self::pids::limit(pids).unwrap_or(INFINITY))));
     }
     if let Some(io) = resources.block_io() {
         weight(&mut found, io, unified);
@@ -277,6 +277,13 @@ mod tests {
         let found = of(&resources(), Layout::Hybrid, 252, false).unwrap();
         assert_eq!((number(&found, "MemoryLimit"), number(&found, "CPUShares")), (Some(1000), Some(1024)));
         assert_eq!(number(&found, "MemorySwapMax"), None);
+    }
+
+    #[test]
+    fn no_tasks_are_told_as_one() {
+        let mut resources = resources();
+        resources.set_pids(Some(LinuxPidsBuilder::default().limit(0).build().unwrap()));
+        assert_eq!(number(&of(&resources, Layout::V2, 252, false).unwrap(), "TasksMax"), Some(1));
     }
 
     #[test]

@@ -6,10 +6,15 @@ use crate::cgroup::directory::{ControlFile, Directory};
 use crate::cgroup::{Error, PidsStats};
 
 pub(in crate::cgroup) fn apply(directory: &Directory, pids: &LinuxPids) -> Result<(), Error> {
-    match pids.limit() {
-        limit if limit > 0 => directory.write("pids.max", &limit.to_string()),
-        _ => directory.write("pids.max", "max"),
+    match limit(pids) {
+        Some(limit) => directory.write("pids.max", &limit.to_string()),
+        None => directory.write("pids.max", "max"),
     }
+}
+
+/// None is no limit. 0 is one (config-linux.md, PIDs), and no different from 1, which systemd takes: nobody can fork.
+pub(in crate::cgroup) fn limit(pids: &LinuxPids) -> Option<u64> {
+    u64::try_from(pids.limit()).ok().map(|limit| limit.max(1))
 }
 
 /// No task of the cgroup can fork any more.
@@ -41,9 +46,9 @@ mod tests {
     use oci_spec::runtime::LinuxPidsBuilder;
 
     #[test]
-    fn limits_that_are_not_positive_mean_none() {
-        let fake = Fake::with(&[("pids.max", "")]);
-        for (limit, text) in [(100, "100"), (-1, "max"), (0, "max")] {
+    fn only_negative_limits_mean_none() {
+        for (limit, text) in [(100, "100"), (-1, "max"), (0, "1")] {
+            let fake = Fake::with(&[("pids.max", "")]);
             apply(&fake.directory(), &LinuxPidsBuilder::default().limit(limit).build().unwrap()).unwrap();
             assert_eq!(fake.text("pids.max"), text);
         }

@@ -1,3 +1,5 @@
+//! Every way of making an overlay that the kernel at hand knows has to make the same one: each case runs once for each.
+
 use std::fs;
 
 use super::super::unmount;

@@ -1,6 +1,10 @@
 //! HEALTHCHECK: its options and times.
 
-use super::{CommandLine, Flags, HealthcheckSource, Mistake, Typed, flag, strings};
+use super::super::{
+    CommandLine, HealthcheckSource,
+    flag::{self, Flags},
+};
+use super::{Mistake, strings, typed::Typed};
 
 const TIMES: [&str; 4] = ["interval", "timeout", "start-period", "start-interval"];
 /// Shorter ones are mistakes: a number without its unit.
