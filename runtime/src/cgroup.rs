@@ -91,7 +91,7 @@ impl Cgroup {
 
     /// A cgroup at `path` that groups the processes of one exec and has its parent's limits.
     ///
-    /// On version 1 it exists in one hierarchy only (`pids` where there is one) and entering it enters the parent,
+    /// On version 1 it exists in one hierarchy only (`freezer` where there is one) and entering it enters the parent,
     /// which is the container's own cgroup, in the others.
     pub fn new_exec(path: &str) -> Result<Cgroup, Error> {
         Cgroup::within(Hierarchies::of_host()?, path, true)
@@ -377,6 +377,7 @@ impl Cgroup {
     fn stop_forks(&self) -> bool {
         let path = match self.unified() {
             Some(root) => root.join(&self.path),
+            // An exec may have no cgroup there.
             None => match self.hierarchies.with("pids") {
                 Some(hierarchy) => hierarchy.root.join(&self.path),
                 None => return false,
