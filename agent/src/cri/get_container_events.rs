@@ -46,13 +46,12 @@ fn convert(Told { event, pod }: Told) -> Option<cri::ContainerEventResponse> {
     };
     // An image's event, or one too old for kubelet to trust.
     let pod = pod?;
-    let statuses = pod.containers.values().map(|container| convert::container_status(container));
     Some(cri::ContainerEventResponse {
         container_id: event.id.clone(),
         container_event_type: kind as i32,
         created_at: event.at,
         pod_sandbox_status: Some(convert::pod_status(&pod)),
-        containers_statuses: statuses.collect(),
+        containers_statuses: convert::container_statuses(&pod),
     })
 }
 

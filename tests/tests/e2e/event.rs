@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_cri::v1::{ContainerEventResponse, ContainerEventType, GetEventsRequest};
+use k8s_cri::v1::{ContainerEventResponse, ContainerEventType, GetEventsRequest, PodSandboxStatusRequest};
 use sampan_tests::{Ctr, with_agent};
 use tonic::Streaming;
 
@@ -47,6 +47,30 @@ async fn kubelet_is_told_of_every_step_with_the_pod_as_it_was() {
                 assert_eq!(event.containers_statuses[0].exit_code, 3);
             }
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_tries_at_a_container_the_newest_is_told_first() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (mut cri, pod) = (agent.cri(), agent.pod("tries"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let mut events = cri.runtime.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
+        let mut newest_first = Vec::new();
+        // Enough that no other order looks like this one by chance.
+        for attempt in 0..6 {
+            let mut config = Ctr::sleeper("c", &image, &pod);
+            config.config.metadata.as_mut().unwrap().attempt = attempt;
+            newest_first.insert(0, cri.create(&pod_id, &config, &pod).await.unwrap());
+            let told = next(&mut events).await.containers_statuses;
+            assert_eq!(told.into_iter().map(|status| status.id).collect::<Vec<_>>(), newest_first);
+        }
+        let request = PodSandboxStatusRequest { pod_sandbox_id: pod_id.clone(), verbose: false };
+        let asked = cri.runtime.pod_sandbox_status(request).await.unwrap().into_inner().containers_statuses;
+        assert_eq!(asked.into_iter().map(|status| status.id).collect::<Vec<_>>(), newest_first);
+        cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;
 }
