@@ -399,6 +399,14 @@ impl Cgroup {
         })
     }
 
+    /// Whether nobody is left in an exec's cgroup, so that the next exec can have it. Only version 2 knows for certain; on
+    /// version 1 the answer is no.
+    pub fn is_vacant(&self) -> Result<bool, Error> {
+        let Some(root) = self.unified() else { return Ok(false) };
+        let events = Directory::open(&root.join(&self.path))?.read("cgroup.events")?;
+        Ok(events.lines().any(|line| line == "populated 0"))
+    }
+
     /// Stops every task where it stands, or lets all go on. Takes effect soon after the call.
     pub fn freeze(&self, frozen: bool) -> Result<(), Error> {
         match self.unified() {
