@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use oci_spec::runtime::Capability;
 use sampan_imagestore::{Credentials, Store, StoreOptions, build::Builder};
 use sampan_runtime::{delegate, executable::ReadOnly, mount::MinimalNamespace, seccomp};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
@@ -52,6 +53,8 @@ pub struct Context {
     /// How long things take.
     pub(crate) measurements: Measurements,
     filters: SeccompFilters,
+    /// Cancelled when the agent is told to end. Streams without an end of their own end then: it would wait for them in vain.
+    pub(crate) ending: CancellationToken,
 }
 
 impl Context {
@@ -111,6 +114,7 @@ impl Context {
             boot_id,
             measurements: Measurements::default(),
             filters: SeccompFilters::default(),
+            ending: CancellationToken::new(),
             config,
         };
         // What is wrong with the bridge is told now and not with the first pod; nodes with a CNI network need none.

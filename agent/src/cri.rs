@@ -396,7 +396,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
-        Ok(Response::new(get_container_events::call(&self.pods.context().events)))
+        Ok(Response::new(get_container_events::call(self.pods.context())))
     }
 }
 

@@ -87,6 +87,9 @@ pub enum Error {
         /// How long.
         limit: Duration,
     },
+    /// A stream that would go on ends with the agent.
+    #[error("the agent is ending; it can be asked again when it has started")]
+    Ending,
     /// Nobody waits for it any more.
     #[error("{0}")]
     Cancelled(String),
@@ -191,7 +194,7 @@ impl Error {
             Error::Image(error) => image_kind(error.kind()),
             Error::Network(error) => network_kind(error.kind()),
             Error::Monitor { kind, .. } | Error::Build { kind, .. } => *kind,
-            Error::MonitorGone { .. } => Kind::Unavailable,
+            Error::MonitorGone { .. } | Error::Ending => Kind::Unavailable,
             Error::File { source, .. } if out_of_space(source) => Kind::ResourceExhausted,
             Error::Cgroup { source, .. } if source.is_invalid_argument() => Kind::InvalidArgument,
             Error::Mount { .. }

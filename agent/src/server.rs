@@ -97,7 +97,12 @@ pub async fn serve(
     streaming: Streaming,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let ending = pods.context().ending.clone();
     let router = router(pods, collector, streaming).await?;
+    let stop = async move {
+        stop.await;
+        ending.cancel();
+    };
     router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await?;
     Ok(())
 }
@@ -125,8 +130,7 @@ async fn router(
     let sampan_images = limited!(SampanImagesServer, services::image::Images { pods: pods.clone() });
     let metrics =
         limited!(MetricsServiceServer, services::metrics::Metrics { pods: pods.clone(), collector });
-    let events = context.events.clone();
-    let events = limited!(EventServiceServer, services::event::EventsOfNode { events });
+    let events = limited!(EventServiceServer, services::event::EventsOfNode { context: context.clone() });
     let builds = limited!(BuildServiceServer, services::build::Builds { pods: pods.clone() });
     let system = limited!(SystemServiceServer, services::system::System { pods });
     let (reporter, health) = tonic_health::server::health_reporter();

@@ -98,7 +98,7 @@ impl Cgroup {
 
     /// A cgroup at `path` that groups the processes of one exec and has its parent's limits.
     ///
-    /// On version 1 it exists in one hierarchy only (`pids` where there is one) and entering it enters the parent,
+    /// On version 1 it exists in one hierarchy only (`freezer` where there is one) and entering it enters the parent,
     /// which is the container's own cgroup, in the others.
     pub fn new_exec(path: &str) -> Result<Cgroup, Error> {
         Cgroup::within(Hierarchies::of_host()?, path, true)
@@ -384,6 +384,7 @@ impl Cgroup {
     fn stop_forks(&self) -> bool {
         let path = match self.unified() {
             Some(root) => root.join(&self.path),
+            // An exec may have no cgroup there.
             None => match self.hierarchies.with("pids") {
                 Some(hierarchy) => hierarchy.root.join(&self.path),
                 None => return false,
@@ -403,6 +404,14 @@ impl Cgroup {
             // One that has ended meanwhile needs no moving.
             let _ = parent.write("cgroup.procs", &pid.to_string());
         })
+    }
+
+    /// Whether nobody is left in an exec's cgroup, so that the next exec can have it. Only version 2 knows for certain; on
+    /// version 1 the answer is no.
+    pub fn is_vacant(&self) -> Result<bool, Error> {
+        let Some(root) = self.unified() else { return Ok(false) };
+        let events = Directory::open(&root.join(&self.path))?.read("cgroup.events")?;
+        Ok(events.lines().any(|line| line == "populated 0"))
     }
 
     /// Stops every task where it stands, or lets all go on. Takes effect soon after the call.

@@ -522,6 +522,14 @@ pub(super) fn container_summary(pod: &PodView, container: &ContainerRecord) -> c
     }
 }
 
+/// A pod's containers in full, the newest first: of several tries at one container, kubelet's evented PLEG takes the first
+/// for the present one.
+pub(super) fn container_statuses(pod: &PodView) -> Vec<cri::ContainerStatus> {
+    let mut statuses: Vec<_> = pod.containers.values().map(|container| container_status(container)).collect();
+    statuses.sort_by_key(|status| std::cmp::Reverse(status.created_at));
+    statuses
+}
+
 /// A container in full.
 pub(super) fn container_status(container: &ContainerRecord) -> cri::ContainerStatus {
     let exit = container.exit.as_ref();

@@ -2,26 +2,33 @@
 //!
 //! A pod's own events carry the pod's id in place of a container's.
 
-use std::sync::Arc;
-
 use sampan_proto::cri;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Items, convert};
-use crate::events::{Action, Event, Events, Heard, Told};
+use crate::{
+    context::Context,
+    error::Error,
+    events::{Action, Event, Heard, Told},
+};
 
 /// Events that may wait for a slow client; those that don't fit wait in the journal.
 const QUEUE: usize = 16;
 
-pub(super) fn call(events: &Arc<Events>) -> Items<cri::ContainerEventResponse> {
-    let mut listener = events.listen(None);
+pub(super) fn call(context: &Context) -> Items<cri::ContainerEventResponse> {
+    let mut listener = context.events.listen(None);
+    let ending = context.ending.clone();
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         loop {
             let heard = tokio::select! {
                 heard = listener.next() => heard,
                 () = sender.closed() => return,
+                () = ending.cancelled() => {
+                    let _ = sender.try_send(Err(Error::Ending.into()));
+                    return;
+                }
             };
             // kubelet lists everything again from time to time: that is what fills a gap.
             let Heard::Event(told) = heard else { continue };
@@ -46,20 +53,21 @@ fn convert(Told { event, pod }: Told) -> Option<cri::ContainerEventResponse> {
     };
     // An image's event, or one too old for kubelet to trust.
     let pod = pod?;
-    let statuses = pod.containers.values().map(|container| convert::container_status(container));
     Some(cri::ContainerEventResponse {
         container_id: event.id.clone(),
         container_event_type: kind as i32,
         created_at: event.at,
         pod_sandbox_status: Some(convert::pod_status(&pod)),
-        containers_statuses: statuses.collect(),
+        containers_statuses: convert::container_statuses(&pod),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::events::Object;
+    use crate::events::{Events, Object};
 
     #[tokio::test]
     async fn images_are_no_news_to_kubelet() {

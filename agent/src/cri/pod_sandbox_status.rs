@@ -22,11 +22,7 @@ pub(super) async fn call(
     Ok(cri::PodSandboxStatusResponse {
         status: Some(convert::pod_status(&pod)),
         info,
-        containers_statuses: pod
-            .containers
-            .values()
-            .map(|container| convert::container_status(container))
-            .collect(),
+        containers_statuses: convert::container_statuses(&pod),
         timestamp,
     })
 }

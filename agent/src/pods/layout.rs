@@ -55,7 +55,7 @@ pub(super) fn lay_out(
     let users = users(pod)?;
     sampan_runtime::mount::mount_all(&mounts, &rootfs, users.as_ref())
         .map_err(|source| Error::Mount { container: key.to_owned(), source })?;
-    source::resolve(context, &mut record, &images.volumes, users.as_ref())?;
+    source::resolve(context, &pod.config, &mut record, &images.volumes, users.as_ref())?;
     let image_config = image.config.config().as_ref();
     let user =
         resolve_user(&rootfs, &record.config.security, image_config.and_then(|c| c.user().as_deref()))?;

@@ -11,7 +11,7 @@ use sampan_imagestore::{Held, Image, Store};
 use sampan_runtime::users::UserNamespace;
 
 use super::{
-    config::{ContainerConfig, ImageVolume, MountConfig, Propagation},
+    config::{ContainerConfig, ImageVolume, MountConfig, PodConfig, Propagation},
     record::ContainerRecord,
 };
 use crate::{
@@ -51,6 +51,7 @@ impl Images {
 /// Finds the source of every mount that the request names; of those that show an image, `volumes` has the images.
 pub(super) fn resolve(
     context: &Context,
+    pod: &PodConfig,
     record: &mut ContainerRecord,
     volumes: &[Held],
     users: Option<&UserNamespace>,
@@ -61,6 +62,11 @@ pub(super) fn resolve(
         let mount = &mut record.config.mounts[number];
         let source = match &mount.image {
             Some(volume) => {
+                if mount.owners.is_some() && mount.owners != pod.users {
+                    let inside = mount.container_path.display();
+                    let why = "an image can be mounted with the pod's own id mappings only";
+                    return Err(Error::Invalid(format!("mount {inside}: {why}")));
+                }
                 let missing = || Error::NotFound { object: "image", id: volume.image.clone() };
                 mount_image(context, &key, volume, volumes.next().ok_or_else(missing)?, users)?
             }

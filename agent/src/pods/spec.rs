@@ -404,8 +404,11 @@ fn bind(request: &MountConfig) -> Result<Mount> {
         .source(request.source.as_ref().unwrap_or(&request.host_path))
         .options(own.chain(request.options.iter().cloned()).collect::<Vec<_>>());
     let builder = match &request.owners {
-        Some(owners) => builder.uid_mappings(runs(&owners.uids)?).gid_mappings(runs(&owners.gids)?),
-        None => builder,
+        // An image's layers were given the pod's users as they were mounted; the overlay of them can't be.
+        Some(owners) if request.image.is_none() => {
+            builder.uid_mappings(runs(&owners.uids)?).gid_mappings(runs(&owners.gids)?)
+        }
+        _ => builder,
     };
     builder.build().map_err(internal)
 }

@@ -8,7 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
 use super::{Feed, Reply};
-use crate::events::{Events, Heard};
+use crate::{context::Context, error::Error, events::Heard};
 
 /// Events that may wait for a slow client; those that don't fit wait in the journal.
 const QUEUE: usize = 64;
@@ -17,7 +17,7 @@ const QUEUE: usize = 64;
 #[derive(Debug, Clone)]
 pub struct EventsOfNode {
     /// What it tells of.
-    pub events: Arc<Events>,
+    pub context: Arc<Context>,
 }
 
 #[tonic::async_trait]
@@ -31,27 +31,31 @@ impl EventService for EventsOfNode {
         let request = request.into_inner();
         let from = match request.from_sequence {
             0 if request.follow && request.since == 0 => None,
-            0 => Some(self.events.oldest().await),
+            0 => Some(self.context.events.oldest().await),
             sequence => Some(sequence),
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(feed(self.events.clone(), from, request, sender));
+        tokio::spawn(feed(self.context.clone(), from, request, sender));
         Ok(ReceiverStream::new(receiver).into())
     }
 }
 
 async fn feed(
-    events: Arc<Events>,
+    context: Arc<Context>,
     from: Option<u64>,
     request: sampan::StreamEventsRequest,
     sender: mpsc::Sender<Result<sampan::StreamEventsResponse, Status>>,
 ) {
-    let mut listener = events.listen(from);
+    let mut listener = context.events.listen(from);
     loop {
         let heard = if request.follow {
             tokio::select! {
                 heard = listener.next() => heard,
                 () = sender.closed() => return,
+                () = context.ending.cancelled() => {
+                    let _ = sender.try_send(Err(Error::Ending.into()));
+                    return;
+                }
             }
         } else {
             match listener.now().await {

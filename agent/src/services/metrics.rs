@@ -9,6 +9,7 @@ use tonic::{Request, Status};
 
 use super::{Feed, Reply};
 use crate::{
+    error::Error,
     network::InterfaceStats,
     pods::{ContainerId, Found, Pods, record::ContainerPhase},
     stats::{Collector, FullSample},
@@ -72,6 +73,10 @@ impl Metrics {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = sender.closed() => return,
+                () = self.pods.context().ending.cancelled() => {
+                    let _ = sender.try_send(Err(Error::Ending.into()));
+                    return;
+                }
             }
             let wanted = |found: &Found| {
                 found.container.phase == ContainerPhase::Running

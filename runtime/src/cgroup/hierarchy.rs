@@ -99,9 +99,12 @@ impl Hierarchies {
         self.v1.iter().find(|hierarchy| hierarchy.has(controller))
     }
 
-    /// The version 1 hierarchy in which an exec gets a cgroup of its own: one that can stop forks, if there is one.
+    /// The version 1 hierarchy in which an exec gets a cgroup of its own: one that can hold forks back, if there is one.
+    ///
+    /// The freezer measures nothing, so nobody watches it for cgroups that come and go. In the other hierarchies kubelet
+    /// does, and takes each for a container.
     pub(super) fn of_processes(&self) -> Option<&Hierarchy> {
-        self.with("pids").or_else(|| self.with("freezer")).or_else(|| self.v1.first())
+        self.with("freezer").or_else(|| self.with("pids")).or_else(|| self.v1.first())
     }
 }
 
@@ -175,6 +178,15 @@ mod tests {
         assert_eq!(found.v1.len(), 2, "a second mount of a hierarchy doesn't count");
         assert_eq!(found.with("cpuacct").unwrap().root, Path::new("/cg/cpu,cpuacct"));
         assert!(found.with("pids").is_none());
+    }
+
+    #[test]
+    fn execs_have_cgroups_where_nothing_is_measured() {
+        let pids = "32 30 0:28 / /cg/pids rw - cgroup cgroup rw,pids\n";
+        let freezer = "33 30 0:29 / /cg/freezer rw - cgroup cgroup rw,freezer\n";
+        let both = table(&format!("{pids}{freezer}")).unwrap();
+        assert_eq!(both.of_processes().unwrap().root, Path::new("/cg/freezer"));
+        assert_eq!(table(pids).unwrap().of_processes().unwrap().root, Path::new("/cg/pids"));
     }
 
     #[test]

@@ -258,6 +258,22 @@ fn a_fork_bomb_is_killed_whole() {
 }
 
 #[test]
+fn a_fork_bomb_of_an_exec_is_killed_whole() {
+    let scratch = Scratch::new("exec-bomb");
+    scratch.0.create().unwrap();
+    let pids = LinuxPidsBuilder::default().limit(60).build().unwrap();
+    scratch.0.apply(&LinuxResourcesBuilder::default().pids(pids).devices(vec![]).build().unwrap()).unwrap();
+    let exec = Cgroup::new_exec(&format!("{}/exec-1", scratch.0.path())).unwrap();
+    exec.create().unwrap();
+    let script = "f() { f 2>/dev/null & f 2>/dev/null & }; f 2>/dev/null; sleep 1000";
+    let mut bomb = spawn_in(exec.path(), true, &["sh", "-c", script]);
+    eventually("the bomb fills its cgroup", || exec.pids().unwrap().len() >= 20);
+    exec.kill().unwrap();
+    bomb.wait().unwrap();
+    exec.remove(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
 fn usage_grows_with_work_and_kept_files_notice_removal() {
     let scratch = Scratch::new("usage");
     let cgroup = &scratch.0;

@@ -2,6 +2,10 @@
 //!
 //! Processes that were killed take a moment to go, and the shim never waits for anybody. So a cgroup that is still
 //! busy is tried again at the loop's next turn, until its deadline.
+//!
+//! That of an exec which ended by itself stays for the next one where it is known to be empty, which is on version 2.
+//! Kubelet watches that hierarchy and takes every cgroup in it for a container: with one made for each exec probe it
+//! would make and drop what it keeps of a container all the time.
 
 use std::time::{Duration, Instant};
 
@@ -18,19 +22,21 @@ pub(super) const PAUSE: Duration = Duration::from_millis(2);
 pub(super) enum Rest {
     /// They are killed.
     Killed,
-    /// They live on in the parent.
+    /// They live on in the parent, and the cgroup may stay for others.
     MovedUp,
 }
 
 /// What a try has come to.
 pub(super) enum Outcome {
-    Removed,
+    Done,
     Busy,
     Failed(Error),
 }
 
 pub(super) struct Removal<T> {
     cgroup: Cgroup,
+    /// The cgroup as it was asked for.
+    pub(super) name: String,
     rest: Rest,
     until: Instant,
     /// What to do when it is done.
@@ -38,14 +44,24 @@ pub(super) struct Removal<T> {
 }
 
 impl<T> Removal<T> {
-    pub(super) fn new(cgroup: Cgroup, rest: Rest, then: T) -> Removal<T> {
-        Removal { cgroup, rest, until: Instant::now() + DEADLINE, then }
+    /// Of a container's cgroup.
+    pub(super) fn new(name: &str, then: T) -> Result<Removal<T>, Error> {
+        Ok(Removal::with(Cgroup::new(name)?, name, Rest::Killed, then))
+    }
+
+    /// Of an exec's cgroup.
+    pub(super) fn of_exec(name: &str, rest: Rest, then: T) -> Result<Removal<T>, Error> {
+        Ok(Removal::with(Cgroup::new_exec(name)?, name, rest, then))
+    }
+
+    fn with(cgroup: Cgroup, name: &str, rest: Rest, then: T) -> Removal<T> {
+        Removal { cgroup, name: name.to_owned(), rest, until: Instant::now() + DEADLINE, then }
     }
 
     /// Tries once, without waiting.
     pub(super) fn attempt(&self) -> Outcome {
-        let busy = match self.cgroup.remove(Duration::ZERO) {
-            Ok(()) => return Outcome::Removed,
+        let busy = match self.clear() {
+            Ok(()) => return Outcome::Done,
             Err(error @ Error::Busy { .. }) => error,
             Err(error) => return Outcome::Failed(error),
         };
@@ -53,11 +69,19 @@ impl<T> Removal<T> {
             Rest::Killed => self.cgroup.kill(),
             Rest::MovedUp => self.cgroup.dissolve(),
         };
-        match cleared.and_then(|()| self.cgroup.remove(Duration::ZERO)) {
-            Ok(()) => Outcome::Removed,
+        match cleared.and_then(|()| self.clear()) {
+            Ok(()) => Outcome::Done,
             Err(Error::Busy { .. }) if Instant::now() < self.until => Outcome::Busy,
             Err(Error::Busy { .. }) => Outcome::Failed(busy),
             Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    fn clear(&self) -> Result<(), Error> {
+        // One that is gone, or can't be read, is not for anybody else.
+        match self.rest == Rest::MovedUp && self.cgroup.is_vacant().unwrap_or(false) {
+            true => Ok(()),
+            false => self.cgroup.remove(Duration::ZERO),
         }
     }
 }

@@ -355,8 +355,8 @@ impl Server {
 
     /// Removes a container's cgroup now or soon, and answers then.
     fn remove_container_cgroup(&mut self, path: &str, then: Waiting) {
-        match crate::cgroup::Cgroup::new(path) {
-            Ok(cgroup) => self.removals.push(Removal::new(cgroup, removal::Rest::Killed, then)),
+        match Removal::new(path, then) {
+            Ok(removal) => self.removals.push(removal),
             Err(error) => say(&chain(&error)),
         }
     }

@@ -1,10 +1,14 @@
 //! What happens, told as it happens and afterwards.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use k8s_cri::v1::{ContainerEventResponse, ContainerEventType, GetEventsRequest};
+use k8s_cri::v1::{ContainerEventResponse, ContainerEventType, GetEventsRequest, PodSandboxStatusRequest};
+use sampan_proto::sampan::{
+    LogsRequest, StreamEventsRequest, StreamMetricsRequest, container_service_client::ContainerServiceClient,
+    event_service_client::EventServiceClient, metrics_service_client::MetricsServiceClient,
+};
 use sampan_tests::{Ctr, with_agent};
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
 use super::{SOON, busybox};
 
@@ -47,6 +51,30 @@ async fn kubelet_is_told_of_every_step_with_the_pod_as_it_was() {
                 assert_eq!(event.containers_statuses[0].exit_code, 3);
             }
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_tries_at_a_container_the_newest_is_told_first() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (mut cri, pod) = (agent.cri(), agent.pod("tries"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let mut events = cri.runtime.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
+        let mut newest_first = Vec::new();
+        // Enough that no other order looks like this one by chance.
+        for attempt in 0..6 {
+            let mut config = Ctr::sleeper("c", &image, &pod);
+            config.config.metadata.as_mut().unwrap().attempt = attempt;
+            newest_first.insert(0, cri.create(&pod_id, &config, &pod).await.unwrap());
+            let told = next(&mut events).await.containers_statuses;
+            assert_eq!(told.into_iter().map(|status| status.id).collect::<Vec<_>>(), newest_first);
+        }
+        let request = PodSandboxStatusRequest { pod_sandbox_id: pod_id.clone(), verbose: false };
+        let asked = cri.runtime.pod_sandbox_status(request).await.unwrap().into_inner().containers_statuses;
+        assert_eq!(asked.into_iter().map(|status| status.id).collect::<Vec<_>>(), newest_first);
+        cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;
 }
@@ -137,6 +165,42 @@ async fn who_follows_hears_what_comes() {
         assert!(lines[4].contains(" container die ") && lines[4].contains("exit_code=0"), "{lines:#?}");
         follower.kill().unwrap();
         follower.wait().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_listens_does_not_keep_the_agent_from_ending() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (mut cri, pod) = (agent.cri(), agent.pod("listen"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let id = cri.run(&pod_id, &Ctr::sleeper("c", &image, &pod), &pod).await.unwrap();
+        let mut told = cri.runtime.get_container_events(GetEventsRequest {}).await.unwrap().into_inner();
+        let request = StreamEventsRequest { follow: true, ..Default::default() };
+        let mut events =
+            EventServiceClient::new(agent.channel()).stream_events(request).await.unwrap().into_inner();
+        let request = StreamMetricsRequest { interval_ms: 60_000, ..Default::default() };
+        let mut samples =
+            MetricsServiceClient::new(agent.channel()).stream_metrics(request).await.unwrap().into_inner();
+        assert!(samples.message().await.unwrap().is_some());
+        let request = LogsRequest { container: id, follow: true, ..Default::default() };
+        let mut lines =
+            ContainerServiceClient::new(agent.channel()).logs(request).await.unwrap().into_inner();
+        let start = Instant::now();
+        agent.terminate();
+        assert!(start.elapsed() < Duration::from_secs(4), "it took {:?}", start.elapsed());
+        let ends = [
+            told.message().await.map(drop),
+            events.message().await.map(drop),
+            samples.message().await.map(drop),
+            lines.message().await.map(drop),
+        ];
+        for end in ends {
+            assert_eq!(end.unwrap_err().code(), Code::Unavailable);
+        }
+        agent.restart().await;
+        cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;
 }

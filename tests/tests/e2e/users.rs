@@ -190,3 +190,65 @@ async fn users_that_make_no_sense_are_refused_and_nothing_is_left() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_as_a_volume_has_the_owners_that_it_says() {
+    use sampan_proto::cri;
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("image-volume").users(FIRST));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        // Images in mounts are newer than the independent client.
+        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
+        let spec = || Some(cri::ImageSpec { image: image.clone(), ..Default::default() });
+        let users = |first: u32| vec![cri::IdMapping { host_id: first, container_id: 0, length: 65_536 }];
+        // Kubelet gives every mount the pod's mappings, those of images too.
+        let mut create = async |first: u32| {
+            let options = cri::UserNamespace {
+                mode: cri::NamespaceMode::Pod.into(),
+                uids: users(FIRST),
+                gids: users(FIRST),
+            };
+            let namespaces = cri::NamespaceOption {
+                pid: cri::NamespaceMode::Container.into(),
+                userns_options: Some(options),
+                ..Default::default()
+            };
+            let security = cri::LinuxContainerSecurityContext {
+                namespace_options: Some(namespaces),
+                ..Default::default()
+            };
+            let config = cri::ContainerConfig {
+                metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
+                image: spec(),
+                command: vec!["sleep".into(), "1000".into()],
+                mounts: vec![cri::Mount {
+                    container_path: "/volume".into(),
+                    image: spec(),
+                    readonly: true,
+                    uid_mappings: users(first),
+                    gid_mappings: users(first),
+                    ..Default::default()
+                }],
+                linux: Some(cri::LinuxContainerConfig {
+                    security_context: Some(security),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let request = cri::CreateContainerRequest {
+                pod_sandbox_id: pod_id.clone(),
+                config: Some(config),
+                sandbox_config: Some(cri::PodSandboxConfig::default()),
+            };
+            runtime.create_container(request).await.map(|answer| answer.into_inner().container_id)
+        };
+        assert_eq!(create(SECOND).await.unwrap_err().code(), Code::InvalidArgument);
+        let id = create(FIRST).await.unwrap();
+        cri.start(&id).await.unwrap();
+        let owners = cri.sh(&id, "stat -c %u:%g /volume/bin/busybox /volume/home/app").await;
+        assert_eq!(owners, "0:0\n1000:1000");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}

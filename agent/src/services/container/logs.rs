@@ -15,6 +15,7 @@ use std::{
 use sampan_proto::sampan;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
@@ -45,16 +46,18 @@ pub(super) fn follow(
         .ok_or_else(|| Error::Precondition(format!("container {} was made without a log", id.short())))?;
     let reader = Reader::open(path, request.tail, request.since)?;
     let view = pods.watch(&found.pod.record.id)?;
+    let ending = request.follow.then(|| pods.context().ending.clone());
     let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::spawn(feed(reader, id, view, request.follow, sender));
+    tokio::spawn(feed(reader, id, view, ending, sender));
     Ok(ReceiverStream::new(receiver))
 }
 
+/// With `ending` the file is followed, until that comes.
 async fn feed(
     mut reader: Reader,
     id: ContainerId,
     view: watch::Receiver<Arc<PodView>>,
-    follow: bool,
+    ending: Option<CancellationToken>,
     sender: mpsc::Sender<Result<sampan::LogsResponse, Status>>,
 ) {
     loop {
@@ -71,10 +74,11 @@ async fn feed(
         reader = returned;
         match read {
             Ok(entries) if entries.is_empty() => {
-                if !follow || ended || sender.is_closed() {
+                let Some(ending) = ending.as_ref().filter(|_| !ended && !sender.is_closed()) else { return };
+                if ending.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
+                    let _ = sender.try_send(Err(Error::Ending.into()));
                     return;
                 }
-                tokio::time::sleep(LOOK).await;
             }
             Ok(entries) => {
                 if sender.send(Ok(sampan::LogsResponse { entries })).await.is_err() {

@@ -261,17 +261,18 @@ impl Server {
         // Without its client it was killed, and all that it made goes with it.
         let rest = if exec.client.is_some() && self.shutdown.is_none() { rest } else { Rest::Killed };
         let rest = if exec.given_up { Rest::Killed } else { rest };
-        match exec.cgroup.as_deref().map(Cgroup::new_exec) {
-            Some(Ok(cgroup)) if exec.given_up => {
-                // Whoever gave it up hears of its end when nothing is left of it.
-                let then = exec.client.map(|client| (client, response));
-                return self.removals.push(Removal::new(cgroup, rest, then));
+        let mut answer = exec.client.map(|client| (client, response));
+        if let Some(cgroup) = &exec.cgroup {
+            match Removal::of_exec(cgroup, rest, None) {
+                Ok(mut removal) => {
+                    // Whoever gave it up hears of its end when nothing is left of it.
+                    removal.then = answer.take_if(|_| exec.given_up);
+                    self.removals.push(removal);
+                }
+                Err(error) => say(&chain(&error)),
             }
-            Some(Ok(cgroup)) => self.removals.push(Removal::new(cgroup, rest, None)),
-            Some(Err(error)) => say(&chain(&error)),
-            None => {}
         }
-        if let Some(client) = exec.client {
+        if let Some((client, response)) = answer {
             self.reply(client, response);
         }
     }

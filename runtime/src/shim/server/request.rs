@@ -380,10 +380,11 @@ impl Server {
         if container.phase != Phase::Running {
             return Err((ErrorKind::FailedPrecondition, format!("container {id:?} is not running")));
         }
-        let cgroup = format!("{}/exec-{number}", container.cgroup);
+        let of_container = container.cgroup.clone();
         let (bundle, pidfd, container_pid) =
             (container.bundle.clone(), clone(&container.pidfd)?, container.pid);
         let runtime = container.runtime.clone();
+        let cgroup = self.free_cgroup(&of_container);
         let process = process.as_fd();
         let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let console = console.as_ref().map(AsFd::as_fd);
@@ -430,6 +431,26 @@ impl Server {
             given_up: false,
         });
         Ok(None)
+    }
+
+    /// A cgroup below a container's that no exec is in: one that an exec has left, or one that is not there yet.
+    fn free_cgroup(&self, of_container: &str) -> String {
+        let taken = |name: &str| {
+            let leaving = self.removals.iter().map(|removal| removal.name.as_str());
+            self.execs
+                .iter()
+                .filter_map(|exec| exec.cgroup.as_deref())
+                .chain(leaving)
+                .any(|taken| taken == name)
+        };
+        let mut number = 1;
+        loop {
+            let name = format!("{of_container}/exec-{number}");
+            if !taken(&name) {
+                return name;
+            }
+            number += 1;
+        }
     }
 
     fn attach(&mut self, client: u32, id: &str, descriptors: Vec<OwnedFd>) -> Answer {
