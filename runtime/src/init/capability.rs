@@ -4,6 +4,7 @@
 //! bounding set loses everything else. Inheritable and ambient capabilities exist only when asked.
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
+use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::sys::{self, credential};
@@ -22,8 +23,14 @@ impl Sets {
     /// None asked means none given.
     pub(super) fn of(asked: Option<&LinuxCapabilities>) -> sys::Result<Sets> {
         let Some(asked) = asked else { return Ok(Sets::default()) };
-        let own = credential::capget()?.permitted.bits();
-        Ok(Sets::within(asked, own))
+        let own = credential::capget()?;
+        let sets = Sets::within(asked, own.permitted.bits());
+        // The kernel would say so when the program is about to be executed.
+        if sets.inheritable & !(sets.bounding | own.inheritable.bits()) != 0 {
+            let call = "capset() of an inheritable capability that is not in the bounding set";
+            return Err(sys::Error::new(call, Errno::PERM));
+        }
+        Ok(sets)
     }
 
     fn within(asked: &LinuxCapabilities, own: u64) -> Sets {

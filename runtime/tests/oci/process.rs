@@ -95,3 +95,19 @@ fn filters_are_kept_and_found_again() {
     assert_eq!(kept, 2);
     assert!(bundle.verb(&["list", "-q"]).success().is_empty());
 }
+
+/// What no process can have is refused before anything runs.
+#[test]
+fn limits_and_capabilities_beyond_the_kernels_are_refused_at_the_creation() {
+    let limit = |soft: u64, hard: u64| json!([{ "type": "RLIMIT_NOFILE", "soft": soft, "hard": hard }]);
+    for (limits, problem) in
+        [(limit(2, 1), "invalid argument"), (limit(u64::MAX, u64::MAX), "operation not permitted")]
+    {
+        let text = Bundle::new(&["true"]).set("/process/rlimits", limits).create().failure();
+        assert!(text.contains("RLIMIT_NOFILE") && text.contains(problem), "{text}");
+    }
+    let only = json!(["CAP_KILL"]);
+    let capabilities = json!({ "permitted": only, "effective": only, "inheritable": only });
+    let text = Bundle::new(&["true"]).set("/process/capabilities", capabilities).create().failure();
+    assert!(text.contains("not in the bounding set: operation not permitted"), "{text}");
+}
