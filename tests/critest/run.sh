@@ -46,7 +46,7 @@ clean() {
     find /sys/fs/cgroup -depth -type d -path "*/$bridge*" -exec rmdir {} \; 2>/dev/null || true
     "$here/../images/registry.sh" stop "$work/registry" || true
     ip link delete "$bridge" 2>/dev/null || true
-    nft delete table inet "$bridge" 2>/dev/null || true
+    for family in inet bridge; do nft delete table $family "$bridge" 2>/dev/null || true; done
     grep -F " $work/" /proc/self/mountinfo | cut -d' ' -f5 | sort -r | xargs -r umount -l
     rm -rf "$work"
 }
