@@ -178,6 +178,39 @@ impl Default for Build {
 pub struct Cgroup {
     /// Parent of pods that name none, below the root of each hierarchy; the monitors live here too.
     pub root: String,
+    /// What kubelet is told to manage cgroups with; absent: systemd where that is the first process.
+    pub driver: Option<Driver>,
+}
+
+/// Who makes the cgroups of pods that kubelet runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// They are folders, made by kubelet and the agent.
+    Cgroupfs,
+    /// They are slices and scopes, made by systemd.
+    Systemd,
+}
+
+impl Driver {
+    /// As the configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Driver::Cgroupfs => "cgroupfs",
+            Driver::Systemd => "systemd",
+        }
+    }
+}
+
+impl Cgroup {
+    /// The driver that is in use.
+    pub fn driver(&self) -> Driver {
+        self.driver.unwrap_or(if sampan_runtime::cgroup::has_systemd() {
+            Driver::Systemd
+        } else {
+            Driver::Cgroupfs
+        })
+    }
 }
 
 /// The runtime.
@@ -300,7 +333,7 @@ impl Default for Registry {
 
 impl Default for Cgroup {
     fn default() -> Cgroup {
-        Cgroup { root: "/sampan".into() }
+        Cgroup { root: "/sampan".into(), driver: None }
     }
 }
 
@@ -509,6 +542,7 @@ mod tests {
             "network.mtu",
             "runtime.path",
             "runtime.writable_bytes",
+            "cgroup.driver",
             "images.high_bytes",
             "images.low_bytes",
             "images.high_inodes",

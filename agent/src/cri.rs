@@ -108,7 +108,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::RuntimeConfigRequest>,
     ) -> Reply<cri::RuntimeConfigResponse> {
-        call!(request, "RuntimeConfig", runtime_config::call)
+        let cgroup = &self.pods.context().config.cgroup;
+        call!(request, "RuntimeConfig", |_| runtime_config::call(cgroup))
     }
 
     async fn run_pod_sandbox(

@@ -49,6 +49,11 @@ use systemd::Unit;
 /// For the tasks of a cgroup to stop, before they are killed where they stand.
 const HOLD: Duration = Duration::from_millis(200);
 
+/// Whether systemd, which makes scopes, is the first process of this machine, as sd_booted(3) tells.
+pub fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 /// How this host arranges its cgroups.
 pub fn layout() -> Result<Layout, Error> {
     Ok(Hierarchies::of_host()?.layout())

@@ -3,7 +3,13 @@
 use sampan_proto::cri;
 use tonic::Status;
 
-pub(super) async fn call(_: cri::RuntimeConfigRequest) -> Result<cri::RuntimeConfigResponse, Status> {
-    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs as i32 };
+use crate::config::{Cgroup, Driver};
+
+pub(super) async fn call(config: &Cgroup) -> Result<cri::RuntimeConfigResponse, Status> {
+    let driver = match config.driver() {
+        Driver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+        Driver::Systemd => cri::CgroupDriver::Systemd,
+    };
+    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: driver as i32 };
     Ok(cri::RuntimeConfigResponse { linux: Some(linux) })
 }

@@ -50,8 +50,8 @@ mod network;
 mod resume;
 mod teardown;
 
-use container::make_cgroup;
 pub(super) use container::{empty_cgroup, pod_cgroup};
+use container::{is_slice, make_cgroup};
 
 /// Longest wait for processes to be gone after SIGKILL.
 const KILLED: Duration = Duration::from_secs(10);
@@ -287,6 +287,12 @@ impl Task {
 
     async fn create(&mut self) -> Result<()> {
         let start = Instant::now();
+        if let Some(parent) = self.record.config.cgroup_parent.as_deref().filter(|parent| is_slice(parent))
+            && !sampan_runtime::cgroup::has_systemd()
+        {
+            let why = "is a slice, and systemd is not the first process here";
+            return Err(Error::Precondition(format!("the cgroup parent {parent:?} {why}")));
+        }
         self.context.records.create(&self.record)?;
         self.publish();
         let folder = self.context.pod_state(&self.record.id);

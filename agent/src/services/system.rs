@@ -43,7 +43,7 @@ impl SystemService for System {
                 Err(_) => "none",
             }
             .into(),
-            cgroup_driver: "cgroupfs".into(),
+            cgroup_driver: config.cgroup.driver().name().into(),
             images: count(context.store.images().len()),
             pods: count(self.pods.list().len()),
             containers: count(containers.len()),

@@ -286,8 +286,7 @@ fn cgroup_path(context: &Context, id: &str, asked: Option<&Path>) -> Result<Stri
 
 /// `SLICE:PREFIX:NAME`, by runc's prefix where the configuration says nothing.
 fn scope(id: &str, asked: &str) -> Result<String> {
-    // sd_booted(3).
-    if !Path::new("/run/systemd/system").is_dir() {
+    if !crate::cgroup::has_systemd() {
         return Err(Error::refused("--systemd-cgroup: systemd is not the first process of this machine"));
     }
     let text = if asked.is_empty() { format!("system.slice:runc:{id}") } else { asked.to_owned() };

@@ -35,6 +35,7 @@ mod push;
 mod security;
 mod service;
 mod session;
+mod slice;
 mod stats;
 mod store;
 mod streaming;

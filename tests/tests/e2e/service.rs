@@ -1,6 +1,6 @@
 //! What an orchestrator asks before it runs anything.
 
-use k8s_cri::v1::{RuntimeConfigRequest, StatusRequest, VersionRequest};
+use k8s_cri::v1::{StatusRequest, VersionRequest};
 use sampan_tests::with_agent;
 use tokio_stream::StreamExt;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
@@ -36,15 +36,6 @@ async fn status_is_ready_for_every_handler() {
         assert!(answer.info.is_empty(), "only when verbose: {answer:?}");
         let verbose = runtime.status(StatusRequest { verbose: true }).await.unwrap().into_inner();
         assert!(!verbose.info.is_empty());
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_cgroup_driver_is_told() {
-    with_agent(async |agent| {
-        let answer = agent.cri().runtime.runtime_config(RuntimeConfigRequest {}).await.unwrap().into_inner();
-        assert_eq!(answer.linux.expect("linux").cgroup_driver(), k8s_cri::v1::CgroupDriver::Cgroupfs);
     })
     .await;
 }

@@ -356,6 +356,11 @@ impl Task {
 
     fn cgroup(&self, id: &ContainerId) -> String {
         match &self.record.config.cgroup_parent {
+            // systemd knows a slice by its last name, which has those of all above it.
+            Some(parent) if is_slice(parent) => {
+                let slice = parent.rsplit('/').next().unwrap_or_default();
+                format!("{slice}:sampan:{id}")
+            }
             Some(parent) => format!("{}/{id}", parent.trim_end_matches('/')),
             None => format!("{}/{id}", pod_cgroup(&self.context, &self.record.id)),
         }
@@ -385,6 +390,11 @@ fn set_oom_scores(cgroup: &Cgroup, score: i64) {
             debug!(pid, score, %error, "a process keeps its OOM score");
         }
     }
+}
+
+/// Whether a pod's parent is a slice of systemd, as kubelet has it with that driver.
+pub(super) fn is_slice(parent: &str) -> bool {
+    parent.ends_with(".slice")
 }
 
 /// The cgroup of a pod that names no parent.
