@@ -146,7 +146,7 @@ impl Cgroup {
             let (pid, own) = (systemd::own_pid()?, std::process::id() as i32);
             match unit.start(pid) {
                 // Lists show pids as this process sees them, and systemd sees others.
-                Err(Error::Systemd { .. }) if self.pids().is_ok_and(|pids| pids.contains(&own)) => {}
+                Err(Error::Systemd { .. }) if self.holds(own) => {}
                 result => result?,
             }
         }
@@ -163,6 +163,14 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Whether a process is in the cgroup in any hierarchy: systemd doesn't know them all.
+    fn holds(&self, pid: i32) -> bool {
+        self.own_paths().iter().any(|path| {
+            let mut found = false;
+            tree::each_process(path, &mut |other| found |= other == pid).is_ok() && found
+        })
     }
 
     fn create_v2(&self, root: &Path) -> Result<(), Error> {

@@ -122,18 +122,22 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         enter_cgroup()?;
     }
     let path = setup.bundle.join(root.path());
-    let base = setup.mounts.take().filter(|_| namespaces.has_new(LinuxNamespaceType::Mount));
+    // A midwife speaks to systemd once more, when it has no way back to the host's mounts.
+    let from_base =
+        namespaces.has_new(LinuxNamespaceType::Mount) && !(setup.midwife && setup.cgroup.is_scope());
+    let base = setup.mounts.take().filter(|_| from_base);
     // What is found by the host's paths comes along when these can't be followed later.
     let ahead = namespaces.of_users() || base.is_some();
     let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod(), ahead)?;
     let tree = ahead.then(|| Rootfs::open_tree(&path, linux)).transpose()?;
+    if !enters_late && !setup.midwife {
+        limit_tasks()?;
+    }
     if let Some(base) = base {
         sys::process::setns(base, ThreadNameSpaceType::MOUNT).map_err(Error::NewNamespaces)?;
     }
     if setup.midwife {
         identity::deliver(&namespaces, linux, reporter, limit_tasks)?;
-    } else if !enters_late {
-        limit_tasks()?;
     }
     let network_devices = netdevice::Devices::find(linux, &namespaces)?;
     namespaces.enter()?;

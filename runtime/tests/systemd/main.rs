@@ -272,7 +272,7 @@ fn an_exec_below_the_scope_is_killed_alone() {
     exec.create().unwrap();
     let path = match exec.paths().get("unified") {
         Some(path) => path.clone(),
-        None => exec.paths()["pids"].clone(),
+        None => exec.paths()["freezer"].clone(),
     };
     let script = format!("echo 0 >{}/cgroup.procs; exec sleep 1000", path.display());
     let mut probe = Command::new("sh").args(["-c", &script]).spawn().unwrap();
