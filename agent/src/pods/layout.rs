@@ -30,8 +30,8 @@ use crate::{
     error::{Error, Result, at, chain},
 };
 
-/// Prepares the writable layer, with what a checkpoint has of it, mounts the root, resolves the user against it, and writes the bundle. Tells which other
-/// runtime is to make the container, if one is.
+/// Prepares the writable layer, with what a checkpoint has of it, mounts the root, resolves the user against it, and writes
+/// the bundle. Tells which other runtime is to make the container, if one is.
 pub(super) fn lay_out(
     context: &Context,
     pod: &PodRecord,
