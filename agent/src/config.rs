@@ -574,6 +574,6 @@ mod tests {
             format!("{:?}", load(&text, &Overrides::default()).unwrap()),
             format!("{:?}", Config::default())
         );
-        assert_eq!(keys, 39);
+        assert_eq!(keys, 41);
     }
 }

@@ -265,7 +265,9 @@ fn a_fork_bomb_of_an_exec_is_killed_whole() {
     scratch.0.apply(&LinuxResourcesBuilder::default().pids(pids).devices(vec![]).build().unwrap()).unwrap();
     let exec = Cgroup::new_exec(&format!("{}/exec-1", scratch.0.path())).unwrap();
     exec.create().unwrap();
-    let script = "f() { f 2>/dev/null & f 2>/dev/null & }; f 2>/dev/null; sleep 1000";
+    // Some that stay, since a bomb whose forks all fail is over.
+    let some = "i=0; while [ $i -lt 30 ]; do sleep 1000 & i=$((i + 1)); done";
+    let script = &format!("{some}; f() {{ f 2>/dev/null & f 2>/dev/null & }}; f 2>/dev/null; sleep 1000");
     let mut bomb = spawn_in(exec.path(), true, &["sh", "-c", script]);
     eventually("the bomb fills its cgroup", || exec.pids().unwrap().len() >= 20);
     exec.kill().unwrap();
