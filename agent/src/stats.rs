@@ -118,15 +118,12 @@ impl Collector {
 
     /// Samples of these containers; those that have no cgroup any more are left out.
     pub async fn containers(&self, containers: Vec<Found>) -> Vec<ContainerSample> {
-        let pieces = pieces(containers).into_iter().map(|piece| {
-            let collector = self.clone();
-            blocking(move || {
-                let mut buffer = Vec::new();
-                let samples = piece.into_iter().filter_map(|found| collector.container(found, &mut buffer));
-                samples.collect::<Vec<_>>()
-            })
-        });
-        futures_util::future::join_all(pieces).await.into_iter().flatten().collect()
+        let collector = self.clone();
+        blocking(move || {
+            let mut buffer = Vec::new();
+            containers.into_iter().filter_map(|found| collector.container(found, &mut buffer)).collect()
+        })
+        .await
     }
 
     /// The same with everything that their cgroups tell, and the traffic of their pods.
@@ -263,19 +260,6 @@ impl Collector {
     }
 }
 
-/// A long list in pieces for several processors, though not for all of a big machine's; a short one in one.
-fn pieces<T>(list: Vec<T>) -> Vec<Vec<T>> {
-    /// Fewer are read sooner than another thread begins.
-    const LEAST: usize = 16;
-    const MOST_AT_ONCE: usize = 4;
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = (list.len() / LEAST).clamp(1, processors.min(MOST_AT_ONCE));
-    let length = list.len().div_ceil(count).max(1);
-    let mut rest = list.into_iter();
-    let piece = |_| rest.by_ref().take(length).collect();
-    (0..count).map(piece).collect()
-}
-
 /// Whether a container has a cgroup.
 fn lives(phase: ContainerPhase) -> bool {
     matches!(phase, ContainerPhase::Created | ContainerPhase::Running)
@@ -317,23 +301,5 @@ impl Traffic {
         // Loopback is nobody's traffic.
         interfaces.retain(|interface| interface.name != "lo");
         interfaces
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_have_everything_in_its_order() {
-        for length in [0, 1, 15, 16, 50, 500] {
-            let list: Vec<usize> = (0..length).collect();
-            let pieces = pieces(list.clone());
-            assert_eq!(pieces.concat(), list);
-            assert!(
-                pieces.len() <= 4 && (length < 32 || pieces.iter().all(|piece| piece.len() >= 16)),
-                "{pieces:?}"
-            );
-        }
     }
 }
