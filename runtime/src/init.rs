@@ -108,35 +108,37 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         prepared.set_oom_score()?;
     }
     let namespaces = namespace::Namespaces::of(linux, std::mem::take(&mut setup.pod), asked.is_some())?;
-    let (resources, tasks) = apart(linux.resources().as_ref());
-    let limit_tasks = || tasks.as_ref().map_or(Ok(()), |tasks| limit_tasks(setup.cgroup, tasks));
+    // A limit of 1 leaves no room for a midwife, so hers counts once the container's process is there.
+    let (resources, tasks) = match setup.midwife {
+        true => apart(linux.resources().as_ref()),
+        false => (linux.resources().clone(), None),
+    };
     let enter_cgroup = || -> Result<()> {
         enter_cgroup(setup.cgroup, setup.in_cgroup, resources.as_ref(), asked.is_some())?;
         reset_affinity();
         Ok(())
     };
-    // Somebody else may be making it meanwhile. But what is born here is born into it; systemd, which makes scopes, is found
-    // by a path; and in somebody else's namespaces the hierarchies may be elsewhere.
-    let enters_late = !setup.midwife && !setup.cgroup.is_scope() && namespaces.leave_hierarchies();
-    if !enters_late {
-        enter_cgroup()?;
-    }
     let path = setup.bundle.join(root.path());
     // A midwife speaks to systemd once more, when it has no way back to the host's mounts.
     let from_base =
         namespaces.has_new(LinuxNamespaceType::Mount) && !(setup.midwife && setup.cgroup.is_scope());
     let base = setup.mounts.take().filter(|_| from_base);
-    // What is found by the host's paths comes along when these can't be followed later.
+    // What is found by the host's paths comes along when these can't be followed later. Processes that this takes are gone
+    // before tasks are limited.
     let ahead = namespaces.of_users() || base.is_some();
     let mut sources = mounts::Sources::open(setup.bundle, spec, namespaces.users_of_pod(), ahead)?;
     let tree = ahead.then(|| Rootfs::open_tree(&path, linux)).transpose()?;
-    if !enters_late && !setup.midwife {
-        limit_tasks()?;
+    // Somebody else may be making the cgroup meanwhile. But what is born here is born into it; systemd, which makes scopes, is
+    // found by a path; and in somebody else's namespaces the hierarchies may be elsewhere.
+    let enters_late = !setup.midwife && !setup.cgroup.is_scope() && namespaces.leave_hierarchies();
+    if !enters_late {
+        enter_cgroup()?;
     }
     if let Some(base) = base {
         sys::process::setns(base, ThreadNameSpaceType::MOUNT).map_err(Error::NewNamespaces)?;
     }
     if setup.midwife {
+        let limit_tasks = || tasks.as_ref().map_or(Ok(()), |tasks| limit_tasks(setup.cgroup, tasks));
         identity::deliver(&namespaces, linux, reporter, limit_tasks)?;
     }
     let network_devices = netdevice::Devices::find(linux, &namespaces)?;
@@ -163,7 +165,6 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
         cgroupfs::View { cgroup: setup.cgroup, own_root: namespaces.has_new(LinuxNamespaceType::Cgroup) };
     if enters_late {
         enter_cgroup()?;
-        limit_tasks()?;
     }
     namespaces.enter_that_of_cgroups()?;
     mounts::mount_all(&rootfs, mounts, &cgroups, &mut sources)?;
@@ -275,8 +276,7 @@ fn wait_for_start(asked: Option<&Asked<'_>>, reporter: &Reporter) -> Result<()> 
     }
 }
 
-/// The resources but for the number of tasks, and that: it counts once the container is there, since a limit of 1 leaves
-/// no room for the processes that are only part of its making.
+/// The resources but for the number of tasks, and that.
 fn apart(resources: Option<&LinuxResources>) -> (Option<LinuxResources>, Option<LinuxResources>) {
     let mut others = resources.cloned();
     let tasks = others.as_mut().and_then(|others| {

@@ -56,8 +56,8 @@ impl Hierarchies {
         Ok(HOST.get_or_init(|| found).clone())
     }
 
-    /// Reads a table of mounts until it has found so many hierarchies. Line by line: with many
-    /// overlays it has megabytes, and every monitor reads it.
+    /// Reads a table of mounts until it has found so many hierarchies. Line by line: with many overlays it has
+    /// megabytes, and every monitor reads it.
     fn find(path: &Path, count: usize) -> Result<Hierarchies, Error> {
         let failed = |source| Error::Mountinfo { path: path.to_owned(), source };
         let mut reader = BufReader::with_capacity(4096, std::fs::File::open(path).map_err(failed)?);
