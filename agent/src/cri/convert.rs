@@ -63,7 +63,8 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
         ports: ports(config.port_mappings)?,
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
-        cgroup_parent: (!linux.cgroup_parent.is_empty()).then_some(linux.cgroup_parent),
+        cgroup_parent: (!linux.cgroup_parent.is_empty())
+            .then(|| linux.cgroup_parent.trim_end_matches('/').to_owned()),
         sysctls,
         network: match cri::NamespaceMode::try_from(namespaces.network) {
             Ok(cri::NamespaceMode::Node) => NetworkMode::Host,

@@ -361,7 +361,7 @@ impl Task {
                 let slice = parent.rsplit('/').next().unwrap_or_default();
                 format!("{slice}:sampan:{id}")
             }
-            Some(parent) => format!("{}/{id}", parent.trim_end_matches('/')),
+            Some(parent) => format!("{parent}/{id}"),
             None => format!("{}/{id}", pod_cgroup(&self.context, &self.record.id)),
         }
     }
