@@ -5,14 +5,16 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use ipnet::IpNet;
 use oci_spec::runtime::Capability;
 use sampan_imagestore::{Credentials, Store, StoreOptions, build::Builder};
 use sampan_runtime::{delegate, executable::ReadOnly, mount::MinimalNamespace, seccomp};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tracing::warn;
 
 use crate::{
@@ -24,6 +26,9 @@ use crate::{
     network::{self, Attachment, Network, cni::Cni},
     pods::{PodId, record::Records, storage},
 };
+
+/// How long a client that takes nothing is waited for, to tell it that the agent ends.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// The agent's shared parts. Nothing here changes after the start but behind the parts' own locks.
 #[derive(Debug)]
@@ -122,6 +127,21 @@ impl Context {
             context.network()?;
         }
         Ok(context)
+    }
+
+    /// Lets `work` feed a client until it is done, the client has gone or the agent ends, which the client is told.
+    pub(crate) async fn feed<T>(
+        &self,
+        sender: &mpsc::Sender<Result<T, Status>>,
+        work: impl Future<Output = ()>,
+    ) {
+        tokio::select! {
+            () = work => {}
+            () = sender.closed() => {}
+            () = self.ending.cancelled() => {
+                let _ = sender.send_timeout(Err(Error::Ending.into()), LAST_WORD).await;
+            }
+        }
     }
 
     /// The bridge as it is now; set up first, if nothing needed it yet.

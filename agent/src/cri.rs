@@ -397,7 +397,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
-        Ok(Response::new(get_container_events::call(self.pods.context())))
+        Ok(Response::new(get_container_events::call(self.pods.context().clone())))
     }
 }
 

@@ -2,44 +2,39 @@
 //!
 //! A pod's own events carry the pod's id in place of a container's.
 
+use std::sync::Arc;
+
 use sampan_proto::cri;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 
 use super::{Items, convert};
 use crate::{
     context::Context,
-    error::Error,
-    events::{Action, Event, Heard, Told},
+    events::{Action, Event, Heard, Listener, Told},
 };
 
 /// Events that may wait for a slow client; those that don't fit wait in the journal.
 const QUEUE: usize = 16;
 
-pub(super) fn call(context: &Context) -> Items<cri::ContainerEventResponse> {
-    let mut listener = context.events.listen(None);
-    let ending = context.ending.clone();
+pub(super) fn call(context: Arc<Context>) -> Items<cri::ContainerEventResponse> {
+    let listener = context.events.listen(None);
     let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::spawn(async move {
-        loop {
-            let heard = tokio::select! {
-                heard = listener.next() => heard,
-                () = sender.closed() => return,
-                () = ending.cancelled() => {
-                    let _ = sender.try_send(Err(Error::Ending.into()));
-                    return;
-                }
-            };
-            // kubelet lists everything again from time to time: that is what fills a gap.
-            let Heard::Event(told) = heard else { continue };
-            if let Some(response) = convert(told)
-                && sender.send(Ok(response)).await.is_err()
-            {
-                return;
-            }
-        }
-    });
+    tokio::spawn(async move { context.feed(&sender, tell(listener, &sender)).await });
     Box::pin(ReceiverStream::new(receiver)) as Items<_>
+}
+
+async fn tell(mut listener: Listener, sender: &mpsc::Sender<Result<cri::ContainerEventResponse, Status>>) {
+    loop {
+        // kubelet lists everything again from time to time: that is what fills a gap.
+        let Heard::Event(told) = listener.next().await else { continue };
+        if let Some(response) = convert(told)
+            && sender.send(Ok(response)).await.is_err()
+        {
+            return;
+        }
+    }
 }
 
 fn convert(Told { event, pod }: Told) -> Option<cri::ContainerEventResponse> {
@@ -64,8 +59,6 @@ fn convert(Told { event, pod }: Told) -> Option<cri::ContainerEventResponse> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::events::{Events, Object};
 

@@ -8,7 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
 use super::{Feed, Reply};
-use crate::{context::Context, error::Error, events::Heard};
+use crate::{context::Context, events::Heard};
 
 /// Events that may wait for a slow client; those that don't fit wait in the journal.
 const QUEUE: usize = 64;
@@ -35,34 +35,25 @@ impl EventService for EventsOfNode {
             sequence => Some(sequence),
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(feed(self.context.clone(), from, request, sender));
+        let context = self.context.clone();
+        tokio::spawn(async move { context.feed(&sender, tell(&context, from, request, &sender)).await });
         Ok(ReceiverStream::new(receiver).into())
     }
 }
 
-async fn feed(
-    context: Arc<Context>,
+async fn tell(
+    context: &Context,
     from: Option<u64>,
     request: sampan::StreamEventsRequest,
-    sender: mpsc::Sender<Result<sampan::StreamEventsResponse, Status>>,
+    sender: &mpsc::Sender<Result<sampan::StreamEventsResponse, Status>>,
 ) {
     let mut listener = context.events.listen(from);
     loop {
-        let heard = if request.follow {
-            tokio::select! {
-                heard = listener.next() => heard,
-                () = sender.closed() => return,
-                () = context.ending.cancelled() => {
-                    let _ = sender.try_send(Err(Error::Ending.into()));
-                    return;
-                }
-            }
-        } else {
-            match listener.now().await {
-                Some(heard) => heard,
-                None => return,
-            }
+        let heard = match request.follow {
+            true => Some(listener.next().await),
+            false => listener.now().await,
         };
+        let Some(heard) = heard else { return };
         let item = match heard {
             Heard::Event(told) if told.event.at < request.since => continue,
             Heard::Event(told) => Item::Event(convert(&told.event)),

@@ -9,7 +9,6 @@ use tonic::{Request, Status};
 
 use super::{Feed, Reply};
 use crate::{
-    error::Error,
     network::InterfaceStats,
     pods::{ContainerId, Found, Pods, record::ContainerPhase},
     stats::{Collector, FullSample},
@@ -54,30 +53,25 @@ impl MetricsService for Metrics {
             }
         };
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(self.clone().feed(only, interval, sender));
+        let metrics = self.clone();
+        let context = self.pods.context().clone();
+        tokio::spawn(async move { context.feed(&sender, metrics.tell(only, interval, &sender)).await });
         Ok(ReceiverStream::new(receiver).into())
     }
 }
 
 impl Metrics {
-    async fn feed(
-        self,
+    async fn tell(
+        &self,
         only: Option<ContainerId>,
         interval: Duration,
-        sender: mpsc::Sender<Result<sampan::StreamMetricsResponse, Status>>,
+        sender: &mpsc::Sender<Result<sampan::StreamMetricsResponse, Status>>,
     ) {
         let mut ticks = tokio::time::interval(interval);
         // A client that was slow gets the next round on time and not all it missed.
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = sender.closed() => return,
-                () = self.pods.context().ending.cancelled() => {
-                    let _ = sender.try_send(Err(Error::Ending.into()));
-                    return;
-                }
-            }
+            ticks.tick().await;
             let wanted = |found: &Found| {
                 found.container.phase == ContainerPhase::Running
                     && only.as_ref().is_none_or(|id| found.container.id == *id)

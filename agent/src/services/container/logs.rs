@@ -15,7 +15,6 @@ use std::{
 use sampan_proto::sampan;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
@@ -46,19 +45,18 @@ pub(super) fn follow(
         .ok_or_else(|| Error::Precondition(format!("container {} was made without a log", id.short())))?;
     let reader = Reader::open(path, request.tail, request.since)?;
     let view = pods.watch(&found.pod.record.id)?;
-    let ending = request.follow.then(|| pods.context().ending.clone());
+    let (context, follow) = (pods.context().clone(), request.follow);
     let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::spawn(feed(reader, id, view, ending, sender));
+    tokio::spawn(async move { context.feed(&sender, tell(reader, id, view, follow, &sender)).await });
     Ok(ReceiverStream::new(receiver))
 }
 
-/// With `ending` the file is followed, until that comes.
-async fn feed(
+async fn tell(
     mut reader: Reader,
     id: ContainerId,
     view: watch::Receiver<Arc<PodView>>,
-    ending: Option<CancellationToken>,
-    sender: mpsc::Sender<Result<sampan::LogsResponse, Status>>,
+    follow: bool,
+    sender: &mpsc::Sender<Result<sampan::LogsResponse, Status>>,
 ) {
     loop {
         // Looked up before the read: what an ended container wrote is in the file by then.
@@ -74,11 +72,10 @@ async fn feed(
         reader = returned;
         match read {
             Ok(entries) if entries.is_empty() => {
-                let Some(ending) = ending.as_ref().filter(|_| !ended && !sender.is_closed()) else { return };
-                if ending.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
-                    let _ = sender.try_send(Err(Error::Ending.into()));
+                if ended || !follow {
                     return;
                 }
+                tokio::time::sleep(LOOK).await;
             }
             Ok(entries) => {
                 if sender.send(Ok(sampan::LogsResponse { entries })).await.is_err() {
