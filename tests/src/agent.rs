@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use sampan_proto::cri;
 use tempfile::TempDir;
+use tonic::Status;
 use tonic::transport::Channel;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -105,6 +107,17 @@ impl Agent {
     /// A channel to the agent, for any other service. It outlives restarts.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// Makes a container with settings that are newer than the independent client, and tells its id.
+    pub async fn create(&self, pod: &str, config: cri::ContainerConfig) -> Result<String, Status> {
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: pod.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(cri::PodSandboxConfig::default()),
+        };
+        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(self.channel());
+        Ok(runtime.create_container(request).await?.into_inner().container_id)
     }
 
     /// The command line, speaking to this agent.

@@ -29,5 +29,5 @@ pub use docker::Docker;
 pub use fault::{Entry, Fault, FaultyRegistry, Layer};
 pub use fixture::{Fixture, fixture};
 pub use oracle::{Scope, Snapshot, sweep};
-pub use pod::{Ctr, Pod, unique};
+pub use pod::{Ctr, Pod, container, unique};
 pub use wait::{eventually, eventually_sync, http_get};

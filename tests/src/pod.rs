@@ -9,6 +9,8 @@ use k8s_cri::v1::{
     PortMapping, SecurityProfile, UserNamespace,
 };
 
+use sampan_proto::cri;
+
 use crate::client::image_spec;
 
 /// A name that nobody else has.
@@ -240,5 +242,16 @@ impl Ctr {
             context.run_as_user = Some(Int64Value { value: uid });
             context.run_as_group = gid.map(|value| Int64Value { value });
         })
+    }
+}
+
+/// A container in the protocol's own words, for settings that are newer than the independent client.
+pub fn container(name: &str, image: &str, command: &[&str]) -> cri::ContainerConfig {
+    cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata { name: name.into(), attempt: 0 }),
+        image: Some(cri::ImageSpec { image: image.into(), ..Default::default() }),
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        log_path: format!("{name}.log"),
+        ..Default::default()
     }
 }

@@ -1,7 +1,7 @@
 //! Devices that vendors describe: the Container Device Interface.
 
 use sampan_proto::cri;
-use sampan_tests::{Ctr, with_agent};
+use sampan_tests::{Ctr, container, with_agent};
 use tonic::Code;
 
 use super::busybox;
@@ -26,26 +26,18 @@ async fn a_device_comes_with_all_that_its_vendor_says() {
         let image = busybox(agent).await;
         let (cri, pod) = (agent.cri(), agent.pod("device"));
         let pod_id = cri.run_pod(&pod).await.unwrap();
-        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
-        let config = |device: &str| cri::CreateContainerRequest {
-            pod_sandbox_id: pod_id.clone(),
-            config: Some(cri::ContainerConfig {
-                metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
-                image: Some(cri::ImageSpec { image: image.clone(), ..Default::default() }),
-                command: vec!["sleep".into(), "1000".into()],
-                cdi_devices: vec![cri::CdiDevice { name: device.into() }],
-                ..Default::default()
-            }),
-            sandbox_config: Some(cri::PodSandboxConfig::default()),
+        let create = async || {
+            let device = cri::CdiDevice { name: "vendor.example/sink=full".into() };
+            let config = container("c", &image, &["sleep", "1000"]);
+            agent.create(&pod_id, cri::ContainerConfig { cdi_devices: vec![device], ..config }).await
         };
         // Files are read when somebody asks: the vendor's daemon may come after the agent.
-        let status = runtime.create_container(config("vendor.example/sink=full")).await.unwrap_err();
+        let status = create().await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert!(status.message().contains("no CDI file has the device vendor.example/sink=full"), "{status}");
         std::fs::create_dir(agent.base().join("cdi")).unwrap();
         std::fs::write(agent.base().join("cdi/vendor.yaml"), FILE).unwrap();
-        let request = config("vendor.example/sink=full");
-        let id = runtime.create_container(request).await.unwrap().into_inner().container_id;
+        let id = create().await.unwrap();
         cri.start(&id).await.unwrap();
         let script = "echo $SINK; stat -c %t:%T /dev/sink; echo x 2>/dev/null >/dev/sink || echo no space";
         assert_eq!(cri.sh(&id, script).await, "full\n1:7\nno space");

@@ -3,7 +3,7 @@
 use std::fs;
 
 use k8s_cri::v1::{Capability, HugepageLimit};
-use sampan_tests::{Ctr, hierarchies, with_agent};
+use sampan_tests::{Ctr, container, hierarchies, with_agent};
 
 use super::busybox;
 
@@ -258,18 +258,10 @@ async fn the_request_names_the_signal_that_asks_a_container_to_end() {
         let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
         let script = "trap 'exit 21' USR1; trap 'exit 22' TERM; while :; do sleep 0.1; done";
         let config = cri::ContainerConfig {
-            metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
-            image: Some(cri::ImageSpec { image, ..Default::default() }),
-            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
             stop_signal: cri::Signal::Sigusr1.into(),
-            ..Default::default()
+            ..container("c", &image, &["sh", "-c", script])
         };
-        let request = cri::CreateContainerRequest {
-            pod_sandbox_id: pod_id.clone(),
-            config: Some(config),
-            sandbox_config: Some(cri::PodSandboxConfig::default()),
-        };
-        let id = runtime.create_container(request).await.unwrap().into_inner().container_id;
+        let id = agent.create(&pod_id, config).await.unwrap();
         client.start(&id).await.unwrap();
         let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: false };
         let status = runtime.container_status(request).await.unwrap().into_inner().status.unwrap();

@@ -6,7 +6,7 @@ use k8s_cri::v1::{
     Capability, NamespaceMode, NamespaceOption, SecurityProfile, security_profile::ProfileType,
 };
 use sampan_proto::cri;
-use sampan_tests::{Agent, Cri, Ctr, Options, with_agent, with_agent_of};
+use sampan_tests::{Agent, Cri, Ctr, Options, container, with_agent, with_agent_of};
 use tonic::Code;
 
 use super::busybox;
@@ -64,7 +64,6 @@ async fn groups_are_the_primary_one_those_asked_for_and_unless_strict_the_images
         let image = with_groups(agent, &busybox(agent).await);
         let (cri, pod) = (agent.cri(), agent.pod("groups"));
         let pod_id = cri.run_pod(&pod).await.unwrap();
-        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
         for (name, policy, group, expected) in [
             ("merge", cri::SupplementalGroupsPolicy::Merge, None, vec![1500, 50000, 1234]),
             ("strict", cri::SupplementalGroupsPolicy::Strict, None, vec![1500, 1234]),
@@ -78,22 +77,13 @@ async fn groups_are_the_primary_one_those_asked_for_and_unless_strict_the_images
                 ..Default::default()
             };
             let config = cri::ContainerConfig {
-                metadata: Some(cri::ContainerMetadata { name: name.into(), attempt: 0 }),
-                image: Some(cri::ImageSpec { image: image.clone(), ..Default::default() }),
-                command: ["sh", "-c", "id -G; sleep 1000"].map(str::to_owned).to_vec(),
-                log_path: format!("{name}.log"),
                 linux: Some(cri::LinuxContainerConfig {
                     security_context: Some(security),
                     ..Default::default()
                 }),
-                ..Default::default()
+                ..container(name, &image, &["sh", "-c", "id -G; sleep 1000"])
             };
-            let request = cri::CreateContainerRequest {
-                pod_sandbox_id: pod_id.clone(),
-                config: Some(config),
-                sandbox_config: Some(cri::PodSandboxConfig::default()),
-            };
-            let id = runtime.create_container(request).await.unwrap().into_inner().container_id;
+            let id = agent.create(&pod_id, config).await.unwrap();
             cri.start(&id).await.unwrap();
             let mut sorted = expected.clone();
             sorted.sort_unstable();

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use sampan_tests::{
-    Agent, Disk, Entry, Fault, FaultyRegistry, Layer, Options, binary, eventually, fixture, with_agent,
-    with_agent_of,
+    Agent, Disk, Entry, Fault, FaultyRegistry, Layer, Options, binary, container, eventually, fixture,
+    with_agent, with_agent_of,
 };
 
 use super::SOON;
@@ -120,35 +120,29 @@ async fn images_of_a_container_that_is_being_made_stay() {
         let volume = super::pulled(agent, "nginx").await;
         let (client, pod) = (agent.cri(), agent.pod("making"));
         let pod_id = client.run_pod(&pod).await.unwrap();
-        let spec = |image: &str| cri::ImageSpec { image: image.to_owned(), ..Default::default() };
-        let request = cri::CreateContainerRequest {
-            pod_sandbox_id: pod_id.clone(),
-            config: Some(cri::ContainerConfig {
-                metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
-                image: Some(spec(&image)),
-                command: vec!["true".into()],
-                mounts: vec![cri::Mount {
-                    container_path: "/m".into(),
-                    image: Some(spec(&volume)),
-                    readonly: true,
-                    ..Default::default()
-                }],
+        let config = cri::ContainerConfig {
+            mounts: vec![cri::Mount {
+                container_path: "/m".into(),
+                image: Some(cri::ImageSpec { image: volume, ..Default::default() }),
+                readonly: true,
                 ..Default::default()
-            }),
-            sandbox_config: Some(cri::PodSandboxConfig::default()),
+            }],
+            ..container("c", &image, &["true"])
         };
         // A monitor that does not answer holds the creation up where everything is laid out and nothing is recorded.
         signal_monitor(&pod_id, Signal::STOP);
-        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
-        let making = tokio::spawn(async move { runtime.create_container(request).await });
-        eventually("the bundle is written", SOON, async || {
-            let bundles = fs::read_dir(agent.scope().state.join("pods").join(&pod_id)).unwrap().flatten();
-            bundles.map(|bundle| bundle.path().join("config.json")).find(|path| path.exists())
-        })
-        .await;
-        let pruned = cli.ok(&["image", "prune", "-a", "-f"]);
-        signal_monitor(&pod_id, Signal::CONT);
-        let container = making.await.unwrap().unwrap().into_inner().container_id;
+        let prune = async {
+            eventually("the bundle is written", SOON, async || {
+                let bundles = fs::read_dir(agent.scope().state.join("pods").join(&pod_id)).unwrap().flatten();
+                bundles.map(|bundle| bundle.path().join("config.json")).find(|path| path.exists())
+            })
+            .await;
+            let pruned = cli.ok(&["image", "prune", "-a", "-f"]);
+            signal_monitor(&pod_id, Signal::CONT);
+            pruned
+        };
+        let (made, pruned) = tokio::join!(agent.create(&pod_id, config), prune);
+        let container = made.unwrap();
         assert_eq!(pruned, "Total reclaimed space: 0B");
         let pruned = cli.ok(&["image", "prune", "-a", "-f"]);
         assert_eq!(pruned, "Total reclaimed space: 0B", "one is its root, one is mounted");

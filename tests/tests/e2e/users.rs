@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use sampan_tests::{Ctr, hierarchies, with_agent};
+use sampan_tests::{Ctr, container, hierarchies, with_agent};
 use tonic::Code;
 
 use super::busybox;
@@ -198,12 +198,10 @@ async fn an_image_as_a_volume_has_the_owners_that_it_says() {
         let image = busybox(agent).await;
         let (cri, pod) = (agent.cri(), agent.pod("image-volume").users(FIRST));
         let pod_id = cri.run_pod(&pod).await.unwrap();
-        // Images in mounts are newer than the independent client.
-        let mut runtime = cri::runtime_service_client::RuntimeServiceClient::new(agent.channel());
         let spec = || Some(cri::ImageSpec { image: image.clone(), ..Default::default() });
         let users = |first: u32| vec![cri::IdMapping { host_id: first, container_id: 0, length: 65_536 }];
         // Kubelet gives every mount the pod's mappings, those of images too.
-        let mut create = async |first: u32| {
+        let create = async |first: u32| {
             let options = cri::UserNamespace {
                 mode: cri::NamespaceMode::Pod.into(),
                 uids: users(FIRST),
@@ -219,9 +217,6 @@ async fn an_image_as_a_volume_has_the_owners_that_it_says() {
                 ..Default::default()
             };
             let config = cri::ContainerConfig {
-                metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
-                image: spec(),
-                command: vec!["sleep".into(), "1000".into()],
                 mounts: vec![cri::Mount {
                     container_path: "/volume".into(),
                     image: spec(),
@@ -234,14 +229,9 @@ async fn an_image_as_a_volume_has_the_owners_that_it_says() {
                     security_context: Some(security),
                     ..Default::default()
                 }),
-                ..Default::default()
+                ..container("c", &image, &["sleep", "1000"])
             };
-            let request = cri::CreateContainerRequest {
-                pod_sandbox_id: pod_id.clone(),
-                config: Some(config),
-                sandbox_config: Some(cri::PodSandboxConfig::default()),
-            };
-            runtime.create_container(request).await.map(|answer| answer.into_inner().container_id)
+            agent.create(&pod_id, config).await
         };
         assert_eq!(create(SECOND).await.unwrap_err().code(), Code::InvalidArgument);
         let id = create(FIRST).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sampan_tests::with_agent;
+use sampan_tests::{container, with_agent};
 
 use super::busybox;
 
@@ -57,32 +57,25 @@ async fn an_image_is_mounted_as_a_volume_and_never_written() {
             readonly: true,
             ..Default::default()
         };
-        let config = |mounts: Vec<cri::Mount>| cri::CreateContainerRequest {
-            pod_sandbox_id: pod_id.clone(),
-            config: Some(cri::ContainerConfig {
-                metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
-                image: Some(spec(&image)),
-                command: vec!["sleep".into(), "1000".into()],
-                mounts,
-                ..Default::default()
-            }),
-            sandbox_config: Some(cri::PodSandboxConfig::default()),
+        let create = |mounts: Vec<cri::Mount>| {
+            let config = container("c", &image, &["sleep", "1000"]);
+            agent.create(&pod_id, cri::ContainerConfig { mounts, ..config })
         };
         for (sub, why) in [("no/such", "not there"), ("../../..", "leads out")] {
-            let status = runtime.create_container(config(vec![mount("/m", &image, sub)])).await.unwrap_err();
+            let status = create(vec![mount("/m", &image, sub)]).await.unwrap_err();
             assert!(status.message().contains(why), "{status}");
         }
         let writable = cri::Mount { readonly: false, ..mount("/m", &image, "") };
-        let status = runtime.create_container(config(vec![writable])).await.unwrap_err();
+        let status = create(vec![writable]).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
-        let status = runtime.create_container(config(vec![mount("/m", "nope:1", "")])).await.unwrap_err();
+        let status = create(vec![mount("/m", "nope:1", "")]).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::NotFound, "{status}");
         let mounts = vec![
             mount("/whole", &image, ""),
             mount("/programs", &image, "bin"),
             mount("/one/busybox", &image, "bin/busybox"),
         ];
-        let id = runtime.create_container(config(mounts)).await.unwrap().into_inner().container_id;
+        let id = create(mounts).await.unwrap();
         cri.start(&id).await.unwrap();
         assert_eq!(
             cri.sh(&id, "ls /whole/bin/busybox /programs/busybox").await,
@@ -134,16 +127,9 @@ async fn owners_and_options_of_a_mount_are_as_asked() {
             readonly: true,
             ..Default::default()
         };
-        let config = |mounts: Vec<cri::Mount>| cri::CreateContainerRequest {
-            pod_sandbox_id: pod_id.clone(),
-            config: Some(cri::ContainerConfig {
-                metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
-                image: Some(spec(&image)),
-                command: vec!["sleep".into(), "1000".into()],
-                mounts,
-                ..Default::default()
-            }),
-            sandbox_config: Some(cri::PodSandboxConfig::default()),
+        let create = |mounts: Vec<cri::Mount>| {
+            let config = container("c", &image, &["sleep", "1000"]);
+            agent.create(&pod_id, cri::ContainerConfig { mounts, ..config })
         };
         for (mount, problem) in [
             (mapped(run(7, 1), vec![]), "both or not at all"),
@@ -151,12 +137,12 @@ async fn owners_and_options_of_a_mount_are_as_asked() {
             (programs(&["bind"]), "has \"bind\""),
             (cri::Mount { mount_options: vec!["ro".into()], ..mapped(vec![], vec![]) }, "are for images"),
         ] {
-            let status = runtime.create_container(config(vec![mount])).await.unwrap_err();
+            let status = create(vec![mount]).await.unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
             assert!(status.message().contains(problem), "{status}");
         }
         let mounts = vec![mapped(run(1000, 1), run(2000, 1)), programs(&["noexec"])];
-        let id = runtime.create_container(config(mounts)).await.unwrap().into_inner().container_id;
+        let id = create(mounts).await.unwrap();
         cri.start(&id).await.unwrap();
         assert_eq!(cri.sh(&id, "stat -c %u:%g /mapped/file").await, "1000:2000");
         // Root in the container has no place in this mapping, the mapped user has.
