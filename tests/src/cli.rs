@@ -55,10 +55,12 @@ impl Cli {
     pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Output {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().expect("start sampan");
         let mut stdin = child.stdin.take().expect("a pipe");
-        // It may end without reading it all.
-        let _ = stdin.write_all(input.as_bytes());
-        drop(stdin);
-        self.finish(child, arguments)
+        let input = input.as_bytes().to_vec();
+        // Beside the reading of its output, for which it may wait. It may end without reading it all.
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let output = self.finish(child, arguments);
+        writer.join().expect("no panic while writing");
+        output
     }
 
     /// The same on a terminal made by `script`, with something typed.
