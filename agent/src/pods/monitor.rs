@@ -243,27 +243,10 @@ impl Connection {
     }
 
     async fn receive_with(&self) -> Result<Option<(Response, Option<OwnedFd>)>> {
-        let mut buffer = [0; MAX_MESSAGE];
-        let read = self.socket.async_io(Interest::READABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let mut parts = [IoSliceMut::new(&mut buffer)];
-            let flags = RecvFlags::CMSG_CLOEXEC;
-            let received = rustix::net::recvmsg(&self.socket, &mut parts, &mut ancillary, flags)?;
-            let rights = |message| match message {
-                RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-                _ => None,
-            };
-            Ok((received.bytes, ancillary.drain().find_map(rights)))
-        });
-        let (length, descriptor) = match read.await {
-            Ok((0, _)) => return Ok(None),
-            Ok(received) => received,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-            Err(error) => return Err(self.gone(error)),
-        };
-        let response = serde_json::from_slice(&buffer[..length]).map_err(|error| self.gone(error.into()))?;
-        Ok(Some((response, descriptor)))
+        match self.socket.async_io(Interest::READABLE, || receive(&self.socket)).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            received => received.map_err(|error| self.gone(error)),
+        }
     }
 
     async fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
@@ -294,6 +277,24 @@ impl Connection {
     fn unexpected(&self, response: &Response) -> Error {
         self.gone(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer {response:?}")))
     }
+}
+
+/// One message and the descriptor that came with it; `None` at the end. The buffer is here, and not kept by who waits.
+fn receive(socket: &UnixStream) -> io::Result<Option<(Response, Option<OwnedFd>)>> {
+    let mut buffer = [0; MAX_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut buffer)];
+    let length = rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes;
+    if length == 0 {
+        return Ok(None);
+    }
+    let rights = |message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    };
+    let descriptor = ancillary.drain().find_map(rights);
+    Ok(Some((serde_json::from_slice(&buffer[..length])?, descriptor)))
 }
 
 /// Binds the socket that the monitor will be given. The folder's descriptor stands in for its path,

@@ -160,7 +160,7 @@ impl Start {
         task.made = false;
         let span = tracing::info_span!("pod", sandbox.id = %task.record.id);
         async {
-            match task.create().await {
+            match Box::pin(task.create()).await {
                 Ok(()) => {
                     info!(name = %task.record.config.name.name, "pod created");
                     let _ = made.send(Ok(()));
@@ -168,7 +168,7 @@ impl Start {
                 }
                 Err(error) => {
                     warn!(error = %error.chain(), "pod could not be created");
-                    let left = task.remove().await;
+                    let left = Box::pin(task.remove()).await;
                     let _ = made.send(Err(error));
                     if let Err(left) = left {
                         warn!(error = %left.chain(), "remains of the pod are left until it is removed");
@@ -186,12 +186,12 @@ impl Start {
         let mut task = self.task();
         let span = tracing::info_span!("pod", sandbox.id = %task.record.id);
         async {
-            task.take_up().await;
+            Box::pin(task.take_up()).await;
             let _ = resumed.send(());
             // Plugins may take their time; nobody waits for them but who asks for this pod.
-            if task.finish().await {
-                task.release_ended().await;
-                task.check_plugins().await;
+            if Box::pin(task.finish()).await {
+                Box::pin(task.release_ended()).await;
+                Box::pin(task.check_plugins()).await;
                 task.serve().await;
             }
         }
@@ -201,23 +201,24 @@ impl Start {
 }
 
 impl Task {
+    /// What is done here is boxed: a task has room for the largest thing it does, and waits nearly all its life.
     async fn serve(&mut self) {
         loop {
             if std::mem::take(&mut self.orphaned) {
                 let why = "the pod's monitor ended";
-                self.lost("MonitorLost", why).await;
-                self.give_back(why).await;
+                Box::pin(self.lost("MonitorLost", why)).await;
+                Box::pin(self.give_back(why)).await;
             }
             let farewell = self.farewell;
             tokio::select! {
                 command = self.inbox.recv() => match command {
-                    Some(command) => if self.handle(command).await { return },
+                    Some(command) => if Box::pin(self.handle(command)).await { return },
                     // The agent ends; monitor and containers live on.
                     None => return,
                 },
-                event = next_event(self.events.as_ref()) => self.observe(event).await,
+                event = next_event(self.events.as_ref()) => Box::pin(self.observe(event)).await,
                 () = said_goodbye(&self.view, farewell) => {
-                    match self.remove().await {
+                    match Box::pin(self.remove()).await {
                         Ok(()) => return,
                         Err(error) => warn!(error = %error.chain(), "pod could not remove itself"),
                     }
