@@ -89,7 +89,8 @@ impl ContainerService for Containers {
         let over = |view: &std::sync::Arc<crate::pods::PodView>| {
             view.gone || view.containers.get(&id).is_none_or(|container| container.exit.is_some())
         };
-        let last = view.wait_for(over).await.map_err(|_| gone(&id))?.clone();
+        let ended = self.pods.context().ending.run_until_cancelled(view.wait_for(over)).await;
+        let last = ended.ok_or(Error::Ending)?.map_err(|_| gone(&id))?.clone();
         let exit =
             last.containers.get(&id).and_then(|container| container.exit.clone()).ok_or_else(|| gone(&id))?;
         let oom_killed = exit.reason == "OOMKilled";

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use k8s_cri::v1::{ContainerEventResponse, ContainerEventType, GetEventsRequest, PodSandboxStatusRequest};
 use sampan_proto::sampan::{
-    LogsRequest, StreamEventsRequest, StreamMetricsRequest, container_service_client::ContainerServiceClient,
-    event_service_client::EventServiceClient, metrics_service_client::MetricsServiceClient,
+    AttachRequest, AttachStart, ExecRequest, ExecStart, LogsRequest, StreamEventsRequest,
+    StreamMetricsRequest, WaitRequest, attach_request, container_service_client::ContainerServiceClient,
+    event_service_client::EventServiceClient, exec_request, metrics_service_client::MetricsServiceClient,
 };
 use sampan_tests::{Ctr, with_agent};
+use tokio_stream::StreamExt as _;
 use tonic::{Code, Streaming};
 
 use super::{SOON, busybox};
@@ -184,9 +186,21 @@ async fn who_listens_does_not_keep_the_agent_from_ending() {
         let mut samples =
             MetricsServiceClient::new(agent.channel()).stream_metrics(request).await.unwrap().into_inner();
         assert!(samples.message().await.unwrap().is_some());
-        let request = LogsRequest { container: id, follow: true, ..Default::default() };
-        let mut lines =
-            ContainerServiceClient::new(agent.channel()).logs(request).await.unwrap().into_inner();
+        let mut containers = ContainerServiceClient::new(agent.channel());
+        let request = LogsRequest { container: id.clone(), follow: true, ..Default::default() };
+        let mut lines = containers.logs(request).await.unwrap().into_inner();
+        let (mut waiter, request) = (containers.clone(), WaitRequest { container: id.clone() });
+        let waiting = tokio::spawn(async move { waiter.wait(request).await });
+        let start = AttachStart { container: id.clone(), ..Default::default() };
+        let start = AttachRequest { message: Some(attach_request::Message::Start(start)) };
+        let input = tokio_stream::once(start).chain(tokio_stream::pending());
+        let mut attached = containers.attach(input).await.unwrap().into_inner();
+        assert!(attached.message().await.unwrap().is_some(), "it says when it has begun");
+        let command = ["sleep", "1000"].map(str::to_owned).to_vec();
+        let start = ExecStart { container: id, command, ..Default::default() };
+        let start = ExecRequest { message: Some(exec_request::Message::Start(start)) };
+        let input = tokio_stream::once(start).chain(tokio_stream::pending());
+        let mut executed = containers.exec(input).await.unwrap().into_inner();
         let start = Instant::now();
         agent.terminate();
         assert!(start.elapsed() < Duration::from_secs(4), "it took {:?}", start.elapsed());
@@ -195,6 +209,9 @@ async fn who_listens_does_not_keep_the_agent_from_ending() {
             events.message().await.map(drop),
             samples.message().await.map(drop),
             lines.message().await.map(drop),
+            waiting.await.unwrap().map(drop),
+            attached.message().await.map(drop),
+            executed.message().await.map(drop),
         ];
         for end in ends {
             assert_eq!(end.unwrap_err().code(), Code::Unavailable);

@@ -1,6 +1,6 @@
 //! `Attach`, `Exec` and `PortForward`: a session's streams as messages of one call.
 //!
-//! Each call has a task that ends with its client. What a client sends waits in a small pipe, what it is sent in a
+//! Each call has a task that ends with its client or the agent. What a client sends waits in a small pipe, what it is sent in a
 //! small queue; for the rest see `pods::session`.
 
 use std::{
@@ -18,7 +18,7 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::PollSender;
+use tokio_util::{sync::PollSender, task::AbortOnDropHandle};
 use tonic::{Status, Streaming};
 
 use crate::{
@@ -57,7 +57,7 @@ pub(super) async fn attach(
         Some(Message::Resize(size)) => Incoming::Resize(size_of(size)),
         Some(Message::Start(_)) | None => Incoming::Other,
     };
-    let (stdin, resize) = input(messages, start.size, incoming);
+    let (stdin, resize, taking) = input(messages, start.size, incoming);
     let (sender, receiver) = mpsc::channel(QUEUE);
     let message = |answer| sampan::AttachResponse { message: Some(answer) };
     let streams = Streams {
@@ -69,14 +69,15 @@ pub(super) async fn attach(
     let attachment = Attachment::new(pods.context(), &found.pod.record.id, &found.container).await?;
     let attached = sampan::Attached { tty: found.container.config.tty };
     let _ = sender.try_send(Ok(message(Answer::Attached(attached))));
+    let context = pods.context().clone();
     tokio::spawn(async move {
-        let ended = tokio::select! {
-            ended = attachment.carry(streams) => ended,
-            () = sender.closed() => return,
+        let carry = async {
+            if let Err(error) = attachment.carry(streams).await {
+                let _ = sender.send(Err(error.into())).await;
+            }
         };
-        if let Err(error) = ended {
-            let _ = sender.send(Err(error.into())).await;
-        }
+        context.feed(&sender, carry).await;
+        drop(taking);
     });
     Ok(ReceiverStream::new(receiver))
 }
@@ -96,7 +97,7 @@ pub(super) async fn exec(
         Some(Message::Start(_)) | None => Incoming::Other,
     };
     let command = command(&start)?;
-    let (stdin, resize) = input(messages, start.size, incoming);
+    let (stdin, resize, taking) = input(messages, start.size, incoming);
     let (sender, receiver) = mpsc::channel(QUEUE);
     let message = |answer| sampan::ExecResponse { message: Some(answer) };
     let streams = Streams {
@@ -108,12 +109,13 @@ pub(super) async fn exec(
     let context = pods.context().clone();
     tokio::spawn(async move {
         let Found { pod, container } = found;
-        let ended = tokio::select! {
-            ended = session::exec(&context, &pod.record.id, &container, command, streams) => ended,
-            () = sender.closed() => return,
+        let execute = async {
+            let ended = session::exec(&context, &pod.record.id, &container, command, streams).await;
+            let last = ended.map(|code| message(Answer::ExitCode(code))).map_err(Status::from);
+            let _ = sender.send(last).await;
         };
-        let last = ended.map(|code| message(Answer::ExitCode(code))).map_err(Status::from);
-        let _ = sender.send(last).await;
+        context.feed(&sender, execute).await;
+        drop(taking);
     });
     Ok(ReceiverStream::new(receiver))
 }
@@ -133,9 +135,10 @@ pub(super) async fn port_forward(
         Some(Message::Data(data)) => Incoming::Data(data),
         Some(Message::Start(_)) | None => Incoming::Other,
     };
-    let (mut from_client, _) = input(messages, None, incoming);
+    let (mut from_client, _, taking) = input(messages, None, incoming);
     let (sender, receiver) = mpsc::channel(QUEUE);
     let mut to_client = output(&sender, |data| sampan::PortForwardResponse { data });
+    let context = pods.context().clone();
     tokio::spawn(async move {
         let (mut reader, mut writer) = connection.into_split();
         let forth = async {
@@ -149,10 +152,8 @@ pub(super) async fn port_forward(
             copied
         };
         // Either may end first; the other goes on until its own end.
-        tokio::select! {
-            _ = async { tokio::join!(forth, back) } => {}
-            () = sender.closed() => {}
-        }
+        context.feed(&sender, async { drop(tokio::join!(forth, back)) }).await;
+        drop(taking);
     });
     Ok(ReceiverStream::new(receiver))
 }
@@ -176,15 +177,16 @@ fn size_of(size: sampan::TerminalSize) -> Size {
     Size { columns: fitting(size.columns), rows: fitting(size.rows) }
 }
 
-/// Takes a client's messages apart: its input, which ends with them, and the sizes of its terminal.
+/// Takes a client's messages apart: its input, which ends with them, and the sizes of its terminal. Nothing more is taken
+/// once the handle is dropped.
 fn input<T: Send + 'static>(
     mut messages: Streaming<T>,
     first: Option<sampan::TerminalSize>,
     incoming: impl Fn(T) -> Incoming + Send + 'static,
-) -> (DuplexStream, mpsc::Receiver<Size>) {
+) -> (DuplexStream, mpsc::Receiver<Size>, AbortOnDropHandle<()>) {
     let (mut writer, reader) = duplex(INPUT);
     let (resize, sizes) = mpsc::channel(1);
-    tokio::spawn(async move {
+    let taking = tokio::spawn(async move {
         if let Some(size) = first {
             let _ = resize.send(size_of(size)).await;
         }
@@ -203,7 +205,7 @@ fn input<T: Send + 'static>(
             }
         }
     });
-    (reader, sizes)
+    (reader, sizes, AbortOnDropHandle::new(taking))
 }
 
 fn output<M: Send + 'static>(
