@@ -17,6 +17,7 @@ mod container_status;
 mod convert;
 mod convert_metrics;
 mod convert_stats;
+mod convert_status;
 mod create_container;
 mod exec;
 mod exec_sync;

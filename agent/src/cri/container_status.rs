@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sampan_proto::cri;
 use tonic::Status;
 
-use super::{convert, info};
+use super::{convert_status, info};
 use crate::pods::Pods;
 
 pub(super) async fn call(
@@ -17,5 +17,8 @@ pub(super) async fn call(
     if request.verbose {
         info.insert("info".into(), info::container(pods.context(), &found).await);
     }
-    Ok(cri::ContainerStatusResponse { status: Some(convert::container_status(&found.container)), info })
+    Ok(cri::ContainerStatusResponse {
+        status: Some(convert_status::container_status(&found.container)),
+        info,
+    })
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use sampan_proto::cri;
 use sampan_runtime::cgroup::{MemoryStats, Pressure, Reading, Stall, Stalls};
 
-use super::convert;
+use super::convert_status;
 use crate::{
     context::Context,
     network::InterfaceStats,
@@ -27,7 +27,7 @@ pub(super) fn container(context: &Context, sample: &ContainerSample) -> cri::Con
     cri::ContainerStats {
         attributes: Some(cri::ContainerAttributes {
             id: record.id.to_string(),
-            metadata: Some(convert::container_metadata(record)),
+            metadata: Some(convert_status::container_metadata(record)),
             labels: pairs(&record.config.labels),
             annotations: pairs(&record.config.annotations),
         }),
@@ -103,7 +103,7 @@ pub(super) fn pod(context: &Context, sample: &PodSample) -> cri::PodSandboxStats
     cri::PodSandboxStats {
         attributes: Some(cri::PodSandboxAttributes {
             id: sample.pod.record.id.to_string(),
-            metadata: Some(convert::pod_metadata(&sample.pod)),
+            metadata: Some(convert_status::pod_metadata(&sample.pod)),
             labels: pairs(&config.labels),
             annotations: pairs(&config.annotations),
         }),

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{Items, convert};
+use super::{Items, convert_status};
 use crate::{
     context::Context,
     events::{Action, Event, Heard, Listener, Told},
@@ -52,8 +52,8 @@ fn convert(Told { event, pod }: Told) -> Option<cri::ContainerEventResponse> {
         container_id: event.id.clone(),
         container_event_type: kind as i32,
         created_at: event.at,
-        pod_sandbox_status: Some(convert::pod_status(&pod)),
-        containers_statuses: convert::container_statuses(&pod),
+        pod_sandbox_status: Some(convert_status::pod_status(&pod)),
+        containers_statuses: convert_status::container_statuses(&pod),
     })
 }
 

@@ -3,7 +3,7 @@
 use sampan_proto::cri;
 use tonic::Status;
 
-use super::convert;
+use super::{convert, convert_status};
 use crate::pods::{Found, Pods};
 
 pub(super) async fn call(
@@ -13,7 +13,7 @@ pub(super) async fn call(
     let filter = request.filter.unwrap_or_default();
     let passing = pods.containers().into_iter().filter(|found| passes(&filter, found));
     let mut containers: Vec<_> =
-        passing.map(|found| convert::container_summary(&found.pod, &found.container)).collect();
+        passing.map(|found| convert_status::container_summary(&found.pod, &found.container)).collect();
     containers.sort_by_key(|container| std::cmp::Reverse(container.created_at));
     Ok(cri::ListContainersResponse { containers })
 }
@@ -24,6 +24,6 @@ fn passes(filter: &cri::ContainerFilter, found: &Found) -> bool {
         && filter
             .state
             .as_ref()
-            .is_none_or(|state| state.state == convert::container_state(&found.container) as i32)
+            .is_none_or(|state| state.state == convert_status::container_state(&found.container) as i32)
         && convert::selected(&found.container.config.labels, &filter.label_selector)
 }

@@ -3,7 +3,7 @@
 use sampan_proto::cri;
 use tonic::Status;
 
-use super::convert;
+use super::{convert, convert_status};
 use crate::pods::{PodView, Pods};
 
 pub(super) async fn call(
@@ -11,14 +11,18 @@ pub(super) async fn call(
     request: cri::ListPodSandboxRequest,
 ) -> Result<cri::ListPodSandboxResponse, Status> {
     let filter = request.filter.unwrap_or_default();
-    let mut items: Vec<_> =
-        pods.list().iter().filter(|pod| passes(&filter, pod)).map(|pod| convert::pod_summary(pod)).collect();
+    let mut items: Vec<_> = pods
+        .list()
+        .iter()
+        .filter(|pod| passes(&filter, pod))
+        .map(|pod| convert_status::pod_summary(pod))
+        .collect();
     items.sort_by_key(|pod| std::cmp::Reverse(pod.created_at));
     Ok(cri::ListPodSandboxResponse { items })
 }
 
 fn passes(filter: &cri::PodSandboxFilter, pod: &PodView) -> bool {
     pod.record.id.as_str().starts_with(&filter.id)
-        && filter.state.as_ref().is_none_or(|state| state.state == convert::pod_state(pod) as i32)
+        && filter.state.as_ref().is_none_or(|state| state.state == convert_status::pod_state(pod) as i32)
         && convert::selected(&pod.record.config.labels, &filter.label_selector)
 }

@@ -3,7 +3,7 @@
 use sampan_proto::cri;
 use tonic::Status;
 
-use super::{convert, convert_stats};
+use super::{convert, convert_stats, convert_status};
 use crate::{
     pods::{PodView, Pods},
     stats::Collector,
@@ -23,6 +23,6 @@ pub(super) async fn call(
 
 fn passes(filter: &cri::PodSandboxStatsFilter, pod: &PodView) -> bool {
     pod.record.id.as_str().starts_with(&filter.id)
-        && convert::pod_state(pod) == cri::PodSandboxState::SandboxReady
+        && convert_status::pod_state(pod) == cri::PodSandboxState::SandboxReady
         && convert::selected(&pod.record.config.labels, &filter.label_selector)
 }

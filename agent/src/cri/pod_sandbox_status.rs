@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sampan_proto::cri;
 use tonic::Status;
 
-use super::{convert, info};
+use super::{convert_status, info};
 use crate::{context::now, pods::Pods};
 
 pub(super) async fn call(
@@ -20,9 +20,9 @@ pub(super) async fn call(
         info.insert("info".into(), info::pod(&pod));
     }
     Ok(cri::PodSandboxStatusResponse {
-        status: Some(convert::pod_status(&pod)),
+        status: Some(convert_status::pod_status(&pod)),
         info,
-        containers_statuses: convert::container_statuses(&pod),
+        containers_statuses: convert_status::container_statuses(&pod),
         timestamp,
     })
 }
