@@ -41,6 +41,7 @@ mod sysctl;
 pub(crate) mod terminal;
 
 pub(crate) use bundle::{read_spec, seccomp_of_exec};
+pub(crate) use capability::withheld as withheld_capabilities;
 pub(crate) use cgroupfs::directory as cgroup_directory;
 pub(crate) use error::Error;
 pub(crate) use identity::{become_root, needs_midwife, write_maps};
@@ -178,7 +179,7 @@ pub(crate) fn run(mut setup: Setup<'_>, reporter: &Reporter) -> Result<Infallibl
     }
     mounts::close_dev(&rootfs, mounts)?;
     if let Some(line) = line {
-        run_creation_hooks(line, reporter)?;
+        run_creation_hooks(line, &rootfs, reporter)?;
     }
     if let Some(prepared) = &prepared {
         prepared.make_working_directory(&rootfs)?;
@@ -247,8 +248,8 @@ fn prepare(setup: &Setup<'_>, spec: &Spec, line: Option<&CommandLine<'_>>) -> Re
     }
 }
 
-/// Those that belong between the last mount and the change of the root.
-fn run_creation_hooks(line: &CommandLine<'_>, reporter: &Reporter) -> Result<()> {
+/// Those that belong between the last mount and the change of the root. The container's begin at its root, as with runc.
+fn run_creation_hooks(line: &CommandLine<'_>, rootfs: &Rootfs, reporter: &Reporter) -> Result<()> {
     let Some(hooks) = line.spec.hooks() else { return Ok(()) };
     #[allow(deprecated, reason = "hooks of the old kind are still in use")]
     let of_runtime = [hooks.prestart(), hooks.create_runtime()];
@@ -258,7 +259,10 @@ fn run_creation_hooks(line: &CommandLine<'_>, reporter: &Reporter) -> Result<()>
         return Err(Error::Abandoned);
     }
     let pid = Some(std::process::id() as i32);
-    let hooks = hooks.create_container().as_ref();
+    let hooks = hooks.create_container().as_ref().filter(|hooks| !hooks.is_empty());
+    if hooks.is_some() {
+        sys::file::fchdir(rootfs).map_err(Error::Pivot)?;
+    }
     let moment = Moment::new(ContainerState::Creating, pid);
     crate::hook::run_all("createContainer", hooks, line.state, moment).map_err(Error::Hook)
 }

@@ -4,12 +4,17 @@
 //! much of it is read, is the caller's affair.
 
 use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, StatxFlags};
 
 /// One mount, as it is written.
 pub(crate) struct Entry<'a> {
     pub(crate) id: u64,
+    /// The one that it is mounted on.
+    pub(crate) parent: u64,
     /// `major:minor`, one for each file system.
     pub(crate) device: &'a str,
     root: &'a str,
@@ -27,7 +32,8 @@ impl<'a> Entry<'a> {
         let (mut before, mut after) = (before.split(' '), after.split(' '));
         Some(Entry {
             id: before.next()?.parse().ok()?,
-            device: before.nth(1)?,
+            parent: before.next()?.parse().ok()?,
+            device: before.next()?,
             root: before.next()?,
             path: before.next()?,
             kind: after.next()?,
@@ -44,6 +50,11 @@ impl<'a> Entry<'a> {
     pub(crate) fn path(&self) -> PathBuf {
         unescaped(self.path)
     }
+}
+
+/// The number of the mount that `place` is on (Linux 5.8).
+pub(crate) fn id_of(place: impl AsFd) -> rustix::io::Result<u64> {
+    Ok(rustix::fs::statx(place, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -75,7 +86,8 @@ mod tests {
         let line =
             "79 69 254:0 /da\\134ta /run/my\\040data rw shared:3 master:1 - ext4 /dev/vda rw,discard\n";
         let entry = Entry::parse(line).unwrap();
-        assert_eq!((entry.id, entry.device, entry.kind, entry.options), (79, "254:0", "ext4", "rw,discard"));
+        assert_eq!((entry.id, entry.parent), (79, 69));
+        assert_eq!((entry.device, entry.kind, entry.options), ("254:0", "ext4", "rw,discard"));
         assert_eq!((&*entry.root(), &*entry.path()), (Path::new("/da\\ta"), Path::new("/run/my data")));
     }
 

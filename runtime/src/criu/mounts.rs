@@ -5,18 +5,17 @@
 //! that is made by others and given to CRIU.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Result, at};
 use crate::beneath;
 use crate::cgroup::Cgroup;
 use crate::init::cgroup_directory;
-use crate::mountinfo::Entry;
+use crate::mountinfo::{self, Entry};
 
 /// A mount of the host in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,14 +75,10 @@ pub(super) fn made(spec: &Spec, pid: i32) -> Result<Vec<Made>> {
     for mount in spec.mounts().iter().flatten() {
         // What the container has covered or taken away meanwhile is not among its mounts.
         let Ok(Some(place)) = beneath::find(&root, mount.destination()) else { continue };
-        let id = mount_id(&place).map_err(|errno| at(mount.destination())(errno.into()))?;
+        let id = mountinfo::id_of(&place).map_err(|errno| at(mount.destination())(errno.into()))?;
         found.push(Made { destination: mount.destination().clone(), id });
     }
     Ok(found)
-}
-
-fn mount_id(place: impl AsFd) -> rustix::io::Result<u64> {
-    Ok(rustix::fs::statx(place, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 /// The host's mounts among a container's.

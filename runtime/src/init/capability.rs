@@ -3,6 +3,8 @@
 //! Asked for is what the configuration lists; given is what of it this process has itself. The
 //! bounding set loses everything else. Inheritable and ambient capabilities exist only when asked.
 
+use std::collections::BTreeSet;
+
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -70,6 +72,32 @@ impl Sets {
             credential::raise_ambient(number)?;
         }
         Ok(())
+    }
+}
+
+/// Names of capabilities that a configuration asks for in vain.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Withheld {
+    /// This process has none to give.
+    pub(crate) lacking: BTreeSet<String>,
+    /// The kernel makes none ambient that isn't permitted and inheritable.
+    pub(crate) ambient: BTreeSet<String>,
+}
+
+/// What of `asked` won't be given.
+pub(crate) fn withheld(asked: &LinuxCapabilities) -> sys::Result<Withheld> {
+    Ok(withheld_by(asked, credential::capget()?.permitted.bits()))
+}
+
+fn withheld_by(asked: &LinuxCapabilities, own: u64) -> Withheld {
+    let sets = Sets::within(asked, u64::MAX);
+    let all = [asked.bounding(), asked.permitted(), asked.effective(), asked.inheritable(), asked.ambient()];
+    let without = |set: u64| {
+        move |capability: &Capability| (set & bit(*capability) == 0).then(|| format!("CAP_{capability}"))
+    };
+    Withheld {
+        lacking: all.into_iter().flatten().flatten().filter_map(without(own)).collect(),
+        ambient: asked.ambient().iter().flatten().filter_map(without(sets.ambient)).collect(),
     }
 }
 
@@ -154,6 +182,18 @@ mod tests {
         assert_eq!(Sets::within(&asked, u64::MAX).ambient, 0);
         asked.set_inheritable(Some(both));
         assert_eq!(Sets::within(&asked, u64::MAX).ambient, bit(Capability::Chown));
+    }
+
+    #[test]
+    fn what_is_asked_in_vain_is_told() {
+        let mut asked = asked(&[Capability::Chown, Capability::SysResource]);
+        asked.set_ambient(asked.bounding().clone());
+        asked.set_inheritable(Some([Capability::SysResource].into()));
+        let expected = Withheld {
+            lacking: ["CAP_SYS_RESOURCE".to_owned()].into(),
+            ambient: ["CAP_CHOWN".to_owned()].into(),
+        };
+        assert_eq!(withheld_by(&asked, bit(Capability::Chown)), expected);
     }
 
     #[test]

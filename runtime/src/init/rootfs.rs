@@ -3,16 +3,19 @@
 //! A bind mount of the directory on itself is what pivot_root needs, and its descriptor is what
 //! all paths of the container are resolved beneath.
 
+use std::collections::HashMap;
+use std::iter::successors;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::Linux;
 use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::{Error, Result};
 use crate::mount::propagation;
+use crate::mountinfo::{self, Entry};
 use crate::sys::{self, file, mount::Attributes};
 
 pub(super) struct Rootfs {
@@ -35,8 +38,7 @@ impl Rootfs {
         let failed = |source| Error::Rootfs { path: path.to_owned(), source };
         let tree = sys::mount::clone_tree(CWD, path, true).map_err(failed)?;
         let (kind, recursive) = known_propagation(linux.rootfs_propagation().as_deref())?.unwrap_or(UNASKED);
-        // What the container mounts must not get out: a peer of the host's mounts is made private.
-        let kind = if kind == libc::MS_SHARED || !recursive { libc::MS_PRIVATE } else { kind };
+        let kind = if gets_out(kind, recursive) { cut_off(kind) } else { kind };
         let attributes = Attributes { propagation: kind, ..Attributes::default() };
         sys::mount::set_attributes(&tree, attributes, true).map_err(failed)?;
         Ok(tree)
@@ -66,19 +68,19 @@ impl Rootfs {
         if let Some(fd) = tree {
             // Over the root, which every user can reach; paths of the host go on being resolved beneath it.
             let root = sys::mount::open_directory(Path::new("/")).map_err(failed)?;
-            make_private(&root).map_err(failed)?;
+            set_mount_of(&root, libc::MS_PRIVATE).map_err(failed)?;
             sys::mount::attach(&fd, &root).map_err(failed)?;
             return Ok(Rootfs { fd, propagation, is_guest: false });
         }
         let directory = sys::mount::open_directory(path).map_err(failed)?;
-        let gets_out = kind == libc::MS_SHARED || !recursive;
+        let gets_out = gets_out(kind, recursive);
         if gets_out {
-            make_private(&directory).map_err(failed)?;
+            set_mount_of(&directory, cut_off(kind)).map_err(failed)?;
         }
         let fd = sys::mount::clone_tree(&directory, "", true).map_err(failed)?;
         if gets_out {
-            let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
-            sys::mount::set_attributes(&fd, private, true).map_err(failed)?;
+            let attributes = Attributes { propagation: cut_off(kind), ..Attributes::default() };
+            sys::mount::set_attributes(&fd, attributes, true).map_err(failed)?;
         }
         sys::mount::attach(&fd, &directory).map_err(failed)?;
         Ok(Rootfs { fd, propagation, is_guest: false })
@@ -93,6 +95,7 @@ impl Rootfs {
             self.pivot()?;
         } else {
             if !self.is_guest {
+                self.hide_those_of_the_kernel()?;
                 sys::mount::attach_at(&self.fd, CWD, "/").map_err(Error::Pivot)?;
             }
             rustix::process::chroot(".")
@@ -107,6 +110,38 @@ impl Rootfs {
             let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
             sys::mount::set_attributes(&self.fd, attributes, false)
                 .map_err(|source| Error::ReadOnly { path: Path::new("/").to_owned(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Takes away, or covers, each procfs and sysfs that isn't the container's. What is only out of reach counts for the
+    /// kernel: with one that has nothing masked, a user namespace may mount another such.
+    fn hide_those_of_the_kernel(&self) -> Result<()> {
+        let path = Path::new("/proc/self/mountinfo");
+        let unread = |source| Error::Read { path: path.to_owned(), source };
+        let table = std::fs::read_to_string(path).map_err(unread)?;
+        let own = mountinfo::id_of(&self.fd).map_err(|errno| unread(errno.into()))?;
+        let mounts: Vec<Entry<'_>> = table.lines().filter_map(Entry::parse).collect();
+        let parents: HashMap<u64, u64> = mounts.iter().map(|mount| (mount.id, mount.parent)).collect();
+        // The root of a namespace is its own parent, or that of nobody who is listed.
+        let step = |id: &u64| parents.get(id).copied().filter(|parent| parent != id);
+        let is_own = |mount: &&Entry<'_>| successors(Some(mount.id), step).any(|id| id == own);
+        for mount in mounts.iter().filter(|mount| matches!(mount.kind, "proc" | "sysfs") && !is_own(mount)) {
+            let path = mount.path();
+            // The host's must not go too.
+            let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+            if sys::mount::set_propagation(&path, slave).is_err() {
+                // It went with another, or nobody can reach it.
+                continue;
+            }
+            match sys::mount::unmount(&path, UnmountFlags::DETACH) {
+                // Locked, as it came from the owner of a user namespace.
+                Err(error) if matches!(error.errno(), Errno::INVAL | Errno::PERM) => {
+                    sys::mount::mount("tmpfs", &path, "tmpfs", MountFlags::empty(), c"")
+                        .map_err(Error::Pivot)?;
+                }
+                result => result.map_err(Error::Pivot)?,
+            }
         }
         Ok(())
     }
@@ -141,12 +176,23 @@ fn known_propagation(word: Option<&str>) -> Result<Option<(u64, bool)>> {
     word.map(|word| propagation(word).ok_or_else(|| Error::Propagation { word: word.to_owned() })).transpose()
 }
 
-/// Makes the mount that `directory` lies on private, so that what is mounted there stays in this namespace.
-fn make_private(directory: &OwnedFd) -> sys::Result<()> {
-    let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
+/// Whether what the container mounts could show up on the host, with mounts of this kind.
+fn gets_out(kind: u64, recursive: bool) -> bool {
+    kind == libc::MS_SHARED || !recursive
+}
+
+/// The kind that such mounts are made instead, so that nothing gets out. What the host mounts still gets in where that was
+/// asked for.
+fn cut_off(kind: u64) -> u64 {
+    if kind == libc::MS_SLAVE { kind } else { libc::MS_PRIVATE }
+}
+
+/// Makes the mount that `directory` lies on one of this kind.
+fn set_mount_of(directory: &OwnedFd, kind: u64) -> sys::Result<()> {
+    let attributes = Attributes { propagation: kind, ..Attributes::default() };
     let mut current = file::open_path_at(directory, ".", OFlags::DIRECTORY)?;
     loop {
-        match sys::mount::set_attributes(&current, private, false) {
+        match sys::mount::set_attributes(&current, attributes, false) {
             // Not the root of a mount: that is further up.
             Err(error) if error.errno() == Errno::INVAL => {
                 current = file::open_path_at(&current, "..", OFlags::DIRECTORY)?;

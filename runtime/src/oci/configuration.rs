@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::{Context, Error, OCI_VERSION, Result};
-use crate::hook;
+use crate::{hook, init};
 
 /// A bundle's configuration, and its text to be kept.
 pub(super) fn read(context: &Context, bundle: &Path) -> Result<(Spec, Vec<u8>)> {
@@ -24,8 +24,12 @@ fn parse(context: &Context, text: Vec<u8>) -> serde_json::Result<(Spec, Vec<u8>)
         return parsed.map(|spec| (spec, text));
     }
     let mut value: serde_json::Value = serde_json::from_slice(&text)?;
-    let dropped = drop_unknown_capabilities(context, &mut value["process"]);
-    if !drop_unset_pids(&mut value["linux"]["resources"]) && !dropped {
+    let changed = [
+        drop_unknown_capabilities(context, &mut value["process"]),
+        rename_scheduler_flags(&mut value["process"]),
+        drop_unset_pids(&mut value["linux"]["resources"]),
+    ];
+    if changed == [false; 3] {
         return parsed.map(|spec| (spec, text));
     }
     let text = serde_json::to_vec(&value)?;
@@ -44,6 +48,37 @@ pub(super) fn drop_unset_pids(resources: &mut serde_json::Value) -> bool {
         resources["pids"] = serde_json::Value::Null;
     }
     unset
+}
+
+/// Gives flags the names that [`oci_spec`] has for them, which are not those of the specification. Whether there were any.
+pub(super) fn rename_scheduler_flags(process: &mut serde_json::Value) -> bool {
+    let flags = process.pointer_mut("/scheduler/flags").and_then(|flags| flags.as_array_mut());
+    let mut renamed = false;
+    for flag in flags.into_iter().flatten() {
+        *flag = match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => continue,
+        };
+        renamed = true;
+    }
+    renamed
+}
+
+/// As the specification wants it of what a process asks for and can't have.
+pub(super) fn warn_of_withheld(context: &Context, process: &Process) -> Result<()> {
+    let Some(asked) = process.capabilities() else { return Ok(()) };
+    let withheld =
+        init::withheld_capabilities(asked).map_err(Error::call("look for this process's capabilities"))?;
+    if !withheld.lacking.is_empty() {
+        let names: Vec<String> = withheld.lacking.into_iter().collect();
+        context.log.warn(&format!("ignoring unknown or unavailable capabilities: [{}]", names.join(" ")));
+    }
+    for capability in &withheld.ambient {
+        let why = "it is not both permitted and inheritable";
+        context.log.warn(&format!("can't raise ambient capability {capability}: {why}"));
+    }
+    Ok(())
 }
 
 /// The specification wants a warning for them and no failure; it is in runc's words. Whether there were any.
@@ -149,6 +184,19 @@ mod tests {
             assert_eq!(drop_unset_pids(&mut resources), !kept, "{pids}");
             assert_eq!(resources["pids"].is_object(), kept, "{pids}");
         }
+    }
+
+    #[test]
+    fn flags_of_a_scheduler_have_the_specifications_names() {
+        let mut process = serde_json::json!({ "scheduler": { "policy": "SCHED_DEADLINE", "flags": [
+            "SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM", "SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_KEEP_POLICY",
+            "SCHED_FLAG_KEEP_PARAMS", "SCHED_FLAG_UTIL_CLAMP_MIN", "SCHED_FLAG_UTIL_CLAMP_MAX",
+        ] } });
+        assert!(rename_scheduler_flags(&mut process));
+        let scheduler: oci_spec::runtime::Scheduler =
+            serde_json::from_value(process["scheduler"].take()).unwrap();
+        assert_eq!(scheduler.flags().as_ref().map(Vec::len), Some(7));
+        assert!(!rename_scheduler_flags(&mut serde_json::json!({ "scheduler": {} })));
     }
 
     #[test]

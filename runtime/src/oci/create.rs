@@ -96,6 +96,9 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
     let bundle = std::fs::canonicalize(&arguments.bundle)
         .map_err(|source| Error::io(format!("bundle {}", arguments.bundle.display()), source))?;
     let (mut spec, text) = configuration::read(context, &bundle)?;
+    if let Some(process) = spec.process() {
+        configuration::warn_of_withheld(context, process)?;
+    }
     pass_listening_descriptors(&mut spec);
     let terminal = spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
     let console = Console::of(terminal, arguments.console_socket.as_deref(), how)?;

@@ -81,7 +81,7 @@ fn statistics(record: &Record) -> Result<Value> {
             },
             "psi": pressure.cpu.as_ref().map(stalls),
         },
-        "memory": memory(&details, stats.memory.oom_kills, pressure.memory.as_ref()),
+        "memory": memory(&details, pressure.memory.as_ref()),
         "pids": { "current": pids.current, "limit": pids.limit.unwrap_or(0) },
         "blkio": {
             "ioServiceBytesRecursive": entries(&details.io, |device| &device.bytes),
@@ -98,7 +98,7 @@ fn statistics(record: &Record) -> Result<Value> {
     }))
 }
 
-fn memory(details: &Details, oom_kills: u64, pressure: Option<&Stalls>) -> Value {
+fn memory(details: &Details, pressure: Option<&Stalls>) -> Value {
     let entry = |counter: &Counter| {
         json!({
             "limit": counter.limit.unwrap_or(u64::MAX),
@@ -109,9 +109,6 @@ fn memory(details: &Details, oom_kills: u64, pressure: Option<&Stalls>) -> Value
     };
     let raw = &details.memory;
     let cache = ["total_cache", "cache", "file"].iter().find_map(|name| raw.get(*name));
-    let mut raw = raw.clone();
-    // What callers of version 1 have to look for elsewhere.
-    raw.entry("oom_kill".to_owned()).or_insert(oom_kills);
     json!({
         "cache": cache.copied().unwrap_or(0),
         "usage": entry(&details.memory_usage),

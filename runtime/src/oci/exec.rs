@@ -32,6 +32,7 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
     }
     let spec = folder.configuration()?;
     let process = process_of(context, arguments, spec.process().clone())?;
+    configuration::warn_of_withheld(context, &process)?;
     let filter = filter::of(context, &spec)?;
     let pidfd = sys::process::pidfd_open(record.pid).map_err(Error::call(WHAT))?;
     if record.status() == Status::Stopped {
@@ -157,6 +158,7 @@ fn read_process(context: &Context, path: &Path) -> Result<Process> {
     let text = std::fs::read(path).map_err(|source| Error::io(format!("read {}", path.display()), source))?;
     let mut value: serde_json::Value = serde_json::from_slice(&text).map_err(json)?;
     configuration::drop_unknown_capabilities(context, &mut value);
+    configuration::rename_scheduler_flags(&mut value);
     if value["user"].is_null() {
         value["user"] = serde_json::json!({});
     }

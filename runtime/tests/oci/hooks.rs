@@ -48,6 +48,13 @@ fn hooks_run_in_order_in_their_namespaces_with_the_state() {
 }
 
 #[test]
+fn a_hook_of_the_container_begins_at_its_root() {
+    let make = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "echo made > ./tmp/by-hook"] }]);
+    let bundle = Bundle::new(&["cat", "/tmp/by-hook"]).set("/hooks", json!({ "createContainer": make }));
+    assert_eq!(bundle.run().success(), "made\n");
+}
+
+#[test]
 fn a_failing_hook_stops_the_creation_and_poststop_runs_all_the_same() {
     for kind in ["prestart", "createRuntime", "createContainer"] {
         let bundle = Bundle::new(&["true"]);

@@ -153,6 +153,22 @@ fn a_container_without_a_process_can_be_created_but_not_started() {
 }
 
 #[test]
+fn ambient_capabilities_that_cannot_be_are_a_warning() {
+    let bundle =
+        Bundle::shell("while read line; do case $line in CapAmb*) echo $line; esac; done </proc/self/status")
+            .set("/process/capabilities/inheritable", json!(["CAP_KILL"]))
+            .set("/process/capabilities/ambient", json!(["CAP_KILL", "CAP_CHOWN"]));
+    let done = bundle.run();
+    assert_eq!((done.code, done.stdout.trim()), (0, "CapAmb: 0000000000000020"), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("level=warning msg=\"can't raise ambient capability CAP_CHOWN: "),
+        "{}",
+        done.stderr
+    );
+    assert!(!done.stderr.contains("CAP_KILL"), "{}", done.stderr);
+}
+
+#[test]
 fn unknown_capabilities_are_a_warning_and_unknown_fields_nothing() {
     let bundle = Bundle::shell("echo ran")
         .push("/process/capabilities/bounding", json!("CAP_NEVER_HEARD_OF"))

@@ -118,7 +118,7 @@ fn statistics_tell_what_the_controllers_know() {
     assert_eq!(usage["limit"], json!(64 << 20));
     assert!(usage["usage"].as_u64().unwrap() > 0 && usage["failcnt"].is_u64(), "{usage}");
     let raw = &data["memory"]["raw"];
-    assert!(raw["pgfault"].as_u64().unwrap() > 0 && raw["oom_kill"] == 0, "{raw}");
+    assert!(raw["pgfault"].as_u64().unwrap() > 0, "{raw}");
     match layout().unwrap() {
         Layout::V2 => assert!(data["cpu"]["psi"]["some"]["total"].is_u64() || data["cpu"]["psi"].is_null()),
         _ => assert!(usage["max"].as_u64() >= usage["usage"].as_u64() && data["cpu"]["psi"].is_null()),

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::fixture::Bundle;
+use crate::fixture::{Bundle, Done};
 
 #[test]
 fn a_user_namespace_maps_root_to_an_ordinary_user() {
@@ -180,7 +180,7 @@ fn network_devices_come_along_with_their_addresses() {
         id = bundle.id
     );
     let output = std::process::Command::new("unshare").args(["--net", "sh", "-c", &script]).output().unwrap();
-    let output = crate::fixture::Done::of(output).success();
+    let output = Done::of(output).success();
     for text in ["inet 10.1.2.3/24", "inet6 fd00::7/64", "kept"] {
         assert!(output.contains(text), "{text}: {output}");
     }
@@ -196,4 +196,21 @@ fn network_devices_come_along_with_their_addresses() {
         .set("/linux/netDevices", json!({ "lo": {} }))
         .set("/linux/namespaces", json!([{ "type": "mount" }, { "type": "pid" }]));
     assert!(shared.create().failure().contains("without a network namespace"));
+}
+
+#[test]
+fn a_root_that_is_a_slave_has_its_master_and_any_other_none() {
+    for (word, has_master) in [("slave", true), ("rslave", true), ("private", false), ("shared", false)] {
+        let bundle =
+            Bundle::new(&["cat", "/proc/self/mountinfo"]).set("/linux/rootfsPropagation", json!(word));
+        bundle.write();
+        // Where mounts are shared, as systemd has them.
+        let run = bundle.command(&["run", "--bundle", bundle.path().to_str().unwrap(), &bundle.id]);
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "--propagation", "shared"]).arg(run.get_program()).args(run.get_args());
+        let table = Done::of(command.stdin(std::process::Stdio::null()).output().unwrap()).success();
+        let root = table.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap();
+        assert_eq!(root.contains(" master:"), has_master, "{word}: {root}");
+        assert_eq!(root.contains(" shared:"), word == "shared", "{word}: {root}");
+    }
 }

@@ -130,3 +130,20 @@ fn a_console_that_leads_elsewhere_stays_inside() {
         (after.ino(), after.uid(), after.ctime_nsec())
     );
 }
+
+#[test]
+fn without_a_pivot_no_procfs_of_the_host_is_in_reach() {
+    // The kernel lets a user namespace mount one only where another can be seen that has nothing masked.
+    let script = "busybox unshare -mrpf busybox mount -t proc none /proc 2>&1 || echo refused";
+    let bundle = Bundle::shell(script)
+        .push("/process/capabilities/bounding", json!("CAP_SETFCAP"))
+        .push("/process/capabilities/permitted", json!("CAP_SETFCAP"))
+        .push("/process/capabilities/effective", json!("CAP_SETFCAP"));
+    bundle.write();
+    for arguments in [&["run"][..], &["run", "--no-pivot"]] {
+        let told =
+            bundle.verb(&[arguments, &["--bundle", bundle.path().to_str().unwrap(), &bundle.id]].concat());
+        let told = told.success();
+        assert!(told.contains("permission denied") && told.ends_with("refused\n"), "{arguments:?}: {told}");
+    }
+}
