@@ -22,8 +22,18 @@ pub(super) struct Rootfs {
     fd: OwnedFd,
     /// As the configuration has it: kind, and whether mounts below are meant too.
     propagation: Option<(u64, bool)>,
-    /// Whether its mounts are in a namespace that is not its own, where nothing else may change.
-    is_guest: bool,
+    place: Place,
+}
+
+/// Where its mount is.
+#[derive(PartialEq, Eq)]
+enum Place {
+    /// On its own directory.
+    Directory,
+    /// The same in a namespace that is not the container's, where nothing else may change.
+    Guest,
+    /// Over the namespace's root.
+    Root,
 }
 
 impl AsFd for Rootfs {
@@ -52,7 +62,7 @@ impl Rootfs {
         let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
         sys::mount::set_attributes(&fd, private, true).map_err(failed)?;
         sys::mount::attach(&fd, &directory).map_err(failed)?;
-        Ok(Rootfs { fd, propagation: None, is_guest: true })
+        Ok(Rootfs { fd, propagation: None, place: Place::Guest })
     }
 
     /// In a mount namespace of the container's: cuts it off from the host's as `word` says, and binds `path` on itself, or `tree`
@@ -70,7 +80,7 @@ impl Rootfs {
             let root = sys::mount::open_directory(Path::new("/")).map_err(failed)?;
             set_mount_of(&root, libc::MS_PRIVATE).map_err(failed)?;
             sys::mount::attach(&fd, &root).map_err(failed)?;
-            return Ok(Rootfs { fd, propagation, is_guest: false });
+            return Ok(Rootfs { fd, propagation, place: Place::Root });
         }
         let directory = sys::mount::open_directory(path).map_err(failed)?;
         let gets_out = gets_out(kind, recursive);
@@ -83,7 +93,7 @@ impl Rootfs {
             sys::mount::set_attributes(&fd, attributes, true).map_err(failed)?;
         }
         sys::mount::attach(&fd, &directory).map_err(failed)?;
-        Ok(Rootfs { fd, propagation, is_guest: false })
+        Ok(Rootfs { fd, propagation, place: Place::Directory })
     }
 
     /// Makes it the root, drops the host's mounts and closes it for writing when asked.
@@ -91,11 +101,13 @@ impl Rootfs {
     /// Without `pivot` the root is moved over the host's and entered by chroot, for hosts whose root can't be pivoted.
     pub(super) fn enter(self, read_only: bool, pivot: bool) -> Result<()> {
         file::fchdir(&self.fd).map_err(Error::Pivot)?;
-        if pivot && !self.is_guest {
+        if pivot && self.place != Place::Guest {
             self.pivot()?;
         } else {
-            if !self.is_guest {
+            if self.place != Place::Guest {
                 self.hide_those_of_the_kernel()?;
+            }
+            if self.place == Place::Directory {
                 sys::mount::attach_at(&self.fd, CWD, "/").map_err(Error::Pivot)?;
             }
             rustix::process::chroot(".")

@@ -135,15 +135,18 @@ fn a_console_that_leads_elsewhere_stays_inside() {
 fn without_a_pivot_no_procfs_of_the_host_is_in_reach() {
     // The kernel lets a user namespace mount one only where another can be seen that has nothing masked.
     let script = "busybox unshare -mrpf busybox mount -t proc none /proc 2>&1 || echo refused";
-    let bundle = Bundle::shell(script)
-        .push("/process/capabilities/bounding", json!("CAP_SETFCAP"))
-        .push("/process/capabilities/permitted", json!("CAP_SETFCAP"))
-        .push("/process/capabilities/effective", json!("CAP_SETFCAP"));
-    bundle.write();
-    for arguments in [&["run"][..], &["run", "--no-pivot"]] {
-        let told =
-            bundle.verb(&[arguments, &["--bundle", bundle.path().to_str().unwrap(), &bundle.id]].concat());
-        let told = told.success();
-        assert!(told.contains("permission denied") && told.ends_with("refused\n"), "{arguments:?}: {told}");
+    for mapped in [false, true] {
+        let bundle = Bundle::shell(script)
+            .push("/process/capabilities/bounding", json!("CAP_SETFCAP"))
+            .push("/process/capabilities/permitted", json!("CAP_SETFCAP"))
+            .push("/process/capabilities/effective", json!("CAP_SETFCAP"));
+        let bundle = if mapped { bundle.mapped() } else { bundle };
+        bundle.write();
+        for verb in [&["run"][..], &["run", "--no-pivot"]] {
+            let rest = ["--bundle", bundle.path().to_str().unwrap(), &bundle.id];
+            let told = bundle.verb(&[verb, &rest].concat()).success();
+            let refused = told.contains("permission denied") && told.ends_with("refused\n");
+            assert!(refused, "{verb:?}, mapped: {mapped}: {told}");
+        }
     }
 }
