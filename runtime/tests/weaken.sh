@@ -30,6 +30,7 @@ cases=$(cat <<'LIST'
 22¦oci¦a_home_of_several_lines¦the check of HOME¦src/init/program.rs¦s/variable\.starts_with\("HOME="\)/variable.starts_with("HOME=\\0")/
 24¦shim¦a_memory_bomb_leaves_the_monitor¦the monitor's own cgroup: it is in the container's¦src/shim/server/request.rs¦s/^(\s*)self\.with_original_oom_score\(\|\| spawn\(&options\)\)/\1let child = self.with_original_oom_score(|| spawn(\&options)); std::thread::sleep(std::time::Duration::from_millis(200)); let _ = Cgroup::new(cgroup).map(|cgroup| cgroup.enter()); let _ = std::fs::write("\/proc\/self\/oom_score_adj", "1000"); child/
 25¦oci¦limits_hold_with_a_user_namespace¦the limits of containers with a user namespace¦src/init.rs¦s/setup\.in_cgroup, resources\.as_ref\(\), /setup.in_cgroup, resources.as_ref().filter(|_| !namespaces.of_users()), /¦src/init.rs¦s/\|\| tasks\.as_ref\(\)\.map_or/|| tasks.as_ref().filter(|_| !namespaces.of_users()).map_or/
+–¦oci¦without_a_pivot_no_procfs¦the hiding of the host's procfs¦src/init/rootfs.rs¦s/^(\s*)self\.hide_those_of_the_kernel\(\)\?;/\1let _ = Rootfs::hide_those_of_the_kernel;/
 LIST
 )
 
