@@ -162,11 +162,22 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // podman leaves its parent behind in every hierarchy, and a mount over its storage.
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(hierarchy.path().join(self.cgroup.trim_start_matches('/')));
+        // podman leaves the parent behind in every hierarchy, and in folders for those that aren't mounted, with a cgroup of
+        // conmon's, which ends a moment after its container.
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([root.to_owned()]) {
+            let parent = hierarchy.join(self.cgroup.trim_start_matches('/'));
+            let gone = eventually_sync(SOON, || {
+                for folder in [parent.join("conmon"), parent.clone()] {
+                    // What is no hierarchy has files that are no control files.
+                    let _ = std::fs::remove_dir(&folder).or_else(|_| std::fs::remove_dir_all(&folder));
+                }
+                !parent.exists()
+            });
+            assert!(gone || std::thread::panicking(), "{} is still there", parent.display());
         }
-        let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(self.cgroup.trim_start_matches('/')));
+        // And a mount over its storage.
         let _ = rustix::mount::unmount(
             self.directory.path().join("root/vfs"),
             rustix::mount::UnmountFlags::DETACH,
