@@ -109,6 +109,10 @@ impl Drop for Place {
         let cgroup = Cgroup::new(&self.cgroup).unwrap();
         let killed = cgroup.kill();
         let removed = cgroup.remove(DEADLINE);
+        // podman makes folders for hierarchies that aren't mounted, too.
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = fs::remove_dir_all(hierarchy.path().join(&self.cgroup));
+        }
         if !std::thread::panicking() {
             killed.unwrap();
             removed.unwrap();
