@@ -8,7 +8,6 @@ use k8s_cri::v1::{
     LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
     PortMapping, SecurityProfile, UserNamespace,
 };
-
 use sampan_proto::cri;
 
 use crate::client::image_spec;

@@ -38,7 +38,8 @@ pub struct PodConfig {
     pub labels: BTreeMap<String, String>,
     /// Annotations, verbatim.
     pub annotations: BTreeMap<String, String>,
-    /// The cgroup that the pod's containers are made in, without a slash at its end; `None`: one of the agent's own for this pod.
+    /// The cgroup that the pod's containers are made in, without a slash at its end; `None`: one of the agent's own for
+    /// this pod.
     pub cgroup_parent: Option<String>,
     /// Namespaced kernel parameters.
     pub sysctls: BTreeMap<String, String>,

@@ -76,7 +76,7 @@ impl Sets {
 }
 
 /// Names of capabilities that a configuration asks for in vain.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Withheld {
     /// This process has none to give.
     pub(crate) lacking: BTreeSet<String>,

@@ -48,7 +48,7 @@ impl Rootfs {
         let failed = |source| Error::Rootfs { path: path.to_owned(), source };
         let tree = sys::mount::clone_tree(CWD, path, true).map_err(failed)?;
         let (kind, recursive) = known_propagation(linux.rootfs_propagation().as_deref())?.unwrap_or(UNASKED);
-        let kind = if gets_out(kind, recursive) { cut_off(kind) } else { kind };
+        let kind = cut_off(kind, recursive).unwrap_or(kind);
         let attributes = Attributes { propagation: kind, ..Attributes::default() };
         sys::mount::set_attributes(&tree, attributes, true).map_err(failed)?;
         Ok(tree)
@@ -83,13 +83,13 @@ impl Rootfs {
             return Ok(Rootfs { fd, propagation, place: Place::Root });
         }
         let directory = sys::mount::open_directory(path).map_err(failed)?;
-        let gets_out = gets_out(kind, recursive);
-        if gets_out {
-            set_mount_of(&directory, cut_off(kind)).map_err(failed)?;
+        let cut_off = cut_off(kind, recursive);
+        if let Some(kind) = cut_off {
+            set_mount_of(&directory, kind).map_err(failed)?;
         }
         let fd = sys::mount::clone_tree(&directory, "", true).map_err(failed)?;
-        if gets_out {
-            let attributes = Attributes { propagation: cut_off(kind), ..Attributes::default() };
+        if let Some(kind) = cut_off {
+            let attributes = Attributes { propagation: kind, ..Attributes::default() };
             sys::mount::set_attributes(&fd, attributes, true).map_err(failed)?;
         }
         sys::mount::attach(&fd, &directory).map_err(failed)?;
@@ -141,8 +141,7 @@ impl Rootfs {
         for mount in mounts.iter().filter(|mount| matches!(mount.kind, "proc" | "sysfs") && !is_own(mount)) {
             let path = mount.path();
             // The host's must not go too.
-            let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-            if sys::mount::set_propagation(&path, slave).is_err() {
+            if sys::mount::set_propagation(&path, SLAVES).is_err() {
                 // It went with another, or nobody can reach it.
                 continue;
             }
@@ -165,8 +164,7 @@ impl Rootfs {
         file::fchdir(&old).map_err(Error::Pivot)?;
         // Its unmounting must not reach the host, nor must the container's own mounts be cut off from it.
         if self.propagation.is_some() {
-            let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-            sys::mount::set_propagation(".", slave).map_err(Error::Pivot)?;
+            sys::mount::set_propagation(".", SLAVES).map_err(Error::Pivot)?;
         }
         sys::mount::unmount(".", UnmountFlags::DETACH).map_err(Error::Pivot)
     }
@@ -179,6 +177,9 @@ pub(super) fn inherited_propagation(linux: Option<&Linux>) -> Result<Option<u64>
     Ok(recursive.then_some(kind))
 }
 
+/// Of mounts that are about to go: their end stays in this namespace.
+const SLAVES: MountPropagationFlags = MountPropagationFlags::DOWNSTREAM.union(MountPropagationFlags::REC);
+
 /// Without a word, what the host mounts later still arrives, and nothing of ours gets out.
 const UNASKED: (u64, bool) = (libc::MS_SLAVE, true);
 
@@ -188,15 +189,11 @@ fn known_propagation(word: Option<&str>) -> Result<Option<(u64, bool)>> {
     word.map(|word| propagation(word).ok_or_else(|| Error::Propagation { word: word.to_owned() })).transpose()
 }
 
-/// Whether what the container mounts could show up on the host, with mounts of this kind.
-fn gets_out(kind: u64, recursive: bool) -> bool {
-    kind == libc::MS_SHARED || !recursive
-}
-
-/// The kind that such mounts are made instead, so that nothing gets out. What the host mounts still gets in where that was
-/// asked for.
-fn cut_off(kind: u64) -> u64 {
-    if kind == libc::MS_SLAVE { kind } else { libc::MS_PRIVATE }
+/// What the root's mounts are made first, where what the container mounts could show up on the host otherwise. What the host
+/// mounts still gets in where that was asked for.
+fn cut_off(kind: u64, recursive: bool) -> Option<u64> {
+    let gets_out = kind == libc::MS_SHARED || !recursive;
+    gets_out.then_some(if kind == libc::MS_SLAVE { kind } else { libc::MS_PRIVATE })
 }
 
 /// Makes the mount that `directory` lies on one of this kind.

@@ -24,12 +24,8 @@ fn parse(context: &Context, text: Vec<u8>) -> serde_json::Result<(Spec, Vec<u8>)
         return parsed.map(|spec| (spec, text));
     }
     let mut value: serde_json::Value = serde_json::from_slice(&text)?;
-    let changed = [
-        drop_unknown_capabilities(context, &mut value["process"]),
-        rename_scheduler_flags(&mut value["process"]),
-        drop_unset_pids(&mut value["linux"]["resources"]),
-    ];
-    if changed == [false; 3] {
+    let amended = amend_process(context, &mut value["process"]);
+    if !drop_unset_pids(&mut value["linux"]["resources"]) && !amended {
         return parsed.map(|spec| (spec, text));
     }
     let text = serde_json::to_vec(&value)?;
@@ -50,8 +46,15 @@ pub(super) fn drop_unset_pids(resources: &mut serde_json::Value) -> bool {
     unset
 }
 
+/// Makes of a process what [`oci_spec`] can read, as far as the specification wants it read. Whether anything was to be done.
+pub(super) fn amend_process(context: &Context, process: &mut serde_json::Value) -> bool {
+    let unknown = take_unknown_capabilities(process);
+    warn_of_ignored(context, &unknown);
+    rename_scheduler_flags(process) || !unknown.is_empty()
+}
+
 /// Gives flags the names that [`oci_spec`] has for them, which are not those of the specification. Whether there were any.
-pub(super) fn rename_scheduler_flags(process: &mut serde_json::Value) -> bool {
+fn rename_scheduler_flags(process: &mut serde_json::Value) -> bool {
     let flags = process.pointer_mut("/scheduler/flags").and_then(|flags| flags.as_array_mut());
     let mut renamed = false;
     for flag in flags.into_iter().flatten() {
@@ -70,10 +73,7 @@ pub(super) fn warn_of_withheld(context: &Context, process: &Process) -> Result<(
     let Some(asked) = process.capabilities() else { return Ok(()) };
     let withheld =
         init::withheld_capabilities(asked).map_err(Error::call("look for this process's capabilities"))?;
-    if !withheld.lacking.is_empty() {
-        let names: Vec<String> = withheld.lacking.into_iter().collect();
-        context.log.warn(&format!("ignoring unknown or unavailable capabilities: [{}]", names.join(" ")));
-    }
+    warn_of_ignored(context, &Vec::from_iter(withheld.lacking));
     for capability in &withheld.ambient {
         let why = "it is not both permitted and inheritable";
         context.log.warn(&format!("can't raise ambient capability {capability}: {why}"));
@@ -81,13 +81,12 @@ pub(super) fn warn_of_withheld(context: &Context, process: &Process) -> Result<(
     Ok(())
 }
 
-/// The specification wants a warning for them and no failure; it is in runc's words. Whether there were any.
-pub(super) fn drop_unknown_capabilities(context: &Context, process: &mut serde_json::Value) -> bool {
-    let unknown = take_unknown_capabilities(process);
-    if !unknown.is_empty() {
-        context.log.warn(&format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
+/// The specification wants a warning for such capabilities and no failure; it is in runc's words.
+fn warn_of_ignored(context: &Context, capabilities: &[String]) {
+    if !capabilities.is_empty() {
+        let names = capabilities.join(" ");
+        context.log.warn(&format!("ignoring unknown or unavailable capabilities: [{names}]"));
     }
-    !unknown.is_empty()
 }
 
 fn take_unknown_capabilities(process: &mut serde_json::Value) -> Vec<String> {

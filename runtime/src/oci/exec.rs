@@ -157,8 +157,7 @@ fn read_process(context: &Context, path: &Path) -> Result<Process> {
     let json = |source| Error::Json { path: path.display().to_string(), source };
     let text = std::fs::read(path).map_err(|source| Error::io(format!("read {}", path.display()), source))?;
     let mut value: serde_json::Value = serde_json::from_slice(&text).map_err(json)?;
-    configuration::drop_unknown_capabilities(context, &mut value);
-    configuration::rename_scheduler_flags(&mut value);
+    configuration::amend_process(context, &mut value);
     if value["user"].is_null() {
         value["user"] = serde_json::json!({});
     }

@@ -1,7 +1,7 @@
 //! `Attach`, `Exec` and `PortForward`: a session's streams as messages of one call.
 //!
-//! Each call has a task that ends with its client or the agent. What a client sends waits in a small pipe, what it is sent in a
-//! small queue; for the rest see `pods::session`.
+//! Each call has a task that ends with its client or the agent. What a client sends waits in a small pipe, what it is
+//! sent in a small queue; for the rest see `pods::session`.
 
 use std::{
     io,
