@@ -342,8 +342,8 @@ fn missing_root_is_an_error_that_names_it() {
 
 fn parents_umask_does_not_matter() {
     let data = tempfile::tempdir().unwrap();
-    let bundle = Bundle::shell("stat -c '%a' /dev/pts /dev/null /made/here /made /work")
-        .set("/process/cwd", json!("/work"));
+    let bundle = Bundle::shell("stat -c '%a' /dev/pts /dev/null /made/here /made /app")
+        .set("/process/cwd", json!("/app"));
     let bundle = bundle.add_mount(bind(data.path(), "/made/here/data", &[]));
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let outcome = bundle.run();

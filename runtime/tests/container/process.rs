@@ -175,8 +175,8 @@ fn umask_is_set() {
 
 fn missing_working_directory_is_made() {
     let bundle =
-        Bundle::shell("pwd").set("/process/cwd", json!("/work/here")).set("/root/readonly", json!(true));
-    assert_eq!(bundle.output(), "/work/here\n");
+        Bundle::shell("pwd").set("/process/cwd", json!("/app/here")).set("/root/readonly", json!(true));
+    assert_eq!(bundle.output(), "/app/here\n");
 }
 
 fn working_directory_is_confined() {

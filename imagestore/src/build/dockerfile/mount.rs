@@ -292,7 +292,7 @@ mod tests {
 
     fn mount(text: &str) -> Result<Mount, String> {
         let fields = MountText::parse(text, Span::default()).map_err(|mistake| mistake.message)?;
-        fields.resolve(fields.from().map(|name| Origin::Image(name.to_owned())), "/work", &mut |text| {
+        fields.resolve(fields.from().map(|name| Origin::Image(name.to_owned())), "/app", &mut |text| {
             Ok(text.into())
         })
     }
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn what_is_not_written_has_its_default() {
         let bind = MountKind::Bind { from: Origin::Context, source: "/".into(), writable: false };
-        assert_eq!(mount("target=src").unwrap(), Mount { target: "/work/src".into(), kind: bind });
+        assert_eq!(mount("target=src").unwrap(), Mount { target: "/app/src".into(), kind: bind });
         let cache = mount("type=cache,target=/root/.cache").unwrap();
         assert_eq!(
             cache.kind,
@@ -327,7 +327,7 @@ mod tests {
             secret("type=secret,id=T,env=TOKEN"),
             ("".into(), "T".into(), Some("TOKEN".into()), 0o400)
         );
-        assert_eq!(secret("type=secret,id=T,env=X,target=f").0, "/work/f");
+        assert_eq!(secret("type=secret,id=T,env=X,target=f").0, "/app/f");
         let tmpfs = mount("type=tmpfs,target=/t,size=1.5k").unwrap();
         assert_eq!(tmpfs.kind, MountKind::Tmpfs { size: Some(1536) });
     }
