@@ -45,7 +45,9 @@ pub(super) enum Format {
     Json,
 }
 
+// The options of a verb are described when it is the one that is asked for.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(super) enum Verb {
     /// Make a container that waits for its start.
     Create(Create),
