@@ -205,6 +205,11 @@ impl Context {
         self.config.state.join("pods").join(pod.as_str())
     }
 
+    /// The cgroup of a pod that names no parent.
+    pub(crate) fn pod_cgroup(&self, pod: &PodId) -> String {
+        format!("{}/{pod}", self.config.cgroup.root)
+    }
+
     /// The other runtime that makes the containers of pods with this handler; `None`: the monitor makes them.
     ///
     /// # Errors

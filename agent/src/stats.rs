@@ -255,7 +255,7 @@ impl Collector {
     fn pod_cgroup(&self, pod: &PodView) -> String {
         match &pod.record.config.cgroup_parent {
             Some(parent) => parent.clone(),
-            None => format!("{}/{}", self.pods.context().config.cgroup.root, pod.record.id),
+            None => self.pods.context().pod_cgroup(&pod.record.id),
         }
     }
 }

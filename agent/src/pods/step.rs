@@ -32,7 +32,7 @@ use super::{
     monitor::{self, Connection, Launch},
     record::UserIds,
     spec,
-    task::{empty_cgroup, pod_cgroup},
+    task::empty_cgroup,
 };
 use crate::{
     context::{Context, blocking, private_folder},
@@ -113,7 +113,7 @@ pub(crate) async fn run(
     let mut running = Running {
         folder: context.pod_state(&pod),
         context: context.clone(),
-        cgroup: pod_cgroup(context, &pod),
+        cgroup: context.pod_cgroup(&pod),
         pod,
         id: ContainerId::random(),
         log: step.log.clone(),

@@ -50,7 +50,7 @@ mod network;
 mod resume;
 mod teardown;
 
-pub(super) use container::{empty_cgroup, pod_cgroup};
+pub(super) use container::empty_cgroup;
 use container::{is_slice, make_cgroup};
 
 /// Longest wait for processes to be gone after SIGKILL.
@@ -315,7 +315,7 @@ impl Task {
         };
         // Beside the monitor's start. One that was named as the parent is there already.
         let cgroup =
-            self.record.config.cgroup_parent.is_none().then(|| pod_cgroup(&self.context, &self.record.id));
+            self.record.config.cgroup_parent.is_none().then(|| self.context.pod_cgroup(&self.record.id));
         let (control, cgroup) = tokio::join!(monitor::launch(&launch), make_cgroup(cgroup));
         let control = control?;
         self.record.monitor_pid = Some(control.pid);
@@ -367,7 +367,7 @@ impl Task {
         if self.record.config.cgroup_parent.is_some() {
             return Ok(());
         }
-        let path = pod_cgroup(&self.context, &self.record.id);
+        let path = self.context.pod_cgroup(&self.record.id);
         blocking(move || {
             let failed = |source| Error::Cgroup { path: path.clone(), source };
             let cgroup = Cgroup::new(&path).map_err(failed)?;

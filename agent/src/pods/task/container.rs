@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     context::now,
     error::Kind,
-    pods::{PodId, config::PidMode, layout::lay_out, record::UserIds},
+    pods::{config::PidMode, layout::lay_out, record::UserIds},
 };
 
 /// Longest wait for a cgroup to become empty once its processes are killed.
@@ -362,7 +362,7 @@ impl Task {
                 format!("{slice}:sampan:{id}")
             }
             Some(parent) => format!("{parent}/{id}"),
-            None => format!("{}/{id}", pod_cgroup(&self.context, &self.record.id)),
+            None => format!("{}/{id}", self.context.pod_cgroup(&self.record.id)),
         }
     }
 }
@@ -395,11 +395,6 @@ fn set_oom_scores(cgroup: &Cgroup, score: i64) {
 /// Whether a pod's parent is a slice of systemd, as kubelet has it with that driver.
 pub(super) fn is_slice(parent: &str) -> bool {
     parent.ends_with(".slice")
-}
-
-/// The cgroup of a pod that names no parent.
-pub(in crate::pods) fn pod_cgroup(context: &Context, pod: &PodId) -> String {
-    format!("{}/{pod}", context.config.cgroup.root)
 }
 
 /// Makes a cgroup that is wanted, unless systemd is to make it, which takes its first process.

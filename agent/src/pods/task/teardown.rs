@@ -2,7 +2,7 @@
 
 use std::{fs, io};
 
-use super::container::{empty_cgroup, pod_cgroup, release};
+use super::container::{empty_cgroup, release};
 use super::*;
 
 impl Task {
@@ -33,7 +33,7 @@ impl Task {
         let own_cgroup = self.record.config.cgroup_parent.is_none();
         blocking(move || {
             if own_cgroup {
-                failures.take(empty_cgroup(&pod_cgroup(&context, &pod)));
+                failures.take(empty_cgroup(&context.pod_cgroup(&pod)));
             }
             let folder = context.pod_state(&pod);
             let unmounted = files::remove(&folder);
