@@ -1,4 +1,5 @@
-//! The floor: this program, executed again, as a runtime that does nothing that it could leave out.
+//! The floor: this program, executed again, as a runtime that does nothing that it could leave out. A second one makes
+//! the container's cgroups too, one in each hierarchy, enters them and removes them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,9 +12,27 @@ use crate::bundle::Kind;
 
 const FLAG: &str = "--floor";
 
-/// Makes a command of this program the floor.
-pub(crate) fn arguments(command: &mut Command, rootfs: &Path, kind: Kind) {
-    command.arg(FLAG).arg(rootfs).args(kind.namespaces());
+/// Makes a command of this program the floor, in new cgroups if there are some.
+pub(crate) fn arguments(command: &mut Command, rootfs: &Path, kind: Kind, cgroups: &[PathBuf]) {
+    command.arg(FLAG).arg(rootfs).args(kind.namespaces()).args(cgroups);
+}
+
+/// A cgroup of this name in every hierarchy that is mounted; none is made.
+pub(crate) fn cgroups(name: &str) -> Result<Vec<PathBuf>> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let hierarchies = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (point, kind) = (fields.next()?, fields.next()?);
+        matches!(kind, "cgroup" | "cgroup2").then(|| Path::new(point).join(name))
+    });
+    Ok(hierarchies.collect())
+}
+
+/// Once the floor has ended.
+pub(crate) fn remove(cgroups: &[PathBuf]) -> Result<()> {
+    cgroups.iter().try_for_each(|cgroup| {
+        std::fs::remove_dir(cgroup).with_context(|| format!("remove {}", cgroup.display()))
+    })
 }
 
 /// The arguments behind the flag, if this process is to be the floor.
@@ -23,8 +42,13 @@ pub(crate) fn asked() -> Option<Vec<String>> {
 }
 
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let [rootfs, namespaces @ ..] = arguments else { anyhow::bail!("a root and namespaces") };
-    let flags = namespaces.iter().map(|name| match name.as_str() {
+    let [rootfs, rest @ ..] = arguments else { anyhow::bail!("a root, namespaces and cgroups") };
+    let (cgroups, namespaces): (Vec<&String>, Vec<&String>) =
+        rest.iter().partition(|argument| argument.starts_with('/'));
+    for cgroup in cgroups {
+        enter(Path::new(cgroup))?;
+    }
+    let flags = namespaces.into_iter().map(|name| match name.as_str() {
         "mount" => UnshareFlags::NEWNS,
         "pid" => UnshareFlags::NEWPID,
         "network" => UnshareFlags::NEWNET,
@@ -42,6 +66,22 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let status = Command::new("/bin/true").status().context("run /bin/true")?;
     ensure!(status.success(), "{status}");
     Ok(())
+}
+
+/// By the cheapest way: a thread moves itself, which version 1 has a file of its own for.
+fn enter(cgroup: &Path) -> Result<()> {
+    std::fs::create_dir(cgroup).with_context(|| format!("make {}", cgroup.display()))?;
+    let parent = |name| std::fs::read_to_string(cgroup.with_file_name(name));
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        // A new cgroup of version 1 has none, and lets nobody in.
+        if cgroup.join("tasks").exists()
+            && let Ok(value) = parent(name)
+        {
+            std::fs::write(cgroup.join(name), value).with_context(|| format!("write {name}"))?;
+        }
+    }
+    let entered = std::fs::write(cgroup.join("tasks"), "0");
+    entered.or_else(|_| std::fs::write(cgroup.join("cgroup.procs"), "0")).context("enter a cgroup")
 }
 
 /// A mount namespace of this program's own, in which everybody has the same: no hierarchy of version 2 beside those of

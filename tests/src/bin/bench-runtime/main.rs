@@ -2,7 +2,8 @@
 //!
 //! All take turns, so that an hour in which the machine is busy is busy for everybody; what counts is the ratio. The
 //! floor is a program that does what none of them can leave out: it is executed, makes the namespaces, changes the root,
-//! has a child execute `/bin/true` and waits for it. Nothing here passes or fails. Needs root.
+//! has a child execute `/bin/true` and waits for it. The second floor makes, enters and removes a cgroup in each hierarchy
+//! besides: nine on a machine with version 1. Nothing here passes or fails. Needs root.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // the report goes to stdout, progress to stderr
 
@@ -37,6 +38,8 @@ struct Arguments {
     #[arg(long, default_value_t = 100, value_name = "MS")]
     idle: u64,
 }
+
+const FLOOR_WITH_CGROUPS: &str = "floor with cgroups";
 
 /// One who starts containers.
 struct Contender {
@@ -95,7 +98,11 @@ fn contenders(arguments: &Arguments) -> Result<Vec<Contender>> {
     let runtime = arguments.runtime.clone().unwrap_or_else(beside);
     ensure!(runtime.is_file(), "{} is missing: build it, or name another by --runtime", runtime.display());
     let contender = |name, program| Contender { name, program, times: Vec::new() };
-    let mut all = vec![contender("floor", own), contender("sampan-runtime", runtime)];
+    let mut all = vec![
+        contender("floor", own.clone()),
+        contender(FLOOR_WITH_CGROUPS, own),
+        contender("sampan-runtime", runtime),
+    ];
     for name in ["runc", "crun"] {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file());
@@ -110,10 +117,14 @@ fn contenders(arguments: &Arguments) -> Result<Vec<Contender>> {
 /// From the start of the runtime to its end, which is that of the container.
 fn start(contender: &Contender, bundle: &Bundle, round: usize) -> Result<Duration> {
     let mut command = Command::new(&contender.program);
-    if contender.name == "floor" {
-        floor::arguments(&mut command, &bundle.rootfs(), bundle.kind);
+    let id = format!("sampan-bench-{}-{round}", std::process::id());
+    let mut cgroups = Vec::new();
+    if contender.name.starts_with("floor") {
+        if contender.name == FLOOR_WITH_CGROUPS {
+            cgroups = floor::cgroups(&id)?;
+        }
+        floor::arguments(&mut command, &bundle.rootfs(), bundle.kind, &cgroups);
     } else {
-        let id = format!("sampan-bench-{}-{round}", std::process::id());
         command
             .arg("--root")
             .arg(bundle.state(contender.name))
@@ -125,6 +136,7 @@ fn start(contender: &Contender, bundle: &Bundle, round: usize) -> Result<Duratio
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let since = Instant::now();
     let output = command.output().with_context(|| format!("run {}", contender.program.display()))?;
+    floor::remove(&cgroups)?;
     let time = since.elapsed();
     let told = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}: {}: {told}", contender.name, output.status);
