@@ -21,8 +21,13 @@ use crate::{Cli, Cri, Pod, binary, connect, eventually_sync, fixture};
 /// What differs from an agent with defaults.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// Where the agent's own temporary directory is made: `/tmp` when absent.
+    pub base_in: Option<PathBuf>,
     /// The directory of what survives; in the agent's own temporary directory when absent.
     pub root: Option<PathBuf>,
+    /// The directory of what a reboot makes void; in the agent's own temporary directory when absent. Unix sockets in it
+    /// have names of at most 107 bytes.
+    pub state: Option<PathBuf>,
     /// Further registries to speak plain HTTP to.
     pub insecure: Vec<String>,
     /// Where to find `sampand` and its runtime, when not where tests find them.
@@ -61,13 +66,13 @@ impl Agent {
     /// # Panics
     /// When it does not.
     pub async fn start_with(options: Options) -> Agent {
-        // A short path: unix sockets in the state directory have names of at most 107 bytes.
-        let base = tempfile::Builder::new().prefix("sp-").tempdir_in("/tmp").expect("a temporary directory");
+        let base_in = options.base_in.unwrap_or_else(|| "/tmp".into());
+        let base = tempfile::Builder::new().prefix("sp-").tempdir_in(base_in).expect("a temporary directory");
         let [a, b] = rand::random::<[u8; 2]>();
         let id = rand::random::<u16>();
         let bridge = format!("spt{id:04x}{a:02x}");
         let root = options.root.unwrap_or_else(|| base.path().join("r"));
-        let state = base.path().join("s");
+        let state = options.state.unwrap_or_else(|| base.path().join("s"));
         let cgroup = format!("/sampan-test-{id:04x}{a:02x}{b:02x}");
         let low = id & 0xff;
         let bits = options.subnet_bits.unwrap_or(24);

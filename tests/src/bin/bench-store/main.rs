@@ -7,7 +7,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // the report goes to stdout, progress to stderr
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -52,7 +52,10 @@ async fn main() -> Result<()> {
     let layers = floor::layers(&fixture().images().join("large"))?;
     let agent = start_agent(arguments.bin_dir.clone()).await;
     let mut report = Report::new(&layers);
-    let others = if arguments.alone { None } else { Some((Containerd::start().await?, Docker::start())) };
+    let others = match arguments.alone {
+        true => None,
+        false => Some((Containerd::start(Path::new("/tmp"), None).await?, Docker::start())),
+    };
     for round in 1..=arguments.rounds {
         eprintln!("round {round} of {}", arguments.rounds);
         let pid = agent.scope().pid;

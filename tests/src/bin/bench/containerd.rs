@@ -1,7 +1,7 @@
 //! Debian's containerd with runc and the CNI bridge, in directories of its own, gone with its last drop.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -21,14 +21,15 @@ pub(crate) struct Containerd {
 }
 
 impl Containerd {
-    /// Starts it and gives it the sandbox image.
-    pub(crate) async fn start() -> Result<Containerd> {
-        let base = tempfile::Builder::new().prefix("sp-ctd-").tempdir_in("/tmp")?;
+    /// Starts it, with its directory in `folder` and its state there too when it has no other, and gives it the sandbox
+    /// image.
+    pub(crate) async fn start(folder: &Path, state: Option<PathBuf>) -> Result<Containerd> {
+        let base = tempfile::Builder::new().prefix("sp-ctd-").tempdir_in(folder)?;
         let id = rand::random::<u16>();
         let scope = Scope {
             base: base.path().into(),
             root: base.path().join("root"),
-            state: base.path().join("state"),
+            state: state.unwrap_or_else(|| base.path().join("state")),
             bridge: format!("spc{id:04x}"),
             cgroup: format!("/sampan-bench-{id:04x}"),
             pid: 0,

@@ -12,6 +12,7 @@ use clap::Parser;
 use sampan_tests::{Agent, Options, fixture};
 
 mod containerd;
+mod disk;
 mod growth;
 mod measure;
 mod memory;
@@ -19,6 +20,7 @@ mod report;
 mod system;
 
 use containerd::Containerd;
+use disk::Disk;
 use report::Report;
 use system::System;
 
@@ -56,17 +58,21 @@ enum Only {
     Containerd,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let disk = Disk::make()?;
+    tokio::runtime::Runtime::new()?.block_on(measure_all(&arguments, &disk))
+}
+
+async fn measure_all(arguments: &Arguments, disk: &Disk) -> Result<()> {
     let image = fixture().image("busybox");
     let agent = match arguments.only {
         Some(Only::Containerd) => None,
-        _ => Some(start_agent(arguments.bin_dir.clone()).await),
+        _ => Some(start_agent(arguments.bin_dir.clone(), disk).await),
     };
     let containerd = match arguments.only {
         Some(Only::Sampan) => None,
-        _ => Some(Containerd::start().await?),
+        _ => Some(Containerd::start(&disk.lasting(), Some(disk.memory().join("c"))).await?),
     };
     let systems: Vec<System> =
         agent.iter().map(System::of_agent).chain(containerd.iter().map(System::of_containerd)).collect();
@@ -81,7 +87,7 @@ async fn main() -> Result<()> {
         return Ok(());
     }
     measure::pod_up(&systems, &image, arguments.rounds, &mut report).await?;
-    measure::ten_at_once(&systems, &image, arguments.rounds.div_ceil(10), &mut report).await?;
+    measure::ten_at_once(&systems, &image, arguments.rounds.div_ceil(3), &mut report).await?;
     measure::exec(&systems, &image, arguments.rounds * 5, &mut report).await?;
     measure::many(&systems, &image, arguments.pods, &mut report).await?;
     if arguments.pulls > 0 {
@@ -91,7 +97,14 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-async fn start_agent(binaries: Option<PathBuf>) -> Agent {
-    let log_level = Some("info".into());
-    Agent::start_with(Options { binaries, log_level, subnet_bits: Some(20), ..Options::default() }).await
+async fn start_agent(binaries: Option<PathBuf>, disk: &Disk) -> Agent {
+    Agent::start_with(Options {
+        binaries,
+        base_in: Some(disk.lasting()),
+        state: Some(disk.memory().join("s")),
+        log_level: Some("info".into()),
+        subnet_bits: Some(20),
+        ..Options::default()
+    })
+    .await
 }
