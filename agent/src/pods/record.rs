@@ -232,7 +232,12 @@ impl Records {
     ) -> Result<Vec<ContainerRecord>> {
         let folder = self.directory(pod).join("containers");
         let mut records = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(at("read", &folder))?.flatten() {
+        let entries = match fs::read_dir(&folder) {
+            // The pod's removal was cut off behind that of its containers.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(records),
+            entries => entries.map_err(at("read", &folder))?,
+        };
+        for entry in entries.flatten() {
             let name = entry.file_name();
             let Some(id) =
                 name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(ContainerId::from_file_name)

@@ -148,6 +148,20 @@ async fn a_kill_in_the_middle_of_work_leaves_nothing_and_a_retry_succeeds() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_was_cut_off_is_no_obstacle_to_the_next_agent() {
+    with_agent(async |agent| {
+        let pod = agent.pod("cut-off");
+        let id = agent.cri().run_pod(&pod).await.unwrap();
+        agent.kill();
+        // The folder of containers goes before the pod's own record.
+        std::fs::remove_dir_all(agent.scope().root.join("pods").join(&id).join("containers")).unwrap();
+        agent.restart().await;
+        agent.cri().clear_pod(&id).await.unwrap();
+    })
+    .await;
+}
+
 /// Kills the monitor of a pod as the kernel might.
 pub(super) fn kill_monitor(pod_id: &str) {
     signal_monitor(pod_id, rustix::process::Signal::KILL);
