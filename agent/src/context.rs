@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 use oci_spec::runtime::Capability;
 use sampan_imagestore::{Credentials, Store, StoreOptions, build::Builder};
-use sampan_runtime::{delegate, executable::ReadOnly, mount::MinimalNamespace, seccomp};
+use sampan_runtime::{delegate, mount::MinimalNamespace, seccomp, shim::Launcher};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -49,8 +49,8 @@ pub struct Context {
     pub(crate) records: Records,
     /// The runtime's binary.
     pub(crate) runtime: PathBuf,
-    /// The same, as monitors execute it.
-    pub(crate) monitor: ReadOnly,
+    /// Starts monitors.
+    pub(crate) launcher: Launcher,
     /// What mount namespaces of containers are made from, if it could be made.
     pub(crate) mounts: Option<MinimalNamespace>,
     /// Changes with every boot of the machine.
@@ -107,7 +107,7 @@ impl Context {
             network: RwLock::default(),
             events: Arc::new(Events::open(&config.root, &boot_id)?),
             records: Records::open(&config.root)?,
-            monitor: ReadOnly::open(&runtime).map_err(|error| Error::Internal(chain(&error)))?,
+            launcher: Launcher::open(&runtime).map_err(at("prepare to start", &runtime))?,
             runtime,
             mounts: MinimalNamespace::make()
                 .inspect_err(|error| {

@@ -11,6 +11,7 @@
 mod connection;
 mod container;
 mod exec;
+mod launcher;
 mod log;
 mod pod;
 mod poll;
@@ -19,6 +20,7 @@ mod record;
 mod removal;
 mod server;
 
+pub use launcher::{Launcher, Start};
 pub(crate) use log::timestamp;
 
 use std::io;

@@ -5,12 +5,11 @@
 //! Executions have a connection of their own each.
 
 use std::{
-    fs::File,
+    ffi::OsString,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
@@ -21,13 +20,16 @@ use rustix::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
     },
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
 };
-use sampan_runtime::mount::MinimalNamespace;
-use sampan_runtime::shim::protocol::{
-    ContainerState, EXEC_DESCRIPTORS, ErrorKind, MAX_MESSAGE, Request, Response, VERSION,
+use sampan_runtime::{
+    mount::MinimalNamespace,
+    shim::{
+        Launcher, Start,
+        protocol::{ContainerState, EXEC_DESCRIPTORS, ErrorKind, MAX_MESSAGE, Request, Response, VERSION},
+    },
 };
-use tokio::{io::Interest, net::UnixStream, process::Command, time::timeout};
+use tokio::{io::Interest, net::UnixStream, time::timeout};
 
 use super::{
     config::{IdMappings, IdRun},
@@ -39,7 +41,7 @@ use crate::error::{Error, Kind, Result, at};
 const ANSWER: Duration = Duration::from_secs(60);
 
 /// Longest wait for a killed monitor to be gone.
-const KILLED_SECONDS: i64 = 10;
+const KILLED: Duration = Duration::from_secs(10);
 
 /// The name of the socket in a pod's state folder.
 const SOCKET: &str = "shim.sock";
@@ -57,8 +59,7 @@ pub(crate) struct Connection {
 /// How a monitor is started.
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
-    /// What to execute.
-    pub(crate) runtime: &'a Path,
+    pub(crate) launcher: &'a Launcher,
     pub(crate) pod: &'a PodId,
     /// The pod's state folder.
     pub(crate) folder: &'a Path,
@@ -75,69 +76,82 @@ pub(crate) struct Launch<'a> {
 /// Starts a monitor and gives a connection to it, once it has made the pod's namespaces.
 pub(crate) async fn launch(launch: &Launch<'_>) -> Result<Connection> {
     let gone = |source| Error::MonitorGone { pod: launch.pod.to_string(), source };
-    let listener = listen(launch.folder).map_err(gone)?;
-    // The one program the agent starts: fork and clone are for the single-threaded monitor alone.
-    #[allow(clippy::disallowed_methods)]
-    let mut command = Command::new(launch.runtime);
-    command
-        .arg0("sampan-runtime")
-        .arg("shim")
-        .arg("--pod")
-        .arg(launch.pod.as_str())
-        .arg("--cgroup")
-        .arg(launch.cgroup);
-    if let Some(mounts) = launch.mounts {
-        command.arg("--mounts").arg(mounts.path());
-    }
-    if let Some(hostname) = launch.hostname {
-        command.arg("--hostname").arg(hostname);
-    }
-    for (wanted, flag) in [
-        (launch.host_network, "--host-network"),
-        (launch.host_ipc, "--host-ipc"),
-        (launch.shared_pid, "--shared-pid"),
-    ] {
-        if wanted {
-            command.arg(flag);
-        }
-    }
-    for (key, value) in &launch.sysctls {
-        command.arg("--sysctl").arg(format!("{key}={value}"));
-    }
-    if let Some(mappings) = launch.users {
-        for (flag, runs) in [("--uid-map", &mappings.uids), ("--gid-map", &mappings.gids)] {
-            for IdRun { outside, inside, length } in runs {
-                command.arg(flag).arg(format!("{inside}:{outside}:{length}"));
-            }
-        }
-    }
-    let log = File::options().append(true).create(true).open(launch.folder.join("shim.log")).map_err(gone)?;
-    // Without a directory of its own to change to, it can be started without a copy of the agent's page tables.
-    command
-        .env_clear()
-        // glibc's per-thread cache would hold pages that a single-threaded monitor can do without.
-        .env("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
-        .stdin(Stdio::from(listener))
-        .stdout(Stdio::null())
-        .stderr(Stdio::from(log))
-        .kill_on_drop(false);
-    let mut child = command.spawn().map_err(|source| {
-        gone(io::Error::new(source.kind(), format!("start {}: {source}", launch.runtime.display())))
-    })?;
-    // It holds the listening socket. A monitor that dies at once is noticed when nobody holds it any more.
-    drop(command);
+    let log = launch.folder.join("shim.log");
+    let start = Start { arguments: launch.arguments(), socket: launch.folder.join(SOCKET), log: log.clone() };
+    let monitor = launch
+        .launcher
+        .start(start)
+        .and_then(Started::new)
+        .map_err(|source| gone(io::Error::new(source.kind(), format!("start it: {source}"))))?;
     match Connection::open(launch.pod, launch.folder).await {
         Ok(connection) => {
             // The monitor is our child until the agent ends: reap it whenever it goes.
-            tokio::spawn(async move { child.wait().await });
+            tokio::spawn(monitor.reap());
             Ok(connection)
         }
         Err(error) => {
-            let _ = child.kill().await;
-            let log = std::fs::read_to_string(launch.folder.join("shim.log")).unwrap_or_default();
+            monitor.kill();
+            let _ = timeout(KILLED, monitor.reap()).await;
+            let log = std::fs::read_to_string(log).unwrap_or_default();
             let last = log.lines().last().unwrap_or("the monitor said nothing").to_owned();
             Err(gone(io::Error::other(format!("{}: {last}", error.chain()))))
         }
+    }
+}
+
+impl Launch<'_> {
+    fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> =
+            ["--pod", self.pod.as_str(), "--cgroup", self.cgroup].map(Into::into).into();
+        if let Some(mounts) = self.mounts {
+            arguments.extend(["--mounts".into(), mounts.path().into()]);
+        }
+        if let Some(hostname) = self.hostname {
+            arguments.extend(["--hostname".into(), hostname.into()]);
+        }
+        for (wanted, flag) in [
+            (self.host_network, "--host-network"),
+            (self.host_ipc, "--host-ipc"),
+            (self.shared_pid, "--shared-pid"),
+        ] {
+            arguments.extend(wanted.then(|| flag.into()));
+        }
+        for (key, value) in &self.sysctls {
+            arguments.extend(["--sysctl".into(), format!("{key}={value}").into()]);
+        }
+        if let Some(mappings) = self.users {
+            for (flag, runs) in [("--uid-map", &mappings.uids), ("--gid-map", &mappings.gids)] {
+                for IdRun { outside, inside, length } in runs {
+                    arguments.extend([flag.into(), format!("{inside}:{outside}:{length}").into()]);
+                }
+            }
+        }
+        arguments
+    }
+}
+
+/// A monitor that is our child.
+struct Started {
+    /// Its pidfd, for whose readiness Tokio has no type either.
+    process: UnixStream,
+}
+
+impl Started {
+    fn new(pid: i32) -> io::Result<Started> {
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
+        let process = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        Ok(Started { process: UnixStream::from_std(process.into())? })
+    }
+
+    fn kill(&self) {
+        // It may have ended by itself.
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+    }
+
+    /// Waits until it ends, and has the kernel forget it.
+    async fn reap(self) {
+        let ended = || waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED);
+        let _ = self.process.async_io(Interest::READABLE, || Ok(ended()?)).await;
     }
 }
 
@@ -297,16 +311,6 @@ fn receive(socket: &UnixStream) -> io::Result<Option<(Response, Option<OwnedFd>)
     Ok(Some((serde_json::from_slice(&buffer[..length])?, descriptor)))
 }
 
-/// Binds the socket that the monitor will be given. The folder's descriptor stands in for its path,
-/// which may be longer than the 108 bytes that an address has room for.
-fn listen(folder: &Path) -> io::Result<OwnedFd> {
-    let socket = seqpacket()?;
-    let (_directory, address) = address(folder)?;
-    rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, 128)?;
-    Ok(socket)
-}
-
 fn connect(folder: &Path) -> io::Result<UnixStream> {
     let socket = seqpacket()?;
     let (_directory, address) = address(folder)?;
@@ -369,6 +373,7 @@ fn kill_process(pid: i32, pod: &PodId) -> io::Result<()> {
     }
     // The descriptor becomes readable when the process has ended.
     let mut waiting = [PollFd::new(&process, PollFlags::IN)];
-    rustix::event::poll(&mut waiting, Some(&Timespec { tv_sec: KILLED_SECONDS, tv_nsec: 0 }))?;
+    let deadline = Timespec::try_from(KILLED).map_err(io::Error::other)?;
+    rustix::event::poll(&mut waiting, Some(&deadline))?;
     Ok(())
 }

@@ -150,7 +150,7 @@ impl Running {
         let sysctl = ("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
         let host = config.network == NetworkMode::Host;
         let launch = Launch {
-            runtime: &self.context.monitor.path(),
+            launcher: &self.context.launcher,
             pod: &self.pod,
             folder: &self.folder,
             cgroup: &format!("{}/monitors", self.context.config.cgroup.root),

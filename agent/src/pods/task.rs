@@ -301,7 +301,7 @@ impl Task {
         let config = self.record.config.clone();
         let hostname = self.hostname();
         let launch = Launch {
-            runtime: &self.context.monitor.path(),
+            launcher: &self.context.launcher,
             pod: &self.record.id,
             folder: &folder,
             cgroup: &format!("{}/monitors", self.context.config.cgroup.root),

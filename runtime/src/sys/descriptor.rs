@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::mpsc::Receiver;
 
 /// Standard input, which is never closed here.
 pub(crate) fn stdin() -> BorrowedFd<'static> {
@@ -14,6 +15,31 @@ pub(crate) fn stdin() -> BorrowedFd<'static> {
 pub(crate) fn stderr() -> BorrowedFd<'static> {
     // SAFETY: as for 0.
     unsafe { BorrowedFd::borrow_raw(2) }
+}
+
+/// Starts a thread with a table of descriptors of its own: at first it has the standard ones and no more. It has no more of
+/// the process than the messages that it receives, which must not have descriptors in them. Linux 5.9.
+pub(crate) fn thread_apart<M: Send + 'static>(
+    name: &str,
+    messages: Receiver<M>,
+    work: fn(Receiver<M>),
+) -> io::Result<()> {
+    let (settled, is_settled) = std::sync::mpsc::sync_channel(1);
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // SAFETY: closes nothing that anybody uses: the table becomes the thread's own first, and what the thread uses
+        // is yet to be opened.
+        let result =
+            match unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_UNSHARE) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            };
+        let is_apart = result.is_ok();
+        drop(settled.send(result));
+        if is_apart {
+            work(messages);
+        }
+    })?;
+    is_settled.recv().map_err(io::Error::other)?
 }
 
 /// Closes everything that a careless parent left open above the standard descriptors.
