@@ -59,7 +59,7 @@ impl Launcher {
         Ok(launcher)
     }
 
-    /// Starts a monitor and tells its pid. It is a child of this process, whose it is to wait for it.
+    /// Starts a monitor and tells its pid. It is a child of this process, which is to wait for it.
     ///
     /// # Errors
     /// The socket or the log can't be made, or the monitor not executed.
