@@ -22,6 +22,7 @@ pub(crate) mod process;
 pub(crate) mod quota;
 pub(crate) mod scheduling;
 pub(crate) mod signal;
+pub(crate) mod socket;
 pub(crate) mod terminal;
 
 #[cfg(test)]

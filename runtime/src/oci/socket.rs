@@ -8,10 +8,11 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType, bind, connect, listen, sendmsg, socket_with,
+    SocketType, connect, sendmsg, socket_with,
 };
 
 use super::{Error, Result};
+use crate::sys;
 
 /// Connects to a stream socket at a path that a caller chose.
 pub(super) fn connect_stream(path: &Path) -> Result<OwnedFd> {
@@ -51,17 +52,9 @@ pub(super) fn send_pidfd(path: Option<&Path>, pidfd: impl AsFd) -> Result<()> {
 
 /// Listens at `name` in a folder.
 pub(super) fn listen_in(folder: &Path, name: &str) -> Result<OwnedFd> {
-    let listening = || {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(CWD, folder, flags, Mode::empty())?;
-        let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        bind(&socket, &address)?;
-        listen(&socket, 4)?;
-        Ok(socket)
-    };
-    listening().map_err(|errno| Error::errno(format!("listen at {}", folder.join(name).display()), errno))
+    let path = folder.join(name);
+    sys::socket::listen(&path, SocketFlags::NONBLOCK, 4)
+        .map_err(|errno| Error::errno(format!("listen at {}", path.display()), errno))
 }
 
 /// Connects to what listens at `name` in a folder; None when nobody does.

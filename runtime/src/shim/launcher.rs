@@ -9,14 +9,12 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::SocketFlags;
 
 use crate::executable::ReadOnly;
 use crate::sys;
@@ -41,10 +39,7 @@ pub struct Launcher {
     jobs: Sender<Job>,
 }
 
-enum Job {
-    Open(PathBuf, SyncSender<io::Result<()>>),
-    Start(Start, SyncSender<io::Result<i32>>),
-}
+type Job = (Start, SyncSender<io::Result<i32>>);
 
 impl Launcher {
     /// Starts the thread. The file that is at `runtime` now is what will be executed, from a read-only mount.
@@ -53,10 +48,9 @@ impl Launcher {
     /// No such file, or no right to mount.
     pub fn open(runtime: &Path) -> io::Result<Launcher> {
         let (jobs, asked) = channel();
-        sys::descriptor::thread_apart("launcher", asked, serve)?;
-        let launcher = Launcher { jobs };
-        launcher.ask(|answer| Job::Open(runtime.to_owned(), answer))?;
-        Ok(launcher)
+        let open = |runtime: PathBuf| ReadOnly::open(&runtime).map_err(io::Error::other);
+        sys::descriptor::thread_apart("launcher", runtime.to_owned(), open, asked, serve)?;
+        Ok(Launcher { jobs })
     }
 
     /// Starts a monitor and tells its pid. It is a child of this process, which is to wait for it.
@@ -64,38 +58,29 @@ impl Launcher {
     /// # Errors
     /// The socket or the log can't be made, or the monitor not executed.
     pub fn start(&self, start: Start) -> io::Result<i32> {
-        self.ask(|answer| Job::Start(start, answer))
-    }
-
-    fn ask<T>(&self, job: impl FnOnce(SyncSender<io::Result<T>>) -> Job) -> io::Result<T> {
         let (answer, answered) = sync_channel(1);
         let gone = || io::Error::other("the thread that starts monitors has ended");
-        self.jobs.send(job(answer)).map_err(|_| gone())?;
+        self.jobs.send((start, answer)).map_err(|_| gone())?;
         answered.recv().map_err(|_| gone())?
     }
 }
 
-fn serve(jobs: Receiver<Job>) {
-    let mut executable = None;
-    for job in jobs {
+fn serve(executable: ReadOnly, jobs: Receiver<Job>) {
+    for (start, answer) in jobs {
         // Nobody has stopped waiting, as nobody can.
-        match job {
-            Job::Open(path, answer) => {
-                let opened = ReadOnly::open(&path).map_err(io::Error::other);
-                drop(answer.send(opened.map(|opened| executable = Some(opened))));
-            }
-            Job::Start(start, answer) => {
-                let missing = || io::Error::other("there is no program yet");
-                drop(answer.send(executable.as_ref().ok_or_else(missing).and_then(|it| launch(it, &start))));
-            }
-        }
+        drop(answer.send(launch(&executable, &start)));
     }
 }
 
 #[allow(clippy::zombie_processes, reason = "whoever asked waits for it")]
 fn launch(executable: &ReadOnly, start: &Start) -> io::Result<i32> {
-    let socket = listen(&start.socket)?;
-    let log = File::options().append(true).create(true).open(&start.log)?;
+    let failed = |what: &str, path: &Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+    };
+    let socket = sys::socket::listen(&start.socket, SocketFlags::empty(), BACKLOG)
+        .map_err(|errno| failed("listen at", &start.socket, errno.into()))?;
+    let log = File::options().append(true).create(true).open(&start.log);
+    let log = log.map_err(|error| failed("open", &start.log, error))?;
     // Without a directory of its own to change to, it can be started without a copy of the page tables.
     let child = Command::new(executable.path())
         .arg0("sampan-runtime")
@@ -107,23 +92,9 @@ fn launch(executable: &ReadOnly, start: &Start) -> io::Result<i32> {
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
         .stderr(Stdio::from(log))
-        .spawn()?;
+        .spawn()
+        .map_err(|error| io::Error::new(error.kind(), format!("execute the runtime: {error}")))?;
     Ok(child.id() as i32)
-}
-
-/// Its folder's descriptor stands in for the path, of which an address takes 107 bytes.
-fn listen(path: &Path) -> io::Result<OwnedFd> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::openat(CWD, folder, flags, Mode::empty())?;
-    let own = PathBuf::from(format!("/proc/thread-self/fd/{}", folder.as_fd().as_raw_fd()));
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(own.join(name))?)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket)
 }
 
 #[cfg(test)]
