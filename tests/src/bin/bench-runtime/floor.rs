@@ -18,14 +18,8 @@ pub(crate) fn arguments(command: &mut Command, rootfs: &Path, kind: Kind, cgroup
 }
 
 /// A cgroup of this name in every hierarchy that is mounted; none is made.
-pub(crate) fn cgroups(name: &str) -> Result<Vec<PathBuf>> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let hierarchies = mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        let (point, kind) = (fields.next()?, fields.next()?);
-        matches!(kind, "cgroup" | "cgroup2").then(|| Path::new(point).join(name))
-    });
-    Ok(hierarchies.collect())
+pub(crate) fn cgroups(name: &str) -> Vec<PathBuf> {
+    sampan_tests::hierarchies().into_iter().map(|hierarchy| hierarchy.join(name)).collect()
 }
 
 /// Once the floor has ended.
@@ -71,13 +65,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 /// By the cheapest way: a thread moves itself, which version 1 has a file of its own for.
 fn enter(cgroup: &Path) -> Result<()> {
     std::fs::create_dir(cgroup).with_context(|| format!("make {}", cgroup.display()))?;
-    let parent = |name| std::fs::read_to_string(cgroup.with_file_name(name));
-    for name in ["cpuset.cpus", "cpuset.mems"] {
-        // A new cgroup of version 1 has none, and lets nobody in.
-        if cgroup.join("tasks").exists()
-            && let Ok(value) = parent(name)
-        {
-            std::fs::write(cgroup.join(name), value).with_context(|| format!("write {name}"))?;
+    if cgroup.to_string_lossy().contains("cpuset") {
+        // A new one of version 1 is empty, and lets nobody in.
+        for name in ["cpuset.cpus", "cpuset.mems"] {
+            let copied = std::fs::read(cgroup.with_file_name(name))
+                .and_then(|value| std::fs::write(cgroup.join(name), value));
+            copied.with_context(|| format!("set {name}"))?;
         }
     }
     let entered = std::fs::write(cgroup.join("tasks"), "0");

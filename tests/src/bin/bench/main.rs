@@ -9,10 +9,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Parser;
-use sampan_tests::{Agent, Options, fixture};
+use sampan_tests::{Agent, Disk, Options, fixture};
+use tempfile::TempDir;
 
 mod containerd;
-mod disk;
 mod growth;
 mod measure;
 mod memory;
@@ -20,7 +20,6 @@ mod report;
 mod system;
 
 use containerd::Containerd;
-use disk::Disk;
 use report::Report;
 use system::System;
 
@@ -58,21 +57,28 @@ enum Only {
     Containerd,
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let disk = Disk::make()?;
-    tokio::runtime::Runtime::new()?.block_on(measure_all(&arguments, &disk))
+/// Where both systems keep their files, as on a node: a disk with a journal, and memory for what a reboot makes void.
+///
+/// An ext4 without a journal, which a machine for tests may have, looks at every inode that was deleted in the last minutes
+/// before it gives one away, so that pods which come and go cost more and more.
+struct Place {
+    disk: Disk,
+    memory: TempDir,
 }
 
-async fn measure_all(arguments: &Arguments, disk: &Disk) -> Result<()> {
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    // 16 GiB of a sparse file: room for what two systems pull and unpack.
+    let place = Place { disk: Disk::new(16 << 10), memory: tempfile::tempdir_in("/dev/shm")? };
     let image = fixture().image("busybox");
     let agent = match arguments.only {
         Some(Only::Containerd) => None,
-        _ => Some(start_agent(arguments.bin_dir.clone(), disk).await),
+        _ => Some(start_agent(arguments.bin_dir.clone(), &place).await),
     };
     let containerd = match arguments.only {
         Some(Only::Sampan) => None,
-        _ => Some(Containerd::start(&disk.lasting(), Some(disk.memory().join("c"))).await?),
+        _ => Some(Containerd::start(&place.disk.path(), Some(place.memory.path().join("c"))).await?),
     };
     let systems: Vec<System> =
         agent.iter().map(System::of_agent).chain(containerd.iter().map(System::of_containerd)).collect();
@@ -97,11 +103,11 @@ async fn measure_all(arguments: &Arguments, disk: &Disk) -> Result<()> {
     Ok(())
 }
 
-async fn start_agent(binaries: Option<PathBuf>, disk: &Disk) -> Agent {
+async fn start_agent(binaries: Option<PathBuf>, place: &Place) -> Agent {
     Agent::start_with(Options {
         binaries,
-        base_in: Some(disk.lasting()),
-        state: Some(disk.memory().join("s")),
+        base_in: Some(place.disk.path()),
+        state: Some(place.memory.path().join("s")),
         log_level: Some("info".into()),
         subnet_bits: Some(20),
         ..Options::default()
