@@ -57,7 +57,7 @@ use link::{Link, POD_INTERFACE, Pair};
 use netfilter::{ConnectionFilter, Family, forget_connections};
 use netlink::{Message, Socket};
 use port::Families;
-use ruleset::{Element, Ruleset, keys};
+use ruleset::{Element, Ruleset};
 use state::State;
 
 pub use error::{Error, Kind};
@@ -395,37 +395,27 @@ impl Network {
         if elements.is_empty() {
             return Ok(());
         }
-        let result = self.withdraw_elements(elements);
+        let result = self.withdraw_elements(&elements);
         self.forget(stale_answers(ports, addresses));
         result.map_err(about(format!("ports of network {}", self.config.bridge)))
     }
 
-    fn withdraw_elements(&self, mut elements: Vec<Element>) -> Result<(), netlink::Error> {
+    fn withdraw_elements(&self, elements: &[Element]) -> Result<(), netlink::Error> {
+        let gone = |error: &netlink::Error| error.errno() == Some(Errno::NOENT);
         let mut netfilter = lock(&self.netfilter);
-        match netfilter.transact(&self.ruleset.withdraw(&elements)) {
-            Err(error) if error.errno() == Some(Errno::NOENT) => {}
+        match netfilter.transact(&self.ruleset.withdraw(elements)) {
+            Err(error) if gone(&error) => {}
             result => return result.map(drop),
         }
-        // Some or all are gone already, and so nothing was withdrawn.
-        let published = self.published(&mut netfilter)?;
-        elements.retain(|element| published.contains(&element.place()));
-        if elements.is_empty() {
-            return Ok(());
-        }
-        netfilter.transact(&self.ruleset.withdraw(&elements)).map(drop)
-    }
-
-    /// Where there are elements in our maps now; nowhere, if the table is gone.
-    fn published(&self, netfilter: &mut Socket) -> Result<HashSet<(&'static str, Vec<u8>)>, netlink::Error> {
-        let mut places = HashSet::new();
-        for (map, request) in self.ruleset.list() {
-            match netfilter.dump(&request) {
-                Ok(replies) => places.extend(keys(&replies).into_iter().map(|key| (map, key))),
-                Err(error) if error.errno() == Some(Errno::NOENT) => {}
-                Err(error) => return Err(error),
+        // Some or all are gone already, and so nothing was withdrawn. Which ones
+        // the kernel can't be asked: what it lists of a map that grows has holes.
+        for element in elements {
+            match netfilter.transact(&self.ruleset.withdraw(std::slice::from_ref(element))) {
+                Err(error) if !gone(&error) => return Err(error),
+                _ => {}
             }
         }
-        Ok(places)
+        Ok(())
     }
 
     /// Has the kernel forget tracked connections. Without it some datagrams go

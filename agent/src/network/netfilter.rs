@@ -28,7 +28,6 @@ pub(super) enum Command {
     DeleteRule = 8,
     NewSet = 9,
     NewElement = 12,
-    GetElement = 13,
     DeleteElement = 14,
 }
 

@@ -33,7 +33,7 @@ use ipnet::IpNet;
 use super::netfilter::{
     Command, DESTINATION_REWRITTEN, Family, LOCAL, Load, Register, Rule, request, transaction,
 };
-use super::netlink::{CREATE, DUMP, Message, Reply, attribute, attributes};
+use super::netlink::{CREATE, Message};
 use super::port::PortMapping;
 
 /// One element of a port map: where a port of the host leads.
@@ -62,11 +62,6 @@ impl Element {
                 pod_port: port.container_port,
             })
             .collect()
-    }
-
-    /// The map that the element is in, and its key there.
-    pub(super) fn place(&self) -> (&'static str, Vec<u8>) {
-        (self.map().name, self.key())
     }
 
     fn map(&self) -> &'static Map {
@@ -344,30 +339,6 @@ impl Ruleset {
         }
         requests
     }
-
-    /// The request for the elements of each map, by its name.
-    pub(super) fn list(&self) -> impl Iterator<Item = (&'static str, Message)> {
-        MAPS.iter().map(|map| {
-            let request = request(Command::GetElement, DUMP, "list ports", |list| {
-                list.text(1, &self.bridge).text(2, map.name);
-            });
-            (map.name, request)
-        })
-    }
-}
-
-/// The keys in the answers to a request for elements.
-pub(super) fn keys(replies: &[Reply]) -> Vec<Vec<u8>> {
-    const HEADER: usize = 4;
-    let mut keys = Vec::new();
-    for reply in replies {
-        let list = reply.body.get(HEADER..).and_then(|body| attribute(body, 3));
-        for (_, element) in attributes(list.unwrap_or_default()) {
-            let key = attribute(element, 1).and_then(|key| attribute(key, 1));
-            keys.extend(key.map(<[u8]>::to_vec));
-        }
-    }
-    keys
 }
 
 /// An interface's name as it lies in a register.

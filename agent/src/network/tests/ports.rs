@@ -152,7 +152,11 @@ fn thousands_of_ports_are_published_and_restored() {
         let network = network();
         let ports: Vec<_> = (0..3000).map(|number| publish(Protocol::Tcp, 20000 + number, 80)).collect();
         let pod = Pod::attach(&network, "a", &ports);
-        assert_eq!(element_count(&network), 6000);
+        assert!(
+            eventually(Duration::from_secs(5), || element_count(&network) == 6000),
+            "{}",
+            element_count(&network)
+        );
         let config = network.config.clone();
         drop(network);
         let network = Network::open(config).unwrap();
