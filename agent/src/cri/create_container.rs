@@ -20,7 +20,12 @@ pub(super) async fn call(
     }
     let unset_seccomp = pods.context().config.runtime.seccomp_when_unset;
     let mut config = convert::container_config(config, unset_seccomp)?;
-    if config.security.privileged && !pod.record.config.privileged {
+    // A debug container may ask for more than its pod did when it began; what
+    // the orchestrator says of the pod now counts.
+    let pod_security = request.sandbox_config.and_then(|pod| pod.linux).and_then(|linux| linux.security_context);
+    let may_be_privileged =
+        pod.record.config.privileged || pod_security.is_some_and(|security| security.privileged);
+    if config.security.privileged && !may_be_privileged {
         return Err(Status::invalid_argument("a privileged container needs a privileged pod"));
     }
     if let Some(crate::pods::config::PidMode::Target(id)) = &mut config.security.pid {

@@ -213,10 +213,14 @@ async fn capabilities_are_those_of_the_request() {
         let id = cri.run(&pod_id, &privileged, &pod).await.unwrap();
         assert_eq!((capabilities(&cri, &id, "CapEff").await, field(&cri, &id, "Seccomp").await), (own, "0".into()));
         cri.sh(&id, "mount -t tmpfs none /tmp; test -c /dev/full; : >/proc/sys/kernel/panic; ls /proc/acpi /proc/keys >/dev/null || :").await;
-        let plain = agent.pod("plain");
+        let mut plain = agent.pod("plain");
         let plain_id = cri.run_pod(&plain).await.unwrap();
         let status = cri.create(&plain_id, &privileged, &plain).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        // `kubectl debug --profile=sysadmin` adds such a container to a pod that was begun without.
+        plain.config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+        let id = cri.run(&plain_id, &privileged, &plain).await.unwrap();
+        assert_eq!(capabilities(&cri, &id, "CapEff").await, own);
         for id in [pod_id, plain_id] {
             cri.clear_pod(&id).await.unwrap();
         }
