@@ -126,6 +126,8 @@ pub(crate) async fn many(systems: &[System], image: &str, count: usize, report: 
         Unit::Time,
         spent.iter().map(|spent| spent.as_secs_f64() / LISTS as f64),
     );
+    // Who has just had something to do keeps its pages at hand for a moment.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let monitors = systems.iter().zip(&pods).map(|(_, pods)| {
         pods.iter().map(|(pod, container)| memory::monitors(pod, container)).sum::<u64>() as f64
             / count as f64
