@@ -22,7 +22,8 @@ pub(super) async fn call(
     let mut config = convert::container_config(config, unset_seccomp)?;
     // A debug container may ask for more than its pod did when it began; what
     // the orchestrator says of the pod now counts.
-    let pod_security = request.sandbox_config.and_then(|pod| pod.linux).and_then(|linux| linux.security_context);
+    let pod_security =
+        request.sandbox_config.and_then(|pod| pod.linux).and_then(|linux| linux.security_context);
     let may_be_privileged =
         pod.record.config.privileged || pod_security.is_some_and(|security| security.privileged);
     if config.security.privileged && !may_be_privileged {
