@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use k8s_cri::v1::{ContainerState, PodSandboxState};
-use sampan_tests::{Ctr, eventually, with_agent};
+use k8s_cri::v1::{ContainerState, PodSandboxState, PortMapping};
+use sampan_tests::{Agent, Ctr, eventually, sweep, with_agent};
+use sha2::{Digest, Sha256};
 
 use super::{SOON, busybox};
 
@@ -160,6 +161,63 @@ async fn a_removal_that_was_cut_off_is_no_obstacle_to_the_next_agent() {
         agent.cri().clear_pod(&id).await.unwrap();
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_was_restarted_keeps_records_and_gives_back_everything_else() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let port = PortMapping { container_port: 80, host_port: 18099, ..Default::default() };
+        let mut pod = agent.pod("restarted");
+        pod.config.port_mappings = vec![port];
+        let cri = agent.cri();
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let ended = cri.run(&pod_id, &Ctr::new("ended", &image, &pod).sh("exit 3"), &pod).await.unwrap();
+        cri.ended(&ended).await;
+        let running = cri.run(&pod_id, &Ctr::sleeper("running", &image, &pod), &pod).await.unwrap();
+        let created = cri.create(&pod_id, &Ctr::sleeper("created", &image, &pod), &pod).await.unwrap();
+        power_off(agent);
+        agent.restart().await;
+
+        let cri = agent.cri();
+        let status = cri.pod(&pod_id).await.unwrap();
+        assert_eq!(status.state(), PodSandboxState::SandboxNotready);
+        for (id, code, reason) in
+            [(&ended, 3, "Error"), (&running, 255, "MachineRestarted"), (&created, 255, "MachineRestarted")]
+        {
+            let status = cri.container(id).await.unwrap();
+            let seen = (status.state(), status.exit_code, status.reason.as_str());
+            assert_eq!(seen, (ContainerState::ContainerExited, code, reason));
+        }
+        // As kubelet goes on: another attempt of the pod with the same port, then the old one goes.
+        let again = pod.clone().attempt(1);
+        let again_id = cri.run_pod(&again).await.unwrap();
+        let container = cri.run(&again_id, &Ctr::sleeper("running", &image, &again).attempt(1), &again).await;
+        assert_eq!(cri.sh(&container.unwrap(), "echo up").await, "up");
+        for id in [&pod_id, &again_id] {
+            cri.clear_pod(id).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// Leaves of an agent and its pods what a machine that is started again has of them: the folder of what survives, with
+/// records of another boot.
+fn power_off(agent: &Agent) {
+    agent.kill();
+    let scope = agent.scope();
+    sweep(scope);
+    std::fs::remove_dir_all(&scope.state).unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    for pod in std::fs::read_dir(scope.root.join("pods")).unwrap() {
+        let record = pod.unwrap().path().join("pod.json");
+        let text = std::fs::read_to_string(&record).unwrap();
+        // The checksum of the rest, as the first line.
+        let json = text.split_once('\n').unwrap().1.trim_end().replace(boot.trim(), "another boot");
+        assert!(json.contains("another boot"), "{json}");
+        let sum = hex::encode(Sha256::digest(&json));
+        std::fs::write(&record, format!("sha256:{sum}\n{json}\n")).unwrap();
+    }
 }
 
 /// Kills the monitor of a pod as the kernel might.
