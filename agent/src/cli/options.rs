@@ -3,6 +3,7 @@
 //! Errors are sentences that end up behind clap's "invalid value" and say what would be valid.
 
 mod amount;
+mod device;
 mod environment;
 mod moment;
 mod port;
@@ -13,7 +14,8 @@ use std::{convert::Infallible, path::PathBuf};
 use clap::{Args, ValueEnum};
 
 pub(super) use self::{
-    amount::{cores, memory, storage},
+    amount::{cores, memory, storage, swap},
+    device::device,
     environment::environment,
     moment::moment,
     port::{Ports, ports, publication},
@@ -54,6 +56,14 @@ pub(super) fn label(text: &str) -> Result<(String, String), String> {
         return Err("a label has a key: KEY=VALUE".to_owned());
     }
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// `NAME=VALUE`.
+pub(super) fn sysctl(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE, such as net.core.somaxconn=1024".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@
 
 mod foreground;
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::{ArgAction, Args, ValueEnum};
 use sampan_proto::{
     cri::{ImageSpec, ImageStatusRequest},
-    sampan::{NetworkMode, RunRequest, Volume},
+    sampan::{Device, NetworkMode, RunRequest, Volume},
 };
 use tonic::Code;
 
@@ -57,9 +57,13 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
 
-    /// Show a path of the host inside: SOURCE:DESTINATION[:ro]
+    /// Show a path of the host inside, SOURCE:DESTINATION[:ro], or keep a DESTINATION outside its layer
     #[arg(short, long, value_name = "VOLUME", value_parser = options::volume)]
     volume: Vec<Volume>,
+
+    /// Give it a device of the host: SOURCE[:DESTINATION][:rwm]
+    #[arg(long, value_name = "DEVICE", value_parser = options::device)]
+    device: Vec<Device>,
 
     /// Start in this directory
     #[arg(short, long, value_name = "DIR")]
@@ -73,9 +77,25 @@ pub(super) struct Arguments {
     #[arg(short, long, value_name = "SIZE", value_parser = options::memory)]
     memory: Option<i64>,
 
+    /// Limit memory and swap together; -1: no limit of the sum
+    #[arg(long, value_name = "SIZE", value_parser = options::swap, allow_hyphen_values = true)]
+    memory_swap: Option<i64>,
+
     /// Limit cores: 0.5
     #[arg(long, value_name = "CORES", value_parser = options::cores)]
     cpus: Option<i64>,
+
+    /// Weigh it against others when cores are short; usual is 1024
+    #[arg(short, long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144))]
+    cpu_shares: Option<u64>,
+
+    /// Keep it to these cores: 0-3,7
+    #[arg(long, value_name = "CORES")]
+    cpuset_cpus: Option<String>,
+
+    /// Keep it to the memory of these nodes: 0,1
+    #[arg(long, value_name = "NODES")]
+    cpuset_mems: Option<String>,
 
     /// Limit processes and threads
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(i64).range(1..))]
@@ -88,6 +108,18 @@ pub(super) struct Arguments {
     /// Its network; none is loopback alone
     #[arg(long, alias = "net", value_enum, value_name = "NETWORK", default_value = "bridge")]
     network: Network,
+
+    /// Ask this name server, an address, in place of the host's
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<IpAddr>,
+
+    /// Set a kernel parameter of its namespaces: NAME=VALUE
+    #[arg(long, value_name = "PARAMETER", value_parser = options::sysctl)]
+    sysctl: Vec<(String, String)>,
+
+    /// Whose processes it sees, when not its own
+    #[arg(long, value_enum, value_name = "NAMESPACE")]
+    pid: Option<PidNamespace>,
 
     /// Run this program in place of the image's
     #[arg(long, value_name = "PROGRAM", value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -105,9 +137,21 @@ pub(super) struct Arguments {
     #[arg(long)]
     privileged: bool,
 
+    /// Add a capability to the usual ones; ALL adds all
+    #[arg(long, value_name = "CAPABILITY")]
+    cap_add: Vec<String>,
+
+    /// Take a capability away; ALL takes all
+    #[arg(long, value_name = "CAPABILITY")]
+    cap_drop: Vec<String>,
+
     /// Make its root read-only
     #[arg(long)]
     read_only: bool,
+
+    /// Send it this signal, a name or number, when it is to stop
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<String>,
 
     /// When to pull the image
     #[arg(long, value_enum, value_name = "WHEN", default_value = "missing")]
@@ -139,6 +183,11 @@ enum Network {
     Bridge,
     Host,
     None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PidNamespace {
+    Host,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -208,12 +257,23 @@ fn request(arguments: Arguments) -> Result<RunRequest, Failure> {
         .into(),
         memory_bytes: arguments.memory.unwrap_or(0),
         storage_bytes: arguments.storage_opt.unwrap_or(0),
+        memory_swap_bytes: arguments.memory_swap.unwrap_or(0),
         cpu_millis: arguments.cpus.unwrap_or(0),
+        cpu_shares: arguments.cpu_shares.unwrap_or(0),
+        cpuset_cpus: arguments.cpuset_cpus.unwrap_or_default(),
+        cpuset_mems: arguments.cpuset_mems.unwrap_or_default(),
         pids_limit: arguments.pids_limit.unwrap_or(0),
         labels: arguments.label.into_iter().collect(),
         hostname: arguments.hostname.unwrap_or_default(),
         auto_remove: arguments.rm && arguments.detach,
         privileged: arguments.privileged,
+        add_capabilities: arguments.cap_add,
+        drop_capabilities: arguments.cap_drop,
+        devices: arguments.device,
+        sysctls: arguments.sysctl.into_iter().collect(),
+        dns_servers: arguments.dns.iter().map(IpAddr::to_string).collect(),
+        stop_signal: arguments.stop_signal.unwrap_or_default(),
+        host_pid: arguments.pid == Some(PidNamespace::Host),
         read_only_rootfs: arguments.read_only,
         stdin: arguments.interactive,
         tty: arguments.tty,

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::network::PortMapping;
 
 /// A pod's identity for its caller: unique among the pods of an agent.
@@ -63,6 +64,27 @@ pub struct PodConfig {
     pub auto_remove: bool,
     /// Made by `sampan run`: pod and container are one thing to their user.
     pub standalone: bool,
+}
+
+/// Only parameters that a namespace of the pod has; others would change the host.
+pub(crate) fn check_sysctls(asked: &BTreeMap<String, String>) -> Result<()> {
+    const NAMESPACED: [&str; 4] = ["kernel.shm", "kernel.msg", "fs.mqueue.", "net."];
+    const EXACT: [&str; 1] = ["kernel.sem"];
+    for (name, value) in asked {
+        let plain =
+            name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b)) && !name.contains("..");
+        let known =
+            NAMESPACED.iter().any(|prefix| name.starts_with(prefix)) || EXACT.contains(&name.as_str());
+        if !plain || !known {
+            let problem = format!("sysctl {name:?} is not one that belongs to a pod's namespaces");
+            return Err(Error::Invalid(problem));
+        }
+        if value.contains('\n') || value.contains('\0') {
+            let problem = format!("the value of sysctl {name:?} has a line end or a zero byte");
+            return Err(Error::Invalid(problem));
+        }
+    }
+    Ok(())
 }
 
 /// Name resolution of a pod.
@@ -123,6 +145,9 @@ pub struct ContainerConfig {
     pub env: Vec<(String, String)>,
     /// Host paths.
     pub mounts: Vec<MountConfig>,
+    /// Where it has an anonymous volume, beside those that the image asks for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<PathBuf>,
     /// Host devices.
     pub devices: Vec<DeviceConfig>,
     /// Devices that vendors describe (CDI), as `VENDOR/CLASS=NAME`.
@@ -429,6 +454,23 @@ pub enum AppArmorProfile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sysctls_that_reach_the_host_are_refused() {
+        let one = |name: &str, value: &str| check_sysctls(&[(name.to_owned(), value.to_owned())].into());
+        for (name, value) in [("net.ipv4.ip_forward", "1"), ("kernel.shmmax", "1"), ("kernel.sem", "1 2 3 4")]
+        {
+            assert!(one(name, value).is_ok(), "{name}");
+        }
+        for (name, value) in [
+            ("kernel.core_pattern", "|/x"),
+            ("net.a+b", "1"),
+            ("net.ipv4.x", "1\n2"),
+            ("net/../kernel/core_pattern", "x"),
+        ] {
+            assert!(one(name, value).is_err(), "{name}");
+        }
+    }
 
     fn memory(limit: i64, sum: Option<i64>) -> Resources {
         Resources { memory_limit: Some(limit), memory_swap_limit: sum, ..Resources::default() }

@@ -108,7 +108,7 @@ fn users(pod: &PodRecord) -> Result<Option<UserNamespace>> {
     found.map(Some).map_err(|error| Error::Internal(chain(&error)))
 }
 
-/// A folder for each volume of the image that the request mounts nothing at, with what the image has there.
+/// A folder for each volume that is asked for, or by the image where the request mounts nothing, with what the image has there.
 fn make_volumes(
     context: &Context,
     pod: &PodId,
@@ -116,7 +116,8 @@ fn make_volumes(
     rootfs: &Path,
     image: Option<&oci_spec::image::Config>,
 ) -> Result<Vec<MountConfig>> {
-    let wanted = image.and_then(|image| image.volumes().clone()).unwrap_or_default();
+    let of_image = image.and_then(|image| image.volumes().clone()).unwrap_or_default();
+    let wanted = record.config.volumes.iter().cloned().chain(of_image.into_iter().map(PathBuf::from));
     let folder = context.records.volumes(pod, &record.id);
     let mut volumes = Vec::new();
     for path in wanted {

@@ -413,6 +413,7 @@ fn lay_out(
         working_dir: step.directory.clone(),
         env: step.env.clone(),
         mounts: vec![],
+        volumes: vec![],
         devices: vec![],
         cdi_devices: vec![],
         labels: Default::default(),

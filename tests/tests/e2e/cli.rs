@@ -9,6 +9,8 @@ use super::SOON;
 
 /// Trap first: a shell as process 1 has no default action for SIGTERM.
 const SLEEP: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done";
+/// The same with a signal and a code of its own.
+const SIGNALLED: &str = "trap 'exit 7' USR1; while :; do sleep 1000 & wait $!; done";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pull_images_and_rmi_tell_of_images() {
@@ -195,6 +197,62 @@ async fn options_of_run_reach_the_container() {
             "sh", "-c", script,
         ]);
         assert_eq!(text, "1000:1000 /tmp b box\nfrom the host");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_rights_and_surroundings_of_run_reach_the_container() {
+    with_agent(async |agent| {
+        let (cli, image) = (agent.cli(), fixture().image("busybox"));
+        let options: Vec<_> = "--cpuset-cpus 0 -c 512 -m 64m --memory-swap 64m --cap-drop ALL --cap-add CHOWN \
+            --device /dev/full:/dev/mine:rw --sysctl net.ipv4.ip_unprivileged_port_start=81 --dns 192.0.2.9 -v /own"
+            .split_whitespace()
+            .collect();
+        let script = "grep -e CapBnd -e Cpus_allowed_list /proc/self/status | cut -f 2
+            cat /proc/sys/net/ipv4/ip_unprivileged_port_start
+            grep -c 192.0.2.9 /etc/resolv.conf
+            echo x 2>&1 >/dev/mine | grep -c 'No space'
+            cut -d ' ' -f 2 /proc/mounts | grep own; touch /own/file";
+        let run = |more: &[&str]| {
+            let words = ["run", "-q"].iter().chain(&options).chain(more);
+            cli.run(&words.copied().collect::<Vec<_>>())
+        };
+        let output = run(&["--rm", &image, "sh", "-c", script]);
+        assert_eq!(output.stdout, "0000000000000001\n0\n81\n1\n1\n/own\n", "{output:?}");
+
+        let output = run(&["-d", "--stop-signal", "USR1", "--name", "limited", &image, "sh", "-c", SIGNALLED]);
+        assert_eq!(output.code, 0, "{output:?}");
+        let told = cli.json_of_inspect("limited");
+        let host = &told["HostConfig"];
+        assert_eq!(host["CpusetCpus"], "0");
+        assert_eq!((host["CpuShares"].as_u64(), host["MemorySwap"].as_u64()), (Some(512), Some(64 << 20)));
+        assert_eq!(host["Devices"][0]["PathInContainer"], "/dev/mine");
+        let own = told["Mounts"].as_array().unwrap().iter().find(|mount| mount["Destination"] == "/own").unwrap();
+        assert_eq!(own["Type"], "volume");
+        let source = own["Source"].as_str().unwrap().to_owned();
+        assert!(std::fs::exists(&source).unwrap());
+        cli.ok(&["stop", "limited"]);
+        assert_eq!(cli.json_of_inspect("limited")["State"]["ExitCode"], 7, "by the signal it asked for");
+        cli.ok(&["rm", "limited"]);
+        assert!(!std::fs::exists(&source).unwrap(), "the volume goes with its container");
+
+        let everybody = cli.ok(&["run", "-q", "--rm", "--pid", "host", &image, "cat", "/proc/1/comm"]);
+        assert_eq!(everybody, std::fs::read_to_string("/proc/1/comm").unwrap().trim_end());
+        for (option, value, problem) in [
+            ("--sysctl", "kernel.core_pattern=x", "core_pattern"),
+            ("--cap-add", "NO_SUCH", "NO_SUCH"),
+            ("--device", "/etc/passwd", "not a device"),
+            ("--stop-signal", "NONE", "NONE"),
+            ("--memory-swap", "1g", "memory"),
+            ("-v", "/own/../..", "root"),
+            ("-v", "//", "root"),
+        ] {
+            let output = cli.run(&["run", "-q", "--rm", option, value, &image, "true"]);
+            assert!(output.code == 125 && output.stderr.contains(problem), "{option}: {output:?}");
+        }
+        let network = ["run", "-q", "--rm", "--network", "host", "--sysctl", "net.core.somaxconn=77", &image, "true"];
+        assert!(cli.run(&network).code != 0, "would be the host's");
     })
     .await;
 }

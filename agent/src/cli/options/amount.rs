@@ -22,6 +22,11 @@ pub(crate) fn memory(text: &str) -> Result<i64, String> {
     Ok(bytes as i64)
 }
 
+/// An amount of memory, or -1.
+pub(crate) fn swap(text: &str) -> Result<i64, String> {
+    if text == "-1" { Ok(-1) } else { memory(text) }
+}
+
 /// `size=10g`, the only option there is.
 pub(crate) fn storage(text: &str) -> Result<i64, String> {
     let size = text.strip_prefix("size=").ok_or("expected size=AMOUNT, such as size=10g")?;
@@ -51,6 +56,12 @@ mod tests {
         for bad in ["10g", "size", "size=", "size=x", "inodes=5"] {
             assert!(storage(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn swap_may_have_no_limit() {
+        assert_eq!((swap("-1"), swap("1k")), (Ok(-1), Ok(1024)));
+        assert!(swap("-2").is_err());
     }
 
     #[test]

@@ -1,15 +1,19 @@
-//! Volumes: `SOURCE:DESTINATION[:ro]`, both absolute. The source is a path of the agent's machine.
+//! Volumes: `SOURCE:DESTINATION[:ro]`, both absolute. The source is a path of the agent's machine. A `DESTINATION` alone is
+//! an anonymous volume.
 
 use std::{env, path::Path};
 
 use sampan_proto::sampan::Volume;
 
 pub(crate) fn volume(text: &str) -> Result<Volume, String> {
+    if text.starts_with('/') && !text.contains(':') {
+        return Ok(Volume { source: String::new(), destination: text.to_owned(), read_only: false });
+    }
     let mut parts = text.split(':');
     let (Some(source), Some(destination), mode, None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err("expected SOURCE:DESTINATION or SOURCE:DESTINATION:ro".to_owned());
+        return Err("expected SOURCE:DESTINATION, SOURCE:DESTINATION:ro or a DESTINATION alone".to_owned());
     };
     let read_only = match mode {
         None | Some("rw") => false,
@@ -58,6 +62,11 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_without_a_source_is_anonymous() {
+        assert_eq!(volume("/a"), Ok(mount("", "/a", false)));
+    }
+
+    #[test]
     fn a_dot_stands_for_the_current_directory() {
         let here = env::current_dir().unwrap();
         let source = |text: &str| volume(text).unwrap().source;
@@ -68,7 +77,7 @@ mod tests {
 
     #[test]
     fn what_is_no_volume_says_what_would_be() {
-        assert!(volume("/a").unwrap_err().contains("SOURCE:DESTINATION"));
+        assert!(volume("a").unwrap_err().contains("SOURCE:DESTINATION"));
         assert!(volume("/a:b").unwrap_err().contains("absolute"));
         assert!(volume("/a:/b:rx").unwrap_err().contains("ro and rw"));
         assert!(volume("/a:/b:ro:z").is_err());

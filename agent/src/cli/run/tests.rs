@@ -31,7 +31,8 @@ fn every_flag_arrives() {
     let request = parse(
         "run -d --rm --name web -p 8080:80 -p 127.0.0.1:53:53/udp -e A=1 -v /a:/b:ro -w /srv -u 1:2 -m 64m \
          --cpus 0.5 --pids-limit 20 --network none --entrypoint /bin/sh -l a=b -h box --privileged --read-only \
-         nginx -c date",
+         --memory-swap -1 -c 512 --cpuset-cpus 0-1 --cpuset-mems 0 --cap-add NET_ADMIN --cap-drop ALL --device /dev/fuse:rw \
+         --sysctl net.core.somaxconn=9 --dns 1.1.1.1 --stop-signal USR1 --pid host -v /own nginx -c date",
     );
     let port = |host_ip: &str, host_port, container_port, protocol: &str| PublishedPort {
         host_ip: host_ip.into(),
@@ -50,10 +51,28 @@ fn every_flag_arrives() {
             working_dir: "/srv".into(),
             user: "1:2".into(),
             ports: vec![port("", 8080, 80, "tcp"), port("127.0.0.1", 53, 53, "udp")],
-            volumes: vec![Volume { source: "/a".into(), destination: "/b".into(), read_only: true }],
+            volumes: vec![
+                Volume { source: "/a".into(), destination: "/b".into(), read_only: true },
+                Volume { source: String::new(), destination: "/own".into(), read_only: false },
+            ],
             network: NetworkMode::None.into(),
             memory_bytes: 64 << 20,
+            memory_swap_bytes: -1,
             cpu_millis: 500,
+            cpu_shares: 512,
+            cpuset_cpus: "0-1".into(),
+            cpuset_mems: "0".into(),
+            add_capabilities: vec!["NET_ADMIN".into()],
+            drop_capabilities: vec!["ALL".into()],
+            devices: vec![Device {
+                source: "/dev/fuse".into(),
+                destination: "/dev/fuse".into(),
+                permissions: "rw".into(),
+            }],
+            sysctls: [("net.core.somaxconn".to_owned(), "9".to_owned())].into(),
+            dns_servers: vec!["1.1.1.1".into()],
+            stop_signal: "USR1".into(),
+            host_pid: true,
             pids_limit: 20,
             labels: [("a".to_owned(), "b".to_owned())].into(),
             hostname: "box".into(),
@@ -84,6 +103,12 @@ fn a_bad_value_says_what_is_valid() {
     assert!(refusal("run --cpus 0 img").contains("0.5"));
     assert!(refusal("run --network mesh img").contains("bridge"));
     assert!(refusal("run --pids-limit 0 img").contains("pids-limit"));
+    assert!(refusal("run --memory-swap x img").contains("64m"));
+    assert!(refusal("run --cpu-shares 1 img").contains("cpu-shares"));
+    assert!(refusal("run --device fuse img").contains("absolute"));
+    assert!(refusal("run --sysctl a img").contains("NAME=VALUE"));
+    assert!(refusal("run --dns here img").contains("dns"));
+    assert!(refusal("run --pid mine img").contains("host"));
     assert!(refusal("run --bogus img").contains("--bogus"));
     assert!(refusal("run").contains("IMAGE"));
 }

@@ -40,6 +40,7 @@ fn container() -> ContainerConfig {
         working_dir: String::new(),
         env: vec![],
         mounts: vec![],
+        volumes: vec![],
         devices: vec![],
         cdi_devices: vec![],
         labels: BTreeMap::new(),

@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     pods::{
         Found,
-        config::{NetworkMode, Propagation},
+        config::{DeviceConfig, NetworkMode, PidMode, Propagation},
         record::{ContainerPhase, ContainerRecord, PodRecord},
     },
     services::{merged, time},
@@ -124,7 +124,24 @@ fn host_config(pod: &PodRecord, container: &ContainerRecord) -> Value {
         "CpuPeriod": resources.cpu_period.unwrap_or(0),
         "CpuQuota": resources.cpu_quota.unwrap_or(0),
         "CpuShares": resources.cpu_shares.unwrap_or(0),
+        "CpusetCpus": resources.cpuset_cpus,
+        "CpusetMems": resources.cpuset_mems,
+        "MemorySwap": resources.memory_swap_limit.unwrap_or(0),
+        "CapAdd": container.config.security.add_capabilities,
+        "CapDrop": container.config.security.drop_capabilities,
+        "Devices": container.config.devices.iter().map(device).collect::<Vec<_>>(),
+        "Sysctls": pod.config.sysctls,
+        "Dns": pod.config.dns.as_ref().map_or(&[][..], |dns| &dns.servers),
+        "PidMode": if pod.config.pid == PidMode::Host { "host" } else { "" },
         "PidsLimit": resources.pids_limit,
+    })
+}
+
+fn device(device: &DeviceConfig) -> Value {
+    json!({
+        "PathOnHost": device.host_path,
+        "PathInContainer": device.container_path,
+        "CgroupPermissions": device.permissions,
     })
 }
 

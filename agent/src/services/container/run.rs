@@ -1,6 +1,6 @@
 //! `Run`: a pod with one container, whole or not at all.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use sampan_proto::sampan;
 
@@ -11,10 +11,10 @@ use crate::{
     pods::{
         Pods,
         config::{
-            ContainerConfig, MountConfig, NetworkMode, PidMode, PodConfig, PodName, Propagation, Resources,
-            SeccompProfile, Security,
+            ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode, PidMode, PodConfig, PodName,
+            Propagation, Resources, SeccompProfile, Security, check_sysctls,
         },
-        storage,
+        signal, storage,
     },
 };
 
@@ -68,22 +68,24 @@ fn checked_name(name: &str) -> Result<String> {
 }
 
 fn pod(name: &str, request: &sampan::RunRequest) -> Result<PodConfig> {
+    let sysctls = request.sysctls.clone().into_iter().collect();
+    check_sysctls(&sysctls)?;
     Ok(PodConfig {
         name: PodName { name: name.to_owned(), uid: String::new(), namespace: NAMESPACE.into(), attempt: 0 },
         hostname: request.hostname.clone(),
         log_directory: None,
-        dns: None,
+        dns: dns(&request.dns_servers)?,
         ports: request.ports.iter().map(port).collect::<Result<_>>()?,
         labels: request.labels.clone().into_iter().collect(),
         annotations: BTreeMap::new(),
         cgroup_parent: None,
-        sysctls: BTreeMap::new(),
+        sysctls,
         network: match request.network() {
             sampan::NetworkMode::Bridge => NetworkMode::Pod,
             sampan::NetworkMode::None => NetworkMode::None,
             sampan::NetworkMode::Host => NetworkMode::Host,
         },
-        pid: PidMode::Container,
+        pid: if request.host_pid { PidMode::Host } else { PidMode::Container },
         host_ipc: false,
         users: None,
         resources: Resources::default(),
@@ -92,6 +94,15 @@ fn pod(name: &str, request: &sampan::RunRequest) -> Result<PodConfig> {
         auto_remove: request.auto_remove,
         standalone: true,
     })
+}
+
+/// Name servers in place of the host's.
+fn dns(servers: &[String]) -> Result<Option<Dns>> {
+    for server in servers {
+        let address = server.parse::<IpAddr>();
+        address.map_err(|_| Error::Invalid(format!("the name server {server:?} is no address")))?;
+    }
+    Ok((!servers.is_empty()).then(|| Dns { servers: servers.to_vec(), ..Dns::default() }))
 }
 
 fn port(port: &sampan::PublishedPort) -> Result<PortMapping> {
@@ -117,6 +128,14 @@ fn port(port: &sampan::PublishedPort) -> Result<PortMapping> {
 
 fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig> {
     let positive = |number: i64| (number > 0).then_some(number);
+    let (named, anonymous): (Vec<_>, Vec<_>) =
+        request.volumes.iter().partition(|volume| !volume.source.is_empty());
+    let stop_signal = match request.stop_signal.as_str() {
+        "" => None,
+        text => {
+            Some(signal::parse(text).ok_or_else(|| Error::Invalid(format!("there is no signal {text:?}")))?)
+        }
+    };
     let quota = positive(request.cpu_millis).map(|millis| millis * CPU_PERIOD.cast_signed() / 1000);
     Ok(ContainerConfig {
         name: name.to_owned(),
@@ -127,8 +146,9 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
         args: request.args.clone(),
         working_dir: request.working_dir.clone(),
         env: request.env.iter().map(|pair| environment(pair)).collect::<Result<_>>()?,
-        mounts: request.volumes.iter().map(volume).collect::<Result<_>>()?,
-        devices: vec![],
+        mounts: named.into_iter().map(volume).collect::<Result<_>>()?,
+        volumes: anonymous.into_iter().map(anonymous_volume).collect::<Result<_>>()?,
+        devices: request.devices.iter().map(device).collect::<Result<_>>()?,
         cdi_devices: vec![],
         labels: request.labels.clone().into_iter().collect(),
         annotations: positive(request.storage_bytes)
@@ -139,7 +159,11 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
         resources: Resources {
             cpu_period: quota.map(|_| CPU_PERIOD),
             cpu_quota: quota,
+            cpu_shares: (request.cpu_shares > 0).then_some(request.cpu_shares),
             memory_limit: positive(request.memory_bytes),
+            memory_swap_limit: swap(request)?,
+            cpuset_cpus: request.cpuset_cpus.clone(),
+            cpuset_mems: request.cpuset_mems.clone(),
             pids_limit: positive(request.pids_limit),
             ..Resources::default()
         },
@@ -148,10 +172,12 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
             privileged: request.privileged,
             readonly_rootfs: request.read_only_rootfs,
             no_new_privileges: !request.privileged,
+            add_capabilities: request.add_capabilities.clone(),
+            drop_capabilities: request.drop_capabilities.clone(),
             seccomp: SeccompProfile::Default,
             ..Security::default()
         },
-        stop_signal: None,
+        stop_signal,
         stdin: request.stdin,
         tty: request.tty,
         stdin_once: request.stdin,
@@ -166,12 +192,53 @@ pub(super) fn environment(pair: &str) -> Result<(String, String)> {
     }
 }
 
-fn volume(volume: &sampan::Volume) -> Result<MountConfig> {
-    for path in [&volume.source, &volume.destination] {
-        if !path.starts_with('/') {
-            return Err(Error::Invalid(format!("the volume path {path:?} is not absolute")));
+/// The limit of memory and swap together, which has to leave room for the memory.
+fn swap(request: &sampan::RunRequest) -> Result<Option<i64>> {
+    match (request.memory_swap_bytes, request.memory_bytes) {
+        (0, _) => Ok(None),
+        (-1, _) => Ok(Some(-1)),
+        (_, ..=0) => Err(Error::Invalid("a limit of memory and swap needs one of memory".to_owned())),
+        (sum, memory) if sum < memory => {
+            Err(Error::Invalid(format!("memory and swap together, {sum}, are less than memory, {memory}")))
         }
+        (sum, _) => Ok(Some(sum)),
     }
+}
+
+fn device(device: &sampan::Device) -> Result<DeviceConfig> {
+    absolute("device", [&device.source, &device.destination])?;
+    let permissions = match device.permissions.as_str() {
+        "" => "rwm",
+        some if some.bytes().all(|access| b"rwm".contains(&access)) => some,
+        other => return Err(Error::Invalid(format!("{other:?} is not some of r, w and m"))),
+    };
+    Ok(DeviceConfig {
+        container_path: device.destination.clone().into(),
+        host_path: device.source.clone().into(),
+        permissions: permissions.to_owned(),
+    })
+}
+
+fn absolute<'a>(what: &str, paths: impl IntoIterator<Item = &'a String>) -> Result<()> {
+    match paths.into_iter().find(|path| !path.starts_with('/')) {
+        Some(path) => Err(Error::Invalid(format!("the {what}'s path {path:?} is not absolute"))),
+        None => Ok(()),
+    }
+}
+
+fn anonymous_volume(volume: &sampan::Volume) -> Result<PathBuf> {
+    absolute("volume", [&volume.destination])?;
+    let path = PathBuf::from(&volume.destination);
+    let problem = match path.parent() {
+        None => "the root itself can't be a volume",
+        Some(_) if volume.read_only => "an anonymous volume that is read-only would be of no use",
+        Some(_) => return Ok(path),
+    };
+    Err(Error::Invalid(format!("{problem}: {:?}", volume.destination)))
+}
+
+fn volume(volume: &sampan::Volume) -> Result<MountConfig> {
+    absolute("volume", [&volume.source, &volume.destination])?;
     Ok(MountConfig {
         options: Vec::new(),
         owners: None,
