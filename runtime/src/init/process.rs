@@ -47,6 +47,7 @@ pub(crate) struct Prepared {
 impl Prepared {
     pub(crate) fn new(process: &Process, seccomp: Option<Filter>, preserved: u32) -> Result<Prepared> {
         supported::check_process(process)?;
+        process.rlimits().iter().flatten().try_for_each(raise_hard_limit)?;
         let user = process.user();
         let groups = user.additional_gids().clone().unwrap_or_default();
         // -1 means "leave as it is" to the kernel.
@@ -301,15 +302,30 @@ pub(super) fn take_own_null() -> Result<()> {
     Ok(())
 }
 
+/// Raises our own hard limit to what the process is to have, while the host's capabilities are at hand: in a user namespace
+/// nobody may, not even its root.
+fn raise_hard_limit(limit: &PosixRlimit) -> Result<()> {
+    let kind = resource(limit.typ());
+    let own = rustix::process::getrlimit(kind);
+    let Rlimit { maximum, .. } = limits(limit);
+    if own.maximum.is_none_or(|own| maximum.is_some_and(|wanted| wanted <= own)) {
+        return Ok(());
+    }
+    sys::process::setrlimit(kind, Rlimit { maximum, ..own }).map_err(refused(limit))
+}
+
 fn set_rlimit(limit: &PosixRlimit) -> Result<()> {
+    sys::process::setrlimit(resource(limit.typ()), limits(limit)).map_err(refused(limit))
+}
+
+fn limits(limit: &PosixRlimit) -> Rlimit {
     let value = |value: u64| (value != u64::MAX).then_some(value);
-    let limits = Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) };
-    sys::process::setrlimit(resource(limit.typ()), limits).map_err(|source| Error::Rlimit {
-        name: limit.typ().to_string(),
-        soft: limit.soft(),
-        hard: limit.hard(),
-        source,
-    })
+    Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) }
+}
+
+fn refused(limit: &PosixRlimit) -> impl Fn(sys::Error) -> Error {
+    let (name, soft, hard) = (limit.typ().to_string(), limit.soft(), limit.hard());
+    move |source| Error::Rlimit { name: name.clone(), soft, hard, source }
 }
 
 fn resource(kind: PosixRlimitType) -> Resource {

@@ -1,7 +1,7 @@
 //! What a configuration may ask for and this runtime doesn't do: said before anything is done,
 //! and never ignored, because whoever asked relies on it.
 
-use oci_spec::runtime::{Hooks, LinuxNamespaceType, PosixRlimit, PosixRlimitType, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 use rustix::io::Errno;
 
 use super::{Error, Result};
@@ -47,27 +47,13 @@ pub(super) fn check_process(process: &Process) -> Result<()> {
         if limits[..index].iter().any(|other| other.typ() == limit.typ()) {
             return Err(Error::Duplicate { what: format!("rlimit {}", limit.typ()) });
         }
-        check_limit(limit)?;
-    }
-    Ok(())
-}
-
-/// Refuses early what the kernel would refuse of any process (setrlimit(2)).
-fn check_limit(limit: &PosixRlimit) -> Result<()> {
-    let refused = |errno| Error::Rlimit {
-        name: limit.typ().to_string(),
-        soft: limit.soft(),
-        hard: limit.hard(),
-        source: sys::Error::new("setrlimit()", errno),
-    };
-    if limit.soft() > limit.hard() {
-        return Err(refused(Errno::INVAL));
-    }
-    if limit.typ() == PosixRlimitType::RlimitNofile {
-        let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok();
-        let most = most.and_then(|text| text.trim().parse::<u64>().ok());
-        if most.is_some_and(|most| limit.hard() > most) {
-            return Err(refused(Errno::PERM));
+        if limit.soft() > limit.hard() {
+            return Err(Error::Rlimit {
+                name: limit.typ().to_string(),
+                soft: limit.soft(),
+                hard: limit.hard(),
+                source: sys::Error::new("setrlimit()", Errno::INVAL),
+            });
         }
     }
     Ok(())
