@@ -166,12 +166,8 @@ pub(super) fn container_config(
         devices: config
             .devices
             .into_iter()
-            .map(|device| DeviceConfig {
-                container_path: device.container_path.into(),
-                host_path: device.host_path.into(),
-                permissions: if device.permissions.is_empty() { "rwm".into() } else { device.permissions },
-            })
-            .collect(),
+            .map(|device| DeviceConfig::new(device.host_path, device.container_path, device.permissions))
+            .collect::<Result<_>>()?,
         cdi_devices: cdi::asked(
             config.cdi_devices.into_iter().map(|device| device.name).collect(),
             &annotations,

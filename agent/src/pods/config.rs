@@ -295,6 +295,25 @@ pub struct DeviceConfig {
     pub permissions: String,
 }
 
+impl DeviceConfig {
+    /// No permissions stand for all.
+    pub(crate) fn new(
+        host_path: String,
+        container_path: String,
+        permissions: String,
+    ) -> Result<DeviceConfig> {
+        if let Some(other) = permissions.chars().find(|access| !"rwm".contains(*access)) {
+            let problem = format!("{other:?} is no permission for device {host_path}: there are r, w and m");
+            return Err(Error::Invalid(problem));
+        }
+        Ok(DeviceConfig {
+            container_path: container_path.into(),
+            host_path: host_path.into(),
+            permissions: if permissions.is_empty() { "rwm".into() } else { permissions },
+        })
+    }
+}
+
 /// Limits of a container; `None`: no limit, or the kernel's default.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]

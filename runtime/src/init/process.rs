@@ -323,9 +323,9 @@ fn limits(limit: &PosixRlimit) -> Rlimit {
     Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) }
 }
 
-fn refused(limit: &PosixRlimit) -> impl Fn(sys::Error) -> Error {
-    let (name, soft, hard) = (limit.typ().to_string(), limit.soft(), limit.hard());
-    move |source| Error::Rlimit { name: name.clone(), soft, hard, source }
+/// Names the limit in the kernel's refusal.
+pub(super) fn refused(limit: &PosixRlimit) -> impl FnOnce(sys::Error) -> Error {
+    |source| Error::Rlimit { name: limit.typ().to_string(), soft: limit.soft(), hard: limit.hard(), source }
 }
 
 fn resource(kind: PosixRlimitType) -> Resource {

@@ -4,6 +4,7 @@
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 use rustix::io::Errno;
 
+use super::process::refused;
 use super::{Error, Result};
 use crate::sys;
 
@@ -48,12 +49,7 @@ pub(super) fn check_process(process: &Process) -> Result<()> {
             return Err(Error::Duplicate { what: format!("rlimit {}", limit.typ()) });
         }
         if limit.soft() > limit.hard() {
-            return Err(Error::Rlimit {
-                name: limit.typ().to_string(),
-                soft: limit.soft(),
-                hard: limit.hard(),
-                source: sys::Error::new("setrlimit()", Errno::INVAL),
-            });
+            return Err(refused(limit)(sys::Error::new("setrlimit()", Errno::INVAL)));
         }
     }
     Ok(())

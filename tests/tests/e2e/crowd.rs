@@ -1,15 +1,12 @@
 //! Many pods and many remains of containers: nothing is lost, nothing is left, lists go on.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sampan_proto::cri;
 use sampan_tests::{Ctr, Options, eventually, with_agent, with_agent_of};
-use sha2::{Digest, Sha256};
 
-use super::busybox;
+use super::{busybox, rewrite_record};
 
 const PODS: usize = 500;
 /// As many as a busy node's garbage collector may let come together.
@@ -65,14 +62,6 @@ async fn five_hundred_pods_come_and_go_at_once() {
     .await;
 }
 
-/// Writes the record of a container again as that of another.
-fn copy_record(record: &Path, own_id: &str, other_id: &str) {
-    let text = fs::read_to_string(record).unwrap();
-    let json = text.split_once('\n').unwrap().1.trim_end().replace(own_id, other_id);
-    let sum = hex::encode(Sha256::digest(&json));
-    fs::write(record.with_file_name(format!("{other_id}.json")), format!("sha256:{sum}\n{json}\n")).unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_thousand_dead_containers_are_listed_and_removed() {
     with_agent(async |agent| {
@@ -84,7 +73,8 @@ async fn twenty_thousand_dead_containers_are_listed_and_removed() {
         agent.terminate();
         let record = agent.base().join(format!("r/pods/{pod_id}/containers/{id}.json"));
         for number in 1..REMAINS {
-            copy_record(&record, &id, &format!("{number:064x}"));
+            let other = format!("{number:064x}");
+            rewrite_record(&record, &record.with_file_name(format!("{other}.json")), &id, &other);
         }
         let took = agent.restart().await;
         assert!(took < Duration::from_secs(10), "{took:?}");

@@ -4,9 +4,12 @@
 
 #![allow(missing_docs)]
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use sampan_tests::{Agent, fixture};
+use sha2::{Digest, Sha256};
 
 mod archive;
 mod bad_input;
@@ -61,4 +64,14 @@ async fn pulled(agent: &Agent, name: &str) -> String {
 /// Nanoseconds since 1970.
 fn now() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).expect("before 2262")
+}
+
+/// Writes an agent's record at `to`, with other words in it and the checksum of these in its first line.
+fn rewrite_record(record: &Path, to: &Path, words: &str, others: &str) {
+    let text = fs::read_to_string(record).unwrap();
+    let json = text.split_once('\n').unwrap().1.trim_end();
+    assert!(json.contains(words), "{json}");
+    let json = json.replace(words, others);
+    let sum = hex::encode(Sha256::digest(&json));
+    fs::write(to, format!("sha256:{sum}\n{json}\n")).unwrap();
 }

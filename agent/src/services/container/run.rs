@@ -207,16 +207,8 @@ fn swap(request: &sampan::RunRequest) -> Result<Option<i64>> {
 
 fn device(device: &sampan::Device) -> Result<DeviceConfig> {
     absolute("device", [&device.source, &device.destination])?;
-    let permissions = match device.permissions.as_str() {
-        "" => "rwm",
-        some if some.bytes().all(|access| b"rwm".contains(&access)) => some,
-        other => return Err(Error::Invalid(format!("{other:?} is not some of r, w and m"))),
-    };
-    Ok(DeviceConfig {
-        container_path: device.destination.clone().into(),
-        host_path: device.source.clone().into(),
-        permissions: permissions.to_owned(),
-    })
+    let sampan::Device { source, destination, permissions } = device.clone();
+    DeviceConfig::new(source, destination, permissions)
 }
 
 fn absolute<'a>(what: &str, paths: impl IntoIterator<Item = &'a String>) -> Result<()> {
