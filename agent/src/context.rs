@@ -24,7 +24,8 @@ use crate::{
     events::Events,
     measurements::Measurements,
     network::{self, Attachment, Network, cni::Cni},
-    pods::{PodId, record::Records, storage},
+    pods::{PodId, parting::Parting, record::Records, storage},
+    procfs::PodProcfs,
 };
 
 /// How long a client that takes nothing is waited for, to tell it that the agent ends.
@@ -53,11 +54,15 @@ pub struct Context {
     pub(crate) launcher: Launcher,
     /// What mount namespaces of containers are made from, if it could be made.
     pub(crate) mounts: Option<MinimalNamespace>,
+    /// Where kernel parameters of pods are set.
+    pub(crate) procfs: PodProcfs,
     /// Changes with every boot of the machine.
     pub(crate) boot_id: String,
     /// How long things take.
     pub(crate) measurements: Measurements,
     filters: SeccompFilters,
+    /// Roots of containers that have ended.
+    pub(crate) parting: Parting,
     /// Cancelled when the agent is told to end. Streams without an end of their own end then: it would wait for them in vain.
     pub(crate) ending: CancellationToken,
 }
@@ -116,9 +121,11 @@ impl Context {
                 .ok(),
             store,
             builder,
+            procfs: PodProcfs::new(),
             boot_id,
             measurements: Measurements::default(),
             filters: SeccompFilters::default(),
+            parting: Parting::default(),
             ending: CancellationToken::new(),
             config,
         };

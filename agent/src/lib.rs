@@ -15,6 +15,7 @@ pub mod events;
 pub mod measurements;
 pub mod network;
 pub mod pods;
+mod procfs;
 pub mod room;
 pub mod server;
 pub mod services;

@@ -41,6 +41,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,6 +68,10 @@ pub use port::{PortMapping, Protocol};
 /// How long an attach waits for the bridge to pass packets of the new port.
 const CARRIER_LIMIT: Duration = Duration::from_secs(2);
 
+/// How long the kernel is given to take an interface away with the namespace of a pod that has ended. It does so for
+/// many at once, within 20 to 100 ms.
+pub const NAMESPACE_END: Duration = Duration::from_millis(200);
+
 /// What a network is made of.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -88,6 +93,8 @@ pub struct AttachRequest<'a> {
     pub netns: &'a OwnedFd,
     /// The ports to publish.
     pub ports: &'a [PortMapping],
+    /// Where the procfs is by which kernel parameters of the namespace are set.
+    pub procfs: &'a Path,
 }
 
 /// How a pod is attached: all that is needed to detach it.
@@ -207,6 +214,34 @@ impl Network {
         Error::several(errors)
     }
 
+    /// As `detach`, of a pod whose namespace is ending with its last process: its
+    /// ports are free at once, and its interface goes with the namespace. Who
+    /// deletes an interface waits 20 ms and more for the kernel (`rcu_barrier`).
+    /// `settle` gives back the addresses, `NAMESPACE_END` later.
+    pub fn depart(&self, pod_id: &str, attachment: &Attachment) -> Result<(), Error> {
+        let ports = lock(&self.state).own_or_free(pod_id, &attachment.ports);
+        self.withdraw(&ports, &attachment.addresses)?;
+        lock(&self.state).depart(pod_id, attachment);
+        Ok(())
+    }
+
+    /// Gives back the addresses of pods that departed at least `age` ago. An
+    /// interface that is still there, as somebody holds its namespace, is deleted.
+    /// What fails stays reserved, and the call may be repeated.
+    pub fn settle(&self, age: Duration) -> Result<(), Error> {
+        let departed = lock(&self.state).departed(age);
+        let settled = departed.iter().map(|(pod_id, attachment)| {
+            // Most are gone. Where the kernel can't tell, deleting shows it.
+            let interface = &attachment.host_interface;
+            if is_pod_interface(interface) && link::exists(interface).unwrap_or(true) {
+                self.delete_interface(interface)?;
+            }
+            lock(&self.state).settle(pod_id);
+            Ok(())
+        });
+        Error::several(settled.filter_map(Result::err).collect())
+    }
+
     /// After a restart of the agent: the addresses and ports of these pods are
     /// in use; interfaces on our bridge and ports of any other pod are removed.
     pub fn restore(&self, pods: &[(String, Attachment)]) -> Result<(), Error> {
@@ -302,6 +337,12 @@ impl Network {
 
     fn reserve(&self, pod_id: &str, ports: Vec<PortMapping>) -> Result<Attachment, Error> {
         let (host_interface, _) = names(&self.config.bridge, pod_id);
+        let reserved = lock(&self.state).reserve(pod_id, host_interface.clone(), ports.clone());
+        if reserved.is_ok() || lock(&self.state).departed(Duration::ZERO).is_empty() {
+            return reserved;
+        }
+        // What those hold who have just gone may be what is missing.
+        self.settle(Duration::ZERO)?;
         lock(&self.state).reserve(pod_id, host_interface, ports)
     }
 
@@ -325,14 +366,15 @@ impl Network {
     /// out with: no addresses or routes by advertisement (any pod could send
     /// one), no wait for addresses to prove unique.
     fn prepare_namespace(&self, request: &AttachRequest<'_>) -> Result<Socket, Error> {
-        let ipv6 = self.families().v6;
+        let (has_ipv6, ipv6) = (sysctl::has_ipv6(), self.families().v6);
         namespace::enter(request.netns.as_fd(), || {
-            if sysctl::has_ipv6() {
-                sysctl::set("ipv6/conf/default/accept_ra", "0")?;
-                sysctl::set("ipv6/conf/default/accept_dad", "0")?;
+            let set = |name: &str| sysctl::set_by(request.procfs, &format!("ipv6/conf/default/{name}"), "0");
+            if has_ipv6 {
+                set("accept_ra")?;
+                set("accept_dad")?;
             }
             if ipv6 {
-                sysctl::set("ipv6/conf/default/disable_ipv6", "0")?;
+                set("disable_ipv6")?;
             }
             Socket::route().map_err(about(format!("pod {}", request.pod_id)))
         })?

@@ -28,6 +28,7 @@ mod frozen;
 mod id;
 mod layout;
 mod monitor;
+pub(crate) mod parting;
 pub mod record;
 mod recovery;
 pub(crate) mod session;

@@ -24,6 +24,7 @@ Monitors a pod. sampand starts it, with the listening socket as standard input.
   --host-ipc             stay in the host's IPC namespace
   --shared-pid           make a pid namespace that the pod's containers can share
   --sysctl NAME=VALUE    a sysctl of the pod's namespaces
+  --procfs PATH          a procfs by which sysctls are set, instead of /proc
   --mounts PATH          a mount namespace with few mounts, which those of containers begin as a copy of
   --uid-map INSIDE:OUTSIDE:LENGTH, --gid-map INSIDE:OUTSIDE:LENGTH
                          users of the pod's own: whom on the host a run of them stands for
@@ -64,6 +65,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Options>, l
             Arg::Long("host-ipc") => options.host_ipc = true,
             Arg::Long("shared-pid") => options.shared_pid = true,
             Arg::Long("sysctl") => options.sysctls.push(parser.value()?.parse_with(name_and_value)?),
+            Arg::Long("procfs") => options.procfs = Some(parser.value()?.into()),
             Arg::Long("mounts") => options.mounts = Some(parser.value()?.into()),
             Arg::Long("uid-map") => uids.push(parser.value()?.parse_with(users::parse)?),
             Arg::Long("gid-map") => gids.push(parser.value()?.parse_with(users::parse)?),
@@ -113,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_shims_options_are_parsed() {
-        let line = "--pod p --cgroup /sampan/p/monitor --hostname h --host-network --shared-pid --mounts /m \
+        let line = "--pod p --cgroup /sampan/p/monitor --hostname h --host-network --shared-pid --mounts /m --procfs /p \
                     --sysctl net.ipv4.ip_forward=1 --sysctl kernel.sem=1=2 --uid-map 0:70000:10 --gid-map 0:80000:10";
         let options = parsed(line).unwrap().unwrap();
         assert_eq!((options.pod.as_str(), options.cgroup.as_str()), ("p", "/sampan/p/monitor"));
@@ -121,6 +123,7 @@ mod tests {
         assert_eq!((options.host_network, options.host_ipc, options.shared_pid), (true, false, true));
         assert_eq!(options.sysctls[1], ("kernel.sem".to_owned(), "1=2".to_owned()));
         assert_eq!(options.mounts.as_deref(), Some(std::path::Path::new("/m")));
+        assert_eq!(options.procfs.as_deref(), Some(std::path::Path::new("/p")));
         let users = options.users.unwrap();
         assert_eq!((users.uids[0].host_id(), users.gids[0].host_id()), (70000, 80000));
         assert!(parsed("--help").unwrap().is_none());

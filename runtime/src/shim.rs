@@ -46,6 +46,8 @@ pub struct Options {
     pub shared_pid: bool,
     /// Names and values, of the pod's namespaces only.
     pub sysctls: Vec<(String, String)>,
+    /// Where the procfs is by which they are set; `/proc` without one.
+    pub procfs: Option<PathBuf>,
     /// Where the mount namespace is that those of containers are made from ([`crate::mount::MinimalNamespace`]). Without one,
     /// or when it can't be opened, it is that of the shim.
     pub mounts: Option<PathBuf>,

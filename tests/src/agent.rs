@@ -52,8 +52,8 @@ pub struct Agent {
 
 /// From exec to a health check that says SERVING.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// What asynchronous cleanup may take before it counts as a leak.
-const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// What asynchronous cleanup may take before it counts as a leak: an overlay that ends has its file system written out.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
 impl Agent {
     /// Starts an agent with defaults and waits until it serves.

@@ -20,6 +20,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
+use rustix::net;
 use serde::Serialize;
 
 use super::netlink::{
@@ -270,6 +271,9 @@ pub(super) struct Pair<'a> {
 }
 
 /// Makes a pair: the host's end set up and on the bridge, the pod's end down.
+///
+/// Each end has one queue. Without being told the kernel makes as many as there may be processors, an object in sysfs for
+/// each, and then, waiting for its readers, takes all but one away again (`veth_init_queues`).
 pub(super) fn create_pair(pair: &Pair<'_>) -> Vec<Message> {
     let peer = message(
         0,
@@ -278,6 +282,8 @@ pub(super) fn create_pair(pair: &Pair<'_>) -> Vec<Message> {
             LinkAttribute::NetNsFd(pair.pod.as_raw_fd()),
             LinkAttribute::Mtu(pair.mtu),
             LinkAttribute::Address(pair.pod_address.to_vec()),
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::NumRxQueues(1),
         ],
     );
     let host = message(
@@ -286,6 +292,8 @@ pub(super) fn create_pair(pair: &Pair<'_>) -> Vec<Message> {
             name(pair.host_name),
             LinkAttribute::Mtu(pair.mtu),
             LinkAttribute::Address(pair.host_address.to_vec()),
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::NumRxQueues(1),
             LinkAttribute::Controller(pair.bridge),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Veth),
@@ -332,6 +340,16 @@ pub(super) fn set_mtu(interface: &str, mtu: u32) -> Message {
 pub(super) fn set_up(interface: &str) -> Message {
     let request = RouteNetlinkMessage::SetLink(up(message(0, vec![name(interface)])));
     Message::route("set interface up", 0, &request)
+}
+
+/// Whether there is an interface of this name, which the kernel tells without its lock for changes (`rtnl`).
+pub(super) fn exists(interface: &str) -> Result<bool, Errno> {
+    let socket = net::socket(net::AddressFamily::UNIX, net::SocketType::DGRAM, None)?;
+    match net::netdevice::name_to_index(socket, interface) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODEV) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Removes an interface, and with one end of a pair the other; a missing one is no error.

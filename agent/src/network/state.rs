@@ -4,6 +4,7 @@
 //! asked for or nothing.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tracing::warn;
@@ -18,11 +19,13 @@ pub(super) struct State {
     pools: Vec<Pool>,
     ports: PortTable,
     pods: HashMap<String, Attachment>,
+    /// Pods that have gone, since when, and whose interfaces may still be there.
+    departed: HashMap<String, (Instant, Attachment)>,
 }
 
 impl State {
     pub(super) fn new(pools: Vec<Pool>) -> State {
-        State { pools, ports: PortTable::default(), pods: HashMap::new() }
+        State { pools, ports: PortTable::default(), pods: HashMap::new(), departed: HashMap::new() }
     }
 
     /// Every pod that has something.
@@ -46,7 +49,7 @@ impl State {
         host_interface: String,
         ports: Vec<PortMapping>,
     ) -> Result<Attachment, Error> {
-        if self.pods.contains_key(pod_id) {
+        if self.pods.contains_key(pod_id) || self.departed.contains_key(pod_id) {
             return Err(Error::AlreadyAttached { pod_id: pod_id.to_owned() });
         }
         let mut addresses: Vec<IpNet> = Vec::new();
@@ -88,6 +91,28 @@ impl State {
             adopted.ports.clear();
         }
         self.pods.insert(pod_id.to_owned(), adopted);
+    }
+
+    /// Gives back the pod's ports; its addresses only when its interface is gone. A pod that has nothing here, after a
+    /// restart, has nothing to give back.
+    pub(super) fn depart(&mut self, pod_id: &str, attachment: &Attachment) {
+        let stranger = || Attachment { addresses: Vec::new(), ports: Vec::new(), ..attachment.clone() };
+        let attachment = self.pods.remove(pod_id).unwrap_or_else(stranger);
+        self.ports.give_back(pod_id, &attachment.ports);
+        self.departed.insert(pod_id.to_owned(), (Instant::now(), attachment));
+    }
+
+    /// Those who have departed at least so long ago.
+    pub(super) fn departed(&self, age: Duration) -> Vec<(String, Attachment)> {
+        let old = self.departed.iter().filter(|(_, (since, _))| since.elapsed() >= age);
+        old.map(|(pod_id, (_, attachment))| (pod_id.clone(), attachment.clone())).collect()
+    }
+
+    /// The interface of a pod that has departed is gone.
+    pub(super) fn settle(&mut self, pod_id: &str) {
+        if let Some((_, attachment)) = self.departed.remove(pod_id) {
+            self.give_back(&attachment.addresses);
+        }
     }
 
     pub(super) fn release(&mut self, pod_id: &str) {
@@ -139,6 +164,24 @@ mod tests {
         }
         state.release("b");
         state.reserve("c", "spc".into(), vec![]).unwrap();
+    }
+
+    #[test]
+    fn addresses_of_a_departed_pod_wait_for_its_interface_and_ports_do_not() {
+        let mut state = state();
+        let first = state.reserve("a", "spa".into(), vec![port(80)]).unwrap();
+        state.depart("a", &first);
+        assert!(state.reserve("a", "spa".into(), vec![]).is_err(), "its interface may be there");
+        assert!(state.own_or_free("b", &[port(80)]) == [port(80)]);
+        state.reserve("b", "spb".into(), vec![port(80)]).unwrap();
+        assert!(state.reserve("c", "spc".into(), vec![]).is_err(), "two addresses of version 6, both in use");
+        assert!(state.departed(Duration::from_secs(3600)).is_empty());
+        for (pod_id, attachment) in state.departed(Duration::ZERO) {
+            assert_eq!((pod_id.as_str(), &attachment), ("a", &first));
+            state.settle(&pod_id);
+        }
+        let again = state.reserve("c", "spc".into(), vec![]).unwrap();
+        assert_eq!(again.addresses[1], first.addresses[1]);
     }
 
     #[test]

@@ -7,11 +7,13 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+const PROC: &str = "/proc";
+
 /// A parameter that could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("set {} to {value}", path.display())]
+#[error("set /proc/sys/net/{name} to {value}")]
 pub struct Error {
-    path: PathBuf,
+    name: String,
     value: &'static str,
     #[source]
     source: io::Error,
@@ -19,23 +21,35 @@ pub struct Error {
 
 /// Sets the parameter `name`, a path below /proc/sys/net.
 pub(super) fn set(name: &str, value: &'static str) -> Result<(), Error> {
-    let path = Path::new("/proc/sys/net").join(name);
-    if get(name).as_deref() == Some(value) {
+    set_by(Path::new(PROC), name, value)
+}
+
+/// Sets the parameter `name` by the procfs at `procfs`.
+pub(super) fn set_by(procfs: &Path, name: &str, value: &'static str) -> Result<(), Error> {
+    if get_by(procfs, name).as_deref() == Some(value) {
         return Ok(());
     }
     OpenOptions::new()
         .write(true)
-        .open(&path)
+        .open(path(procfs, name))
         .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(|source| Error { path, value, source })
+        .map_err(|source| Error { name: name.to_owned(), value, source })
 }
 
 /// The value of a parameter; `None` where the kernel has no such one.
 pub(super) fn get(name: &str) -> Option<String> {
-    fs::read_to_string(Path::new("/proc/sys/net").join(name)).ok().map(|text| text.trim().to_owned())
+    get_by(Path::new(PROC), name)
 }
 
-/// Whether the kernel of this namespace has IPv6 at all.
+fn get_by(procfs: &Path, name: &str) -> Option<String> {
+    fs::read_to_string(path(procfs, name)).ok().map(|text| text.trim().to_owned())
+}
+
+fn path(procfs: &Path, name: &str) -> PathBuf {
+    procfs.join("sys/net").join(name)
+}
+
+/// Whether the kernel has IPv6 at all, which is the same in every namespace.
 pub(super) fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6/conf").is_dir()
 }

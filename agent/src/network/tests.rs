@@ -41,7 +41,7 @@ fn attach<'a>(
     netns: &'a OwnedFd,
     ports: &'a [PortMapping],
 ) -> Result<Attachment, Error> {
-    network.attach(&AttachRequest { pod_id, netns, ports })
+    network.attach(&AttachRequest { pod_id, netns, ports, procfs: Path::new("/proc") })
 }
 
 #[test]
@@ -123,6 +123,34 @@ fn detach_leaves_nothing_and_may_be_repeated() {
         let gone = Pod::attach(&network, "gone", &ports);
         let Pod { attachment, .. } = gone;
         network.detach("gone", &attachment).unwrap();
+    });
+}
+
+#[test]
+fn departed_pod_keeps_its_address_until_its_interface_is_gone() {
+    on_a_host(|_| {
+        let network = Network::open(config("sptestdeparted", &["10.99.0.0/30"])).unwrap();
+        let links_before = links().len();
+        let ports = [publish(Protocol::Tcp, 8080, 80)];
+        let first = Pod::attach(&network, "a", &ports);
+        network.depart(&first.id, &first.attachment).unwrap();
+        assert_eq!(element_count(&network), 0, "ports are free at once");
+        network.settle(Duration::from_secs(3600)).unwrap();
+        assert_eq!(links().len(), links_before + 1, "its namespace is held");
+
+        // The only address there is: it is taken from who has departed, and with it the interface.
+        let second = Pod::attach(&network, "b", &ports);
+        assert_eq!(second.attachment.addresses, first.attachment.addresses);
+        assert_eq!(links().len(), links_before + 1, "the second's");
+
+        let Pod { id, attachment, netns, .. } = second;
+        network.depart(&id, &attachment).unwrap();
+        drop(netns);
+        assert!(eventually(Duration::from_secs(10), || links().len() == links_before));
+        network.settle(Duration::ZERO).unwrap();
+        network.detach(&id, &attachment).unwrap();
+        let third = Pod::attach(&network, "b", &ports);
+        assert_eq!(third.attachment.addresses, attachment.addresses);
     });
 }
 

@@ -35,7 +35,10 @@ use super::{
     config::{IdMappings, IdRun},
     id::{ContainerId, PodId},
 };
-use crate::error::{Error, Kind, Result, at};
+use crate::{
+    error::{Error, Kind, Result, at},
+    procfs::Procfs,
+};
 
 /// Longest wait for any answer of a monitor. Making a container mounts file systems, which can be slow.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -70,6 +73,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) host_ipc: bool,
     pub(crate) shared_pid: bool,
     pub(crate) sysctls: Vec<(String, String)>,
+    /// By which they are set.
+    pub(crate) procfs: &'a Procfs,
     pub(crate) users: Option<&'a IdMappings>,
 }
 
@@ -115,6 +120,9 @@ impl Launch<'_> {
             (self.shared_pid, "--shared-pid"),
         ] {
             arguments.extend(wanted.then(|| flag.into()));
+        }
+        if !self.sysctls.is_empty() {
+            arguments.extend(["--procfs".into(), self.procfs.path().into()]);
         }
         for (key, value) in &self.sysctls {
             arguments.extend(["--sysctl".into(), format!("{key}={value}").into()]);

@@ -161,6 +161,7 @@ impl Running {
             users: None,
             shared_pid: false,
             sysctls: if host { vec![] } else { vec![sysctl] },
+            procfs: &self.context.procfs.get(),
         };
         let control = monitor::launch(&launch).await?;
         let pid = control.pid;
@@ -238,7 +239,9 @@ impl Running {
                 Network::loopback(&netns)?;
                 return Ok(None);
             }
-            let request = AttachRequest { pod_id: pod.as_str(), netns: &netns, ports: &[] };
+            let procfs = context.procfs.get();
+            let request =
+                AttachRequest { pod_id: pod.as_str(), netns: &netns, ports: &[], procfs: &procfs.path() };
             Ok::<_, Error>(Some(context.network()?.attach(&request)?))
         });
         self.attachment = attachment.await?;

@@ -311,6 +311,7 @@ impl Task {
             host_ipc: config.host_ipc,
             shared_pid: config.pid == PidMode::Pod,
             sysctls: sysctls(&config),
+            procfs: &self.context.procfs.get(),
             users: config.users.as_ref(),
         };
         // Beside the monitor's start. One that was named as the parent is there already.

@@ -74,7 +74,7 @@ fn lower_oom_score() -> io::Result<OomScore> {
 
 /// Sets this process's `oom_score_adj`.
 pub(super) fn set_oom_score(value: &str) -> io::Result<()> {
-    write_file(OOM_SCORE, value)
+    write_file(Path::new(OOM_SCORE), value)
 }
 
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
@@ -167,10 +167,11 @@ fn set_sysctl(options: &Options, name: &str, value: &str) -> Result<(), Error> {
     }
     // With slashes, a dot is part of a name, such as that of a VLAN interface.
     let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
-    write_file(&format!("/proc/sys/{path}"), value).map_err(failed)
+    let procfs = options.procfs.as_deref().unwrap_or(Path::new("/proc"));
+    write_file(&procfs.join("sys").join(path), value).map_err(failed)
 }
 
-fn write_file(path: &str, value: &str) -> io::Result<()> {
+fn write_file(path: &Path, value: &str) -> io::Result<()> {
     let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
     Ok(rustix::io::write(&file, value.as_bytes()).map(drop)?)
 }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -147,7 +148,9 @@ pub(super) struct Pod {
 impl Pod {
     pub(super) fn attach(network: &Network, id: &str, ports: &[PortMapping]) -> Pod {
         let netns = new_namespace();
-        let attachment = network.attach(&AttachRequest { pod_id: id, netns: &netns, ports }).unwrap();
+        let attachment = network
+            .attach(&AttachRequest { pod_id: id, netns: &netns, ports, procfs: Path::new("/proc") })
+            .unwrap();
         Pod { id: id.into(), netns, attachment }
     }
 

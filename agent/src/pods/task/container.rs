@@ -371,7 +371,9 @@ impl Task {
 pub(super) fn release(context: &Context, record: &ContainerRecord) -> Result<()> {
     let emptied = empty_cgroup(&record.cgroup);
     let unmount = |key: String| match context.store.snapshots().directories(&key) {
-        Ok(directories) => sampan_runtime::mount::unmount(&directories.merged)
+        Ok(directories) => context
+            .parting
+            .unmount(&directories.merged)
             .map_err(|source| Error::Mount { container: record.id.to_string(), source }),
         Err(error) if error.kind() == sampan_imagestore::Kind::NotFound => Ok(()),
         Err(error) => Err(error.into()),

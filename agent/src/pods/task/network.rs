@@ -4,7 +4,7 @@ use std::{fs::File, os::fd::OwnedFd};
 
 use super::*;
 use crate::network::{
-    AttachRequest, Attachment, Network,
+    AttachRequest, Attachment, NAMESPACE_END, Network,
     cni::{Binding, Request as PluginRequest},
 };
 
@@ -30,8 +30,9 @@ impl Task {
         let (context, pod) = (self.context.clone(), self.record.id.clone());
         let ports = self.record.config.ports.clone();
         let attachment = blocking(move || {
-            let netns = open(&netns)?;
-            let request = AttachRequest { pod_id: pod.as_str(), netns: &netns, ports: &ports };
+            let (netns, procfs) = (open(&netns)?, context.procfs.get());
+            let request =
+                AttachRequest { pod_id: pod.as_str(), netns: &netns, ports: &ports, procfs: &procfs.path() };
             Ok::<_, Error>(context.network()?.attach(&request)?)
         });
         self.record.attachment = Some(attachment.await?);
@@ -86,15 +87,36 @@ impl Task {
         Ok(())
     }
 
-    /// Gives back a pod's addresses and ports on the bridge.
+    /// Gives back a pod's addresses and ports on the bridge, once its monitor has ended.
     pub(super) async fn detach_from_bridge(&mut self) -> Result<()> {
         let attachment = self.record.attachment.clone().filter(|attached| attached.plugins.is_none());
         let Some(attachment) = attachment else { return Ok(()) };
         let (context, pod) = (self.context.clone(), self.record.id.clone());
-        blocking(move || Ok::<_, Error>(context.network()?.detach(pod.as_str(), &attachment)?)).await?;
+        let departed = blocking(move || {
+            let network = context.network()?;
+            network.depart(pod.as_str(), &attachment)?;
+            Ok::<_, Error>(network)
+        });
+        tokio::spawn(settle(departed.await?));
         // The address is kept in the record of a stopped pod no longer than it is the pod's.
         self.record.attachment = None;
         Ok(())
+    }
+}
+
+/// Has the addresses given back of pods that have departed. An agent that ends first finds at its next start the
+/// interfaces that are still there.
+async fn settle(network: Arc<Network>) {
+    const ATTEMPTS: usize = 5;
+    for _ in 0..ATTEMPTS {
+        tokio::time::sleep(NAMESPACE_END).await;
+        let departing = network.clone();
+        match blocking(move || departing.settle(NAMESPACE_END)).await {
+            Ok(()) => return,
+            Err(error) => {
+                warn!(error = Error::from(error).chain(), "addresses of pods that are gone stay in use")
+            }
+        }
     }
 }
 
