@@ -2,7 +2,8 @@
 //!
 //! A `Cgroup` is a path below the roots of all hierarchies, the same in each. It is a name and not a guard:
 //! dropping one removes nothing. Version 1 (controllers mounted together or alone), hybrid and version 2 look the
-//! same from outside; in a hybrid layout the controllers' hierarchies count and the unified one is left alone.
+//! same from outside. In a hybrid layout the controllers' hierarchies count; the unified one has the same paths, as packet
+//! filters and systemd tell processes apart by it.
 //!
 //! Two drivers: a path (`/sampan/pod/container`) is made here, a scope (`slice:prefix:name`) is made by systemd. Whatever
 //! lies below a scope (`slice:prefix:name/exec-1`) is made here again.
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 pub use details::{Counter, Details, DeviceIo, Pressure, RdmaStats, Stall, Stalls};
 pub use error::Error;
@@ -162,7 +164,28 @@ impl Cgroup {
                 v1::cpuset::inherit(&hierarchy.root, Path::new(&self.path))?;
             }
         }
-        Ok(())
+        self.create_in_hybrid()
+    }
+
+    /// The part of `create` that a process has to be born in, as moving into it would wait for a grace period: on version 2
+    /// it is the whole of it, in a hybrid layout that of the unified hierarchy.
+    pub(crate) fn create_birthplace(&self) -> Result<(), Error> {
+        if self.unified().is_some() { self.create() } else { self.create_in_hybrid() }
+    }
+
+    fn create_in_hybrid(&self) -> Result<(), Error> {
+        match self.in_hybrid().filter(|_| !self.exec) {
+            Some(path) => tree::make(&path),
+            None => Ok(()),
+        }
+    }
+
+    /// Where its processes are in the unified hierarchy of a hybrid layout: those of an exec are the container's.
+    fn in_hybrid(&self) -> Option<PathBuf> {
+        let root = self.hierarchies.unified.as_deref()?;
+        let path = Path::new(&self.path);
+        let own = if self.exec { path.parent().unwrap_or(path) } else { path };
+        (self.hierarchies.layout() == Layout::Hybrid).then(|| root.join(own))
     }
 
     /// Whether a process is in the cgroup in any hierarchy: systemd doesn't know them all.
@@ -260,7 +283,8 @@ impl Cgroup {
         }
     }
 
-    /// Moves the calling process, which must be single-threaded, into the cgroup.
+    /// Moves the calling process, which must be single-threaded, into the cgroup; in a hybrid layout not in the unified
+    /// hierarchy, in which it is born, unless it is a scope's.
     ///
     /// Version 1 is asked through `tasks`, which costs microseconds where `cgroup.procs` waits for a grace period.
     pub fn enter(&self) -> Result<(), Error> {
@@ -277,27 +301,25 @@ impl Cgroup {
             let path = hierarchy.root.join(if own { Path::new(&self.path) } else { parent });
             Directory::open(&path)?.write("tasks", "0")?;
         }
-        self.enter_scope_of_hybrid()
-    }
-
-    /// systemd tells by the unified hierarchy which unit a process belongs to, where there is one, and made the scope there.
-    fn enter_scope_of_hybrid(&self) -> Result<(), Error> {
-        let Some(root) = self.hierarchies.unified.as_deref() else { return Ok(()) };
-        let path = Path::new(&self.path);
-        let scope = if self.exec { path.parent().unwrap_or(path) } else { path };
-        match Directory::open(&root.join(scope)) {
-            Ok(directory) => directory.write("cgroup.procs", "0"),
-            Err(error) if error.is_not_found() => Ok(()),
-            Err(error) => Err(error),
+        match (&self.unit, self.in_hybrid()) {
+            (Some(_), Some(path)) => Directory::open(&path)?.write("cgroup.procs", "0"),
+            _ => Ok(()),
         }
     }
 
-    /// The directory's descriptor for `CLONE_INTO_CGROUP`; None where only version 2 has that.
+    /// The directory's descriptor for `CLONE_INTO_CGROUP`, which version 1 doesn't have. In a hybrid layout it is that in the
+    /// unified hierarchy, if somebody has made it, and the process has to enter the others by itself.
     pub fn directory(&self) -> Result<Option<OwnedFd>, Error> {
-        let Some(root) = self.unified() else { return Ok(None) };
-        let path = root.join(&self.path);
+        let (path, optional) = match (self.unified(), self.in_hybrid()) {
+            (Some(root), _) => (root.join(&self.path), false),
+            (None, Some(path)) => (path, true),
+            (None, None) => return Ok(None),
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&path, flags, Mode::empty()).map(Some).map_err(Error::io("open", path))
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Err(Errno::NOENT) if optional => Ok(None),
+            opened => opened.map(Some).map_err(Error::io("open", path)),
+        }
     }
 
     /// What the cgroup has used. The first call opens the files, later ones only read them.
@@ -462,9 +484,8 @@ impl Cgroup {
         for path in self.own_paths() {
             result = result.and(tree::remove(&path, deadline, since));
         }
-        // In a hybrid layout other runtimes make it in the unified hierarchy too, and leave its parents there.
-        if let (Some(root), None) = (self.hierarchies.unified.as_deref(), self.unified()) {
-            let _ = std::fs::remove_dir(root.join(&self.path));
+        if let Some(path) = self.in_hybrid().filter(|_| !self.exec) {
+            result = result.and(tree::remove(&path, deadline, since));
         }
         // An empty scope ends by itself, but for version 1, where systemd may never hear of it.
         match &self.unit {

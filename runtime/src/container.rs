@@ -131,13 +131,13 @@ impl Error {
 /// Clones the first process of a container and returns at once; for a command line, once the cgroup is made.
 pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
     let cgroup = Cgroup::new(options.cgroup).map_err(|source| Error::cgroup(options.cgroup, source))?;
-    let directory = directory_to_be_born_in(&cgroup)?;
+    let cradle = cradle(&cgroup)?;
     // With a user or time namespace the process that is cloned here only prepares the birth of the container's own.
     let midwife =
         options.users.is_some() || options.command_line.is_some_and(|asked| init::needs_midwife(asked.spec));
     let birth = Birth {
         pid_namespace: if midwife { PidNamespace::Inherit } else { options.pid_namespace },
-        cgroup: directory.as_ref().map(AsFd::as_fd),
+        cgroup: cradle.directory.as_ref().map(AsFd::as_fd),
         stdio: options.stdio,
         preserved: options.command_line.map_or(0, |asked| asked.preserved),
     };
@@ -156,11 +156,10 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
         let users = options.users.and_then(|_| inherited.next());
         let mounts = options.mounts.and_then(|_| inherited.next());
         let pids = pids.and_then(|_| inherited.next());
-        let in_cgroup = directory.is_some();
         let setup = init::Setup {
             bundle: options.bundle,
             cgroup: &cgroup,
-            in_cgroup,
+            in_cgroup: cradle.whole,
             console,
             command_line,
             pod: init::PodNamespaces { users, pids },
@@ -169,22 +168,39 @@ pub fn spawn(options: &SpawnOptions<'_>) -> Result<Child, Error> {
         };
         init::run(setup, reporter)
     })?;
-    if options.command_line.is_some() && directory.is_none() && !cgroup.is_scope() {
+    if options.command_line.is_some() && !cradle.whole && !cgroup.is_scope() {
         // The child makes it where it comes to it; who would only wait can be quicker. What is wrong with it the child tells.
         let _ = cgroup.create();
     }
     Ok(child)
 }
 
+/// Where a child is born.
+#[derive(Default)]
+pub(crate) struct Cradle {
+    /// The directory of version 2.
+    pub(crate) directory: Option<OwnedFd>,
+    /// Whether that is the whole of its cgroup.
+    pub(crate) whole: bool,
+}
+
+impl Cradle {
+    /// In a cgroup that exists.
+    pub(crate) fn of(cgroup: &Cgroup) -> Result<Cradle, crate::cgroup::Error> {
+        let whole = crate::cgroup::layout()? == Layout::V2;
+        Ok(Cradle { directory: cgroup.directory()?, whole })
+    }
+}
+
 /// On version 2 the child starts inside its cgroup, which must exist by then. On version 1 the
 /// child makes its cgroups itself and moves in, which costs the caller nothing. A scope of systemd begins with a process,
 /// so there the child asks too.
-pub(crate) fn directory_to_be_born_in(cgroup: &Cgroup) -> Result<Option<OwnedFd>, Error> {
-    let directory = || match crate::cgroup::layout()? {
-        Layout::V2 if !cgroup.is_scope() => cgroup.create().and_then(|()| cgroup.directory()),
-        _ => Ok(None),
-    };
-    directory().map_err(|source| Error::cgroup(cgroup.path(), source))
+pub(crate) fn cradle(cgroup: &Cgroup) -> Result<Cradle, Error> {
+    if cgroup.is_scope() {
+        return Ok(Cradle::default());
+    }
+    let made = cgroup.create_birthplace().and_then(|()| Cradle::of(cgroup));
+    made.map_err(|source| Error::cgroup(cgroup.path(), source))
 }
 
 /// How a child comes into the world; the same for a container's first process and for an exec.

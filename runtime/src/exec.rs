@@ -14,7 +14,7 @@ use oci_spec::runtime::{Linux, Process};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::cgroup::Cgroup;
-use crate::container::{self, Birth, Child, Error, PidNamespace, Reporter};
+use crate::container::{self, Birth, Child, Cradle, Error, PidNamespace, Reporter};
 use crate::init::terminal::LineEnds;
 use crate::init::{self, Prepared};
 use crate::seccomp::Filter;
@@ -67,14 +67,14 @@ pub fn exec(options: &ExecOptions<'_>) -> Result<Child, Error> {
     let line = options.command_line;
     let cgroup = if line.is_some() { Cgroup::new(options.cgroup) } else { Cgroup::new_exec(options.cgroup) };
     let cgroup = cgroup.map_err(|source| Error::cgroup(options.cgroup, source))?;
-    let directory = match line {
+    let cradle = match line {
         // It is there, and it is not for an exec to change what it hands down.
-        Some(_) => cgroup.directory().map_err(|source| Error::cgroup(cgroup.path(), source))?,
-        None => container::directory_to_be_born_in(&cgroup)?,
+        Some(_) => Cradle::of(&cgroup).map_err(|source| Error::cgroup(cgroup.path(), source))?,
+        None => container::cradle(&cgroup)?,
     };
     let birth = Birth {
         pid_namespace: PidNamespace::Join(options.pidfd),
-        cgroup: directory.as_ref().map(AsFd::as_fd),
+        cgroup: cradle.directory.as_ref().map(AsFd::as_fd),
         stdio: options.stdio,
         preserved: line.map_or(0, |line| line.preserved),
     };
@@ -82,7 +82,7 @@ pub fn exec(options: &ExecOptions<'_>) -> Result<Child, Error> {
     inherited.extend(options.console);
     inherited.extend(options.users);
     birth.clone_process(&inherited, |reporter, inherited| {
-        run(options, &cgroup, directory.is_some(), reporter, inherited)
+        run(options, &cgroup, cradle.whole, reporter, inherited)
     })
 }
 

@@ -15,7 +15,7 @@ use rustix::thread::UnshareFlags;
 
 use super::{CAPTURED, Call, Captured, Error, RESTORE_LOG, Result, at, external, key, log, mounts, named};
 use crate::cgroup::Cgroup;
-use crate::container::{Birth, Child, Error as SpawnError, PidNamespace, Reporter, directory_to_be_born_in};
+use crate::container::{Birth, Child, Error as SpawnError, PidNamespace, Reporter, cradle};
 use crate::{init, sys};
 
 /// Where CRIU tells the pid of the first process, in the bundle.
@@ -39,14 +39,14 @@ pub(crate) struct Restore<'a> {
 /// process is its child, which the caller inherits as a subreaper.
 pub(crate) fn restore(restore: &Restore<'_>) -> std::result::Result<Child, SpawnError> {
     let cgroup = Cgroup::new(restore.cgroup).map_err(|source| SpawnError::cgroup(restore.cgroup, source))?;
-    let directory = directory_to_be_born_in(&cgroup)?;
+    let cradle = cradle(&cgroup)?;
     let birth = Birth {
         pid_namespace: PidNamespace::Inherit,
-        cgroup: directory.as_ref().map(AsFd::as_fd),
+        cgroup: cradle.directory.as_ref().map(AsFd::as_fd),
         stdio: restore.stdio,
         preserved: 0,
     };
-    birth.clone_process(&[], |reporter, _| run(restore, &cgroup, directory.is_some(), reporter))
+    birth.clone_process(&[], |reporter, _| run(restore, &cgroup, cradle.whole, reporter))
 }
 
 fn run(

@@ -72,7 +72,8 @@ fn exec_has_the_containers_files_and_limits() {
     assert_eq!(fs::read_to_string(bundle.inside("made")).unwrap(), "made\n");
     let expected = match layout().unwrap() {
         Layout::V2 => vec!["0::/exec-1"],
-        Layout::V1 | Layout::Hybrid => vec![":memory:/", ":freezer:/exec-1"],
+        Layout::V1 => vec![":memory:/", ":freezer:/exec-1"],
+        Layout::Hybrid => vec![":memory:/", ":freezer:/exec-1", "0::/"],
     };
     for end in expected {
         assert!(outcome.stdout.lines().any(|line| line.ends_with(end)), "{}", outcome.stdout);

@@ -1,6 +1,7 @@
 //! What a container may use: limits at its start and by `update`, devices, keyrings, cgroups of an exec.
 
 use std::fs;
+use std::path::Path;
 
 use sampan_runtime::cgroup::{Layout, layout};
 use serde_json::{Value, json};
@@ -161,6 +162,23 @@ fn a_container_has_a_session_keyring_of_its_own() {
     let keys = running.exec(&["cat", "/proc/keys"]).success();
     let named: Vec<&str> = keys.lines().filter(|line| line.contains(&running.id)).collect();
     assert_eq!(named.len(), 1, "an exec joins the keyring that is there: {keys}");
+}
+
+/// Packet filters and systemd tell processes apart by the unified hierarchy.
+#[test]
+fn a_container_is_in_the_unified_hierarchy_wherever_there_is_one() {
+    let bundle = Bundle::new(&["sleep", "100"]).started();
+    let (root, path) = match layout().unwrap() {
+        Layout::V1 => return assert!(!Path::new("/sys/fs/cgroup/unified").exists()),
+        Layout::Hybrid => ("/sys/fs/cgroup/unified", bundle.cgroup().path().to_owned()),
+        Layout::V2 => ("/sys/fs/cgroup", bundle.cgroup().path().to_owned()),
+    };
+    let listed = || fs::read_to_string(Path::new(root).join(&path).join("cgroup.procs"));
+    assert_eq!(listed().unwrap().lines().count(), 1);
+    bundle.exec(&["sh", "-c", "sleep 100 >/dev/null 2>&1 &"]).success();
+    assert_eq!(listed().unwrap().lines().count(), 2, "an exec is with it");
+    bundle.verb(&["delete", "--force", bundle.id.as_str()]).success();
+    assert!(listed().is_err(), "it is removed");
 }
 
 #[test]
