@@ -3,6 +3,7 @@
 //! It stays in the host's mount, pid and cgroup namespaces. What only makes it sturdier (its own cgroup, its OOM
 //! score) may fail with a word about it; what makes the pod may not.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -176,6 +177,8 @@ fn write_file(path: &Path, value: &str) -> io::Result<()> {
     Ok(rustix::io::write(&file, value.as_bytes()).map(drop)?)
 }
 
+/// What lists of processes show of a pod's first process.
+const TITLE: &CStr = c"sampan-pod";
 /// What a first process hears that waits for its mappings.
 const GO_ON: &[u8] = b"o";
 /// What one hears that was only to make namespaces.
@@ -196,7 +199,9 @@ fn fork_init(flags: u64, waiting: Option<&OwnedFd>, null: &OwnedFd) -> Result<Po
             let ready = sys::process::keep_only([null, null, null], 0, &waiting).is_ok_and(becomes_root)
                 && sys::signal::ignore(libc::SIGCHLD).is_ok();
             if ready {
-                let _ = rustix::thread::set_name(c"sampan-pod");
+                // Those in the pod see it, and are not to read of the host's folders.
+                let _ = rustix::thread::set_name(TITLE);
+                let _ = sys::process::set_title(TITLE);
                 loop {
                     // All signals but SIGKILL are as nothing to a first process without handlers.
                     rustix::event::pause();

@@ -1,7 +1,7 @@
 //! Processes: clone3 with the semantics of fork, namespaces, descriptors, signals, exec.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -59,6 +59,36 @@ pub(crate) fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked>
             Ok(Forked::Parent { pid: pid as i32, pidfd })
         }
     }
+}
+
+/// Has lists of processes show `title` where they show the arguments that this process was started with, which are gone
+/// then, also for `std::env::args`.
+pub(crate) fn set_title(title: &CStr) -> io::Result<()> {
+    // proc(5): arg_start and arg_end are fields 48 and 49. The second one, the name, may hold anything; fields are counted
+    // from the one behind it.
+    const ARG_START: usize = 48 - 3;
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().skip(ARG_START);
+    let mut address = || fields.next().and_then(|field| field.parse::<usize>().ok());
+    let (Some(start), Some(end)) = (address(), address()) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let length = end.saturating_sub(start);
+    // The last byte stays zero: by it the kernel knows that nothing goes on behind.
+    let title = title.to_bytes();
+    let title = &title[..title.len().min(length.saturating_sub(1))];
+    if start == 0 || title.is_empty() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let arguments = ptr::with_exposed_provenance_mut::<u8>(start);
+    // SAFETY: the kernel put the arguments there, at the top of this process's own stack, which is writable and stays mapped.
+    // Nobody holds a reference to them: the standard library copies them for each who asks, and nobody asks at the same
+    // time, as this process has one thread. They are zeros and a short text afterwards, with a zero at the end as before.
+    unsafe {
+        ptr::write_bytes(arguments, 0, length);
+        ptr::copy_nonoverlapping(title.as_ptr(), arguments, title.len());
+    }
+    Ok(())
 }
 
 /// `setns(fd, kinds)`; `fd` is a pidfd or a file of `/proc/PID/ns`.

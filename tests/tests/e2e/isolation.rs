@@ -48,6 +48,11 @@ async fn a_shared_pid_namespace_shows_the_neighbours() {
         let second = Ctr::new("b", &image, &pod).sh("trap 'exit 0' TERM; sleep 4799 & wait");
         cri.run(&pod_id, &second, &pod).await.unwrap();
         assert!(cri.sh(&first, "ps").await.contains("sleep 4799"));
+        assert_eq!(
+            cri.sh(&first, "tr -d '\\0' </proc/1/cmdline").await,
+            "sampan-pod",
+            "and nothing of the host's"
+        );
         assert_ne!(cri.sh(&first, "readlink /proc/self/ns/pid").await, host_namespace("pid"));
         cri.stop(&first, 0).await.unwrap();
         cri.clear_pod(&pod_id).await.unwrap();
