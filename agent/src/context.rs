@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result, at, chain},
     events::Events,
     measurements::Measurements,
-    network::{self, Attachment, Network, cni::Cni},
+    network::{self, Attachment, NAMESPACE_END, Network, cni::Cni},
     pods::{PodId, parting::Parting, record::Records, storage},
     procfs::PodProcfs,
 };
@@ -176,6 +176,18 @@ impl Context {
         self.network.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Takes a pod off the bridge whose monitor has ended, and has its addresses given back later: see [`Network::depart`].
+    /// For a thread that may block.
+    ///
+    /// # Errors
+    /// What of it stays; it may be repeated.
+    pub(crate) fn depart(&self, pod: &PodId, attachment: &Attachment) -> Result<()> {
+        let network = self.network()?;
+        network.depart(pod.as_str(), attachment)?;
+        tokio::spawn(settle(network));
+        Ok(())
+    }
+
     /// Whether pods can be connected now.
     ///
     /// # Errors
@@ -248,6 +260,22 @@ impl Context {
     /// The default system call filter for a container that may hold these capabilities, ready for the kernel.
     pub(crate) fn seccomp_filter(&self, capabilities: &HashSet<Capability>) -> Result<Arc<Vec<u8>>> {
         self.filters.default_for(capabilities)
+    }
+}
+
+/// Has the addresses given back of pods that have departed. An agent that ends first finds at its next start the
+/// interfaces that are still there.
+async fn settle(network: Arc<Network>) {
+    const ATTEMPTS: usize = 5;
+    for _ in 0..ATTEMPTS {
+        tokio::time::sleep(NAMESPACE_END).await;
+        let departing = network.clone();
+        match blocking(move || departing.settle(NAMESPACE_END)).await {
+            Ok(()) => return,
+            Err(error) => {
+                warn!(error = Error::from(error).chain(), "addresses of pods that are gone stay in use")
+            }
+        }
     }
 }
 

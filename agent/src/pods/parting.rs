@@ -27,7 +27,14 @@ const STACK: usize = 64 * 1024;
 
 /// The overlays that wait.
 #[derive(Debug, Default)]
-pub(crate) struct Parting(Arc<Mutex<Vec<OwnedFd>>>);
+pub(crate) struct Parting(Arc<Mutex<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    overlays: Vec<OwnedFd>,
+    /// There is a thread that comes for them. There is never another one, however long the disk takes.
+    attended: bool,
+}
 
 impl Parting {
     /// Takes away every mount at `target`, as [`mount::unmount`] does, but doesn't wait for the file system beneath.
@@ -45,21 +52,36 @@ impl Parting {
 
     fn let_go_later(&self, overlay: OwnedFd) {
         let mut waiting = lock(&self.0);
-        waiting.push(overlay);
-        if waiting.len() > 1 {
-            // Somebody comes for them.
+        waiting.overlays.push(overlay);
+        if waiting.attended {
             return;
         }
         let shared = self.0.clone();
-        let started = thread::Builder::new().name("parting".into()).stack_size(STACK).spawn(move || {
-            thread::sleep(GATHERING);
-            let gathered = std::mem::take(&mut *lock(&shared));
-            let_go(gathered);
-        });
-        if let Err(error) = started {
-            debug!(%error, "an overlay ends at once");
-            drop(std::mem::take(&mut *waiting));
+        let started =
+            thread::Builder::new().name("parting".into()).stack_size(STACK).spawn(move || attend(&shared));
+        match started {
+            Ok(_) => waiting.attended = true,
+            Err(error) => {
+                debug!(%error, "overlays end at once");
+                waiting.overlays.clear();
+            }
         }
+    }
+}
+
+/// Gathers overlays and lets go of them for as long as there are some.
+fn attend(waiting: &Mutex<Waiting>) {
+    loop {
+        thread::sleep(GATHERING);
+        let gathered = {
+            let mut waiting = lock(waiting);
+            waiting.attended = !waiting.overlays.is_empty();
+            if !waiting.attended {
+                return;
+            }
+            std::mem::take(&mut waiting.overlays)
+        };
+        let_go(gathered);
     }
 }
 
@@ -89,4 +111,45 @@ fn let_go(overlays: Vec<OwnedFd>) {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that could panic leaves a list half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::CString, fs, time::Instant};
+
+    use rustix::mount::MountFlags;
+
+    use super::*;
+
+    #[test]
+    fn an_overlay_is_gone_from_its_place_at_once_and_ends_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| {
+            let path = folder.path().join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        });
+        let options =
+            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        let options = CString::new(options).unwrap();
+        rustix::mount::mount("overlay", &merged, "overlay", MountFlags::empty(), Some(options.as_c_str()))
+            .unwrap();
+        fs::write(merged.join("file"), "kept").unwrap();
+
+        let parting = Parting::default();
+        parting.unmount(&merged).unwrap();
+        assert!(!merged.join("file").exists());
+        // What is no overlay is nothing to wait for.
+        parting.unmount(&merged).unwrap();
+        parting.unmount(&folder.path().join("missing")).unwrap();
+        assert_eq!(lock(&parting.0).overlays.len(), 1);
+
+        let limit = Instant::now() + Duration::from_secs(30);
+        while lock(&parting.0).attended {
+            assert!(Instant::now() < limit, "nobody lets go of it");
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(lock(&parting.0).overlays.is_empty());
+        assert_eq!(fs::read_to_string(upper.join("file")).unwrap(), "kept");
+    }
 }

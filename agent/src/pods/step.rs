@@ -265,9 +265,7 @@ impl Running {
         blocking(move || {
             let killed = pid.map_or(Ok(()), |pid| monitor::kill(pid, &pod));
             let emptied = empty_cgroup(&cgroup);
-            let detached = attachment.map_or(Ok(()), |attachment| {
-                context.network()?.detach(pod.as_str(), &attachment).map_err(Error::from)
-            });
+            let detached = attachment.map_or(Ok(()), |attachment| context.depart(&pod, &attachment));
             let unmounted = files::remove(&folder)
                 .map_err(|source| Error::Mount { container: pod.to_string(), source })
                 .and_then(|()| remove_folder(&folder));

@@ -4,7 +4,7 @@ use std::{fs::File, os::fd::OwnedFd};
 
 use super::*;
 use crate::network::{
-    AttachRequest, Attachment, NAMESPACE_END, Network,
+    AttachRequest, Attachment, Network,
     cni::{Binding, Request as PluginRequest},
 };
 
@@ -92,31 +92,10 @@ impl Task {
         let attachment = self.record.attachment.clone().filter(|attached| attached.plugins.is_none());
         let Some(attachment) = attachment else { return Ok(()) };
         let (context, pod) = (self.context.clone(), self.record.id.clone());
-        let departed = blocking(move || {
-            let network = context.network()?;
-            network.depart(pod.as_str(), &attachment)?;
-            Ok::<_, Error>(network)
-        });
-        tokio::spawn(settle(departed.await?));
+        blocking(move || context.depart(&pod, &attachment)).await?;
         // The address is kept in the record of a stopped pod no longer than it is the pod's.
         self.record.attachment = None;
         Ok(())
-    }
-}
-
-/// Has the addresses given back of pods that have departed. An agent that ends first finds at its next start the
-/// interfaces that are still there.
-async fn settle(network: Arc<Network>) {
-    const ATTEMPTS: usize = 5;
-    for _ in 0..ATTEMPTS {
-        tokio::time::sleep(NAMESPACE_END).await;
-        let departing = network.clone();
-        match blocking(move || departing.settle(NAMESPACE_END)).await {
-            Ok(()) => return,
-            Err(error) => {
-                warn!(error = Error::from(error).chain(), "addresses of pods that are gone stay in use")
-            }
-        }
     }
 }
 
