@@ -10,6 +10,22 @@ use serde_json::{Value, json};
 
 use crate::folder;
 
+pub(crate) const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+pub(crate) const READONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kind {
     /// Two namespaces and nothing more.
@@ -98,21 +114,8 @@ fn configuration(kind: Kind) -> Result<Value> {
         spec["hostname"] = json!("bench");
         spec["mounts"] = usual_mounts();
         let linux = &mut spec["linux"];
-        linux["maskedPaths"] = json!([
-            "/proc/acpi",
-            "/proc/asound",
-            "/proc/interrupts",
-            "/proc/kcore",
-            "/proc/keys",
-            "/proc/latency_stats",
-            "/proc/timer_list",
-            "/proc/sched_debug",
-            "/proc/scsi",
-            "/sys/firmware",
-            "/sys/devices/virtual/powercap"
-        ]);
-        linux["readonlyPaths"] =
-            json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
+        linux["maskedPaths"] = json!(MASKED);
+        linux["readonlyPaths"] = json!(READONLY);
         linux["resources"] = json!({
             "devices": [{ "allow": false, "access": "rwm" }],
             "memory": { "limit": 64 << 20 },

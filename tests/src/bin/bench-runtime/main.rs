@@ -3,7 +3,8 @@
 //! All take turns, so that an hour in which the machine is busy is busy for everybody; what counts is the ratio. The
 //! floor is a program that does what none of them can leave out: it is executed, makes the namespaces, changes the root,
 //! has a child execute `/bin/true` and waits for it. The second floor makes, enters and removes a cgroup in each hierarchy
-//! besides: nine on a machine with version 1. Nothing here passes or fails. Needs root.
+//! besides: nine on a machine with version 1. The third, of the usual container, also has its mounts, masks and limits.
+//! Nothing here passes or fails. Needs root.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // the report goes to stdout, progress to stderr
 
@@ -40,6 +41,7 @@ struct Arguments {
 }
 
 const FLOOR_WITH_CGROUPS: &str = "floor with cgroups";
+const FLOOR_WITH_ALL: &str = "floor with cgroups, mounts, masks, limits";
 
 /// One who starts containers.
 struct Contender {
@@ -68,7 +70,7 @@ fn main() -> Result<()> {
 
 fn table(arguments: &Arguments, kind: Kind, idle: Duration) -> Result<()> {
     let bundle = Bundle::make(kind)?;
-    let mut contenders = contenders(arguments)?;
+    let mut contenders = contenders(arguments, kind)?;
     for round in 0..arguments.rounds + 1 {
         for contender in &mut contenders {
             std::thread::sleep(idle);
@@ -92,17 +94,15 @@ fn table(arguments: &Arguments, kind: Kind, idle: Duration) -> Result<()> {
 }
 
 /// The floor first, then this runtime and those of others that are installed.
-fn contenders(arguments: &Arguments) -> Result<Vec<Contender>> {
+fn contenders(arguments: &Arguments, kind: Kind) -> Result<Vec<Contender>> {
     let own = std::env::current_exe().context("find this program")?;
     let beside = || own.with_file_name("sampan-runtime");
     let runtime = arguments.runtime.clone().unwrap_or_else(beside);
     ensure!(runtime.is_file(), "{} is missing: build it, or name another by --runtime", runtime.display());
     let contender = |name, program| Contender { name, program, times: Vec::new() };
-    let mut all = vec![
-        contender("floor", own.clone()),
-        contender(FLOOR_WITH_CGROUPS, own),
-        contender("sampan-runtime", runtime),
-    ];
+    let mut all = vec![contender("floor", own.clone()), contender(FLOOR_WITH_CGROUPS, own.clone())];
+    all.extend((kind == Kind::Full).then(|| contender(FLOOR_WITH_ALL, own)));
+    all.push(contender("sampan-runtime", runtime));
     for name in ["runc", "crun"] {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file());
@@ -120,10 +120,11 @@ fn start(contender: &Contender, bundle: &Bundle, round: usize) -> Result<Duratio
     let id = format!("sampan-bench-{}-{round}", std::process::id());
     let mut cgroups = Vec::new();
     if contender.name.starts_with("floor") {
-        if contender.name == FLOOR_WITH_CGROUPS {
+        let equipped = contender.name == FLOOR_WITH_ALL;
+        if equipped || contender.name == FLOOR_WITH_CGROUPS {
             cgroups = floor::cgroups(&id);
         }
-        floor::arguments(&mut command, &bundle.rootfs(), bundle.kind, &cgroups);
+        floor::arguments(&mut command, &bundle.rootfs(), bundle.kind, &cgroups, equipped);
     } else {
         command
             .arg("--root")
