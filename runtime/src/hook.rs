@@ -200,6 +200,7 @@ fn describe(status: &WaitIdStatus) -> String {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(0), _) => String::new(),
         (Some(code), _) => format!("exit status {code}"),
+        (None, Some(libc::SIGSYS)) => "killed by signal 31 (bad system call)".to_owned(),
         (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
     }
 }

@@ -46,7 +46,8 @@ impl Place<'_> {
     /// Sets the limits that `resources` names and leaves the others as they are.
     pub(super) fn apply(&self, resources: &LinuxResources, journal: Option<&Journal>) -> Result<(), Error> {
         if resources.unified().as_ref().is_some_and(|unified| !unified.is_empty()) {
-            return Err(Error::Unavailable { controller: "unified", limit: "unified" });
+            let reason = "invalid configuration: this host has cgroups of version 1".to_owned();
+            return Err(Error::Invalid { limit: "unified", reason });
         }
         let need = |controller, limit| Ok(self.need(controller, limit)?.noting(journal));
         if let Some(cpu) = resources.cpu() {

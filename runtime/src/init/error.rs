@@ -39,6 +39,10 @@ pub(crate) enum Error {
     Missing { field: &'static str },
     #[error("{what} is not supported")]
     Unsupported { what: String },
+    #[error("invalid {what} {list:?}: a list such as 0-3,7 of numbers below {limit} is expected")]
+    List { what: &'static str, list: String, limit: usize },
+    #[error("invalid memory policy: the mode requires 0 nodes but got {0}")]
+    NeedlessNodes(u32),
     #[error("{what} is listed twice")]
     Duplicate { what: String },
     #[error("{what} holds a null byte")]
@@ -215,12 +219,10 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("exec: {program:?}: the file exists, but not the interpreter that it names")]
-    Interpreter {
-        program: String,
-        #[source]
-        source: io::Error,
-    },
+    #[error(
+        "exec {program}: no such file or directory: the file exists, but not the interpreter that it names"
+    )]
+    Interpreter { program: String },
 }
 
 impl Error {

@@ -81,7 +81,7 @@ impl Program {
         for candidate in &self.candidates {
             match execve(candidate, &self.arguments, &self.environment) {
                 Errno::NOENT if self.exists(candidate) => {
-                    return Error::Interpreter { program: self.name.clone(), source: Errno::NOENT.into() };
+                    return Error::Interpreter { program: self.name.clone() };
                 }
                 Errno::NOENT | Errno::NOTDIR if self.is_searched() => {}
                 // As in a shell: what may not be executed is passed over, and told if nothing better comes.

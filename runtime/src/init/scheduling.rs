@@ -52,7 +52,10 @@ pub(super) fn set_memory_policy(policy: &LinuxMemoryPolicy) -> Result<()> {
                 MemoryPolicyFlagType::MpolFStaticNodes => 1 << 15,
             }
     });
-    let nodes = set_of(policy.nodes().as_deref().unwrap_or_default())?;
+    let nodes = set_of("memory policy nodes", policy.nodes().as_deref().unwrap_or_default())?;
+    if mode == 0 && !nodes.is_empty() {
+        return Err(Error::NeedlessNodes(nodes.iter().map(|word| word.count_ones()).sum()));
+    }
     scheduling::set_memory_policy(mode | flags, &nodes).map_err(failed("the memory policy"))
 }
 
@@ -121,14 +124,16 @@ pub(crate) fn reset_affinity() {
 
 fn set_affinity(list: Option<&str>) -> Result<()> {
     match list.filter(|list| !list.is_empty()) {
-        Some(list) => scheduling::set_affinity(&set_of(list)?).map_err(failed("the CPU affinity")),
+        Some(list) => {
+            scheduling::set_affinity(&set_of("CPU affinity", list)?).map_err(failed("the CPU affinity"))
+        }
         None => Ok(()),
     }
 }
 
 /// The bits of a list such as `0-3,7`.
-fn set_of(list: &str) -> Result<Vec<u64>> {
-    let wrong = || refused(&format!("the list {list:?}"));
+fn set_of(what: &'static str, list: &str) -> Result<Vec<u64>> {
+    let wrong = || Error::List { what, list: list.to_owned(), limit: MAX_PROCESSORS };
     let mut bits = Vec::new();
     for range in list.split(',').map(str::trim).filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -151,11 +156,11 @@ mod tests {
 
     #[test]
     fn lists_are_sets_of_bits() {
-        assert_eq!(set_of("0-3,7").unwrap(), [0b1000_1111]);
-        assert_eq!(set_of("64, 1").unwrap(), [2, 1]);
-        assert!(set_of("").unwrap().is_empty());
+        assert_eq!(set_of("CPU affinity", "0-3,7").unwrap(), [0b1000_1111]);
+        assert_eq!(set_of("CPU affinity", "64, 1").unwrap(), [2, 1]);
+        assert!(set_of("CPU affinity", "").unwrap().is_empty());
         for wrong in ["3-1", "x", "-1", "9999999"] {
-            assert!(set_of(wrong).is_err(), "{wrong}");
+            assert!(set_of("CPU affinity", wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -330,7 +330,7 @@ pub(super) struct Spec {
     pub(super) rootless: bool,
 }
 
-/// What `checkpoint` and `restore` have in common.
+// What both verbs have in common. A doc comment would stand in the place of their own in the help.
 #[derive(Debug, Args)]
 pub(super) struct CriuOptions {
     /// Folder of the images.

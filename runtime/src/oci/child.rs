@@ -66,6 +66,7 @@ pub(super) fn announce(
         "state": state,
     });
     socket::send(path, message.to_string().as_bytes(), &[listener.as_fd()])
+        .map_err(|source| Error::SeccompAgent(Box::new(source)))
 }
 
 /// The next report, waited for. The end of the process is one.

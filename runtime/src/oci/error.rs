@@ -31,6 +31,8 @@ pub(super) enum Error {
         #[source]
         source: sys::Error,
     },
+    #[error("failed to connect with seccomp agent that the profile names")]
+    SeccompAgent(#[source] Box<Error>),
     #[error("{what}: {message}")]
     Container { what: &'static str, message: String },
     #[error("{what}")]

@@ -80,6 +80,7 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
         socket::send_pidfd(arguments.pidfd_socket.as_deref(), &child.pidfd)?;
         write_pid(arguments.pid_file.as_deref(), child.pid).map(|()| console)
     });
+    context.log.debug(&format!("process {} was made in container {}", child.pid, arguments.id));
     match finished {
         Ok(_) if arguments.detach => Ok(0),
         Ok(console) => foreground::serve(&child.pidfd, console),
@@ -107,7 +108,9 @@ fn below(own: &Cgroup, asked: &[String]) -> Result<Vec<PathBuf>> {
         };
         let below = below.trim_matches('/');
         if below.split('/').any(|part| part == "..") {
-            return Err(Error::refused(format!("--cgroup {text:?} leads out of the container's cgroup")));
+            return Err(Error::refused(format!(
+                "bad sub cgroup path {text:?}: it leads out of the container's cgroup"
+            )));
         }
         for controller in controllers {
             let path = paths.get(controller);

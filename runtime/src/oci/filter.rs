@@ -19,7 +19,11 @@ const FOLDER: &str = "@seccomp";
 /// The filter of a configuration.
 pub(super) fn of(context: &Context, spec: &Spec) -> Result<Option<Filter>> {
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    profile.map(|profile| kept_or_compiled(context, profile)).transpose()
+    let filter = profile.map(|profile| kept_or_compiled(context, profile)).transpose()?;
+    if let Some(filter) = &filter {
+        context.log.debug(&format!("seccomp filter flags: {}", filter.flags));
+    }
+    Ok(filter)
 }
 
 fn kept_or_compiled(context: &Context, profile: &LinuxSeccomp) -> Result<Filter> {

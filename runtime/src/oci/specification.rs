@@ -3,15 +3,21 @@
 use serde_json::{Value, json};
 
 use super::{Error, OCI_VERSION, Result, arguments};
+use crate::cgroup::{self, Layout};
 
 pub(super) fn write(arguments: &arguments::Spec) -> Result<()> {
     let path = arguments.bundle.join("config.json");
     if path.exists() {
         return Err(Error::refused(format!("File {} exists. Remove it first", path.display())));
     }
+    // As runc has it: callers add the namespace where they want it on the others.
+    let own_cgroups = matches!(cgroup::layout(), Ok(Layout::V2));
     let mut spec = specification();
     if arguments.rootless {
         for_user(&mut spec);
+    }
+    if own_cgroups && let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+        namespaces.push(json!({ "type": "cgroup" }));
     }
     let text = serde_json::to_string_pretty(&spec)
         .map_err(|source| Error::Json { path: path.display().to_string(), source })?;
@@ -56,7 +62,7 @@ fn specification() -> Value {
         ],
         "linux": {
             "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
-            "namespaces": namespaces(&["pid", "network", "ipc", "uts", "mount", "cgroup"]),
+            "namespaces": namespaces(&["pid", "network", "ipc", "uts", "mount"]),
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
                 "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
@@ -73,7 +79,7 @@ fn for_user(spec: &mut Value) {
     let linux = &mut spec["linux"];
     linux["uidMappings"] = json!([{ "containerID": 0, "hostID": uid, "size": 1 }]);
     linux["gidMappings"] = json!([{ "containerID": 0, "hostID": gid, "size": 1 }]);
-    linux["namespaces"] = namespaces(&["pid", "ipc", "uts", "mount", "cgroup", "user"]);
+    linux["namespaces"] = namespaces(&["pid", "ipc", "uts", "mount", "user"]);
     if let Some(linux) = linux.as_object_mut() {
         linux.remove("resources");
     }

@@ -22,7 +22,12 @@ pub(crate) struct Filter {
 impl Filter {
     /// `program` is what `profile` compiles to.
     pub(crate) fn new(profile: &LinuxSeccomp, program: Program) -> Result<Filter, Error> {
-        let mut flags = 0;
+        // As runc has it: a profile that says nothing of flags has no say in the processor's speculation. Kernels since
+        // 5.16 do the same by themselves.
+        let mut flags = match profile.flags() {
+            Some(_) => 0,
+            None => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        };
         for flag in profile.flags().iter().flatten() {
             flags |= match flag {
                 LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
@@ -67,7 +72,7 @@ fn notified(profile: &LinuxSeccomp) -> Result<BTreeSet<&str>, Error> {
     let names: BTreeSet<&str> = rules.flat_map(|rule| rule.names()).map(String::as_str).collect();
     // The descriptor is announced by it, when nobody listens yet.
     if names.contains("write") {
-        return Err(refused("SCMP_ACT_NOTIFY can't be used for write"));
+        return Err(refused("SCMP_ACT_NOTIFY cannot be used for the write syscall"));
     }
     Ok(names)
 }
@@ -103,8 +108,14 @@ mod tests {
 
     #[test]
     fn a_path_that_nothing_is_notified_of_is_ignored() {
-        let filter = filter(r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/s"}"#).unwrap();
+        let filter = filter(r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/s","flags":[]}"#).unwrap();
         assert_eq!((filter.flags, filter.listener), (0, None));
+    }
+
+    #[test]
+    fn without_flags_speculation_is_left_alone() {
+        let filter = filter(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
+        assert_eq!(filter.flags, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use sampan_runtime::cgroup::{Layout, layout};
 use serde_json::{Value, json};
 
 use crate::fixture::{Bundle, eventually};
@@ -219,6 +220,47 @@ fn a_container_can_be_paused_updated_and_measured() {
     assert_eq!(event["data"]["memory"]["usage"]["limit"], json!(64 << 20));
     bundle.verb(&["pause", id]).success();
     bundle.verb(&["delete", "--force", id]).success();
+}
+
+#[test]
+fn debug_tells_the_steps_and_where_they_go() {
+    let bundle = Bundle::new(&["true"]);
+    bundle.write();
+    let log = bundle.path().join("log");
+    let (log, folder) = (log.to_str().unwrap(), bundle.path().to_str().unwrap());
+    let run = ["--log", log, "--log-format", "json", "run", "--bundle", folder, &bundle.id];
+    bundle.verb(&[&["--debug"], &run[..]].concat()).success();
+    let steps = fs::read_to_string(log).unwrap();
+    let steps: Vec<Value> = steps.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said = |words: &str| {
+        steps.iter().any(|step| step["level"] == "debug" && step["msg"].as_str().unwrap().contains(words))
+    };
+    for words in ["is made from", "waits in cgroup", "executes the program", "are gone"] {
+        assert!(said(words), "{words} in {steps:?}");
+    }
+    fs::remove_file(log).unwrap();
+    bundle.verb(&run).success();
+    assert_eq!(fs::read_to_string(log).unwrap(), "");
+}
+
+/// Callers add it where they want it; twice is refused.
+#[test]
+fn a_specification_has_a_cgroup_namespace_where_cgroups_are_unified() {
+    let bundle = Bundle::new(&["true"]);
+    let folder = bundle.path().join("begin");
+    fs::create_dir(&folder).unwrap();
+    bundle.verb(&["spec", "-b", folder.to_str().unwrap()]).success();
+    let spec: Value = serde_json::from_str(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+    let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+    let own = namespaces.iter().filter(|namespace| namespace["type"] == "cgroup").count();
+    assert_eq!(own, usize::from(layout().unwrap() == Layout::V2));
+}
+
+#[test]
+fn every_verb_says_what_it_is_for() {
+    let bundle = Bundle::new(&["true"]);
+    assert!(bundle.verb(&["checkpoint", "-h"]).success().starts_with("Write the processes"));
+    assert!(bundle.verb(&["restore", "-h"]).success().starts_with("Make a container whose processes"));
 }
 
 #[test]
