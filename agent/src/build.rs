@@ -16,7 +16,7 @@ use crate::{
     context::Context,
     error::{Error, Kind, chain},
     pods::{
-        config::{NetworkMode, Resources},
+        config::{CPU_PERIOD, NetworkMode, Resources, environment_variable},
         step::{self, Step, StepMount, StepSource},
     },
     services::image::MOUNT_POINTS,
@@ -24,8 +24,6 @@ use crate::{
 
 /// What machines are called that commands of builds run on: the same for every build, for it may get into what they make.
 const HOSTNAME: &str = "sampan-build";
-/// The length of a CPU period in microseconds.
-const CPU_PERIOD: u64 = 100_000;
 
 /// How the builder goes about things, by the agent's configuration.
 pub(crate) fn options(config: &config::Build) -> BuilderOptions {
@@ -88,10 +86,6 @@ impl Runner for Steps {
 
 fn converted(context: &Context, command: Command) -> Result<Step, Error> {
     let config = &context.config.build;
-    let pair = |pair: &String| match pair.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err(Error::Invalid(format!("the environment variable {pair:?} is not NAME=VALUE"))),
-    };
     let or = |asked: i64, default: Option<i64>| if asked > 0 { Some(asked) } else { default };
     let quota =
         or(command.cpu_millis, config.cpu_millis).map(|millis| millis * CPU_PERIOD.cast_signed() / 1000);
@@ -99,7 +93,7 @@ fn converted(context: &Context, command: Command) -> Result<Step, Error> {
     Ok(Step {
         rootfs: command.rootfs,
         argv: command.arguments,
-        env: command.environment.iter().map(pair).collect::<Result<_, _>>()?,
+        env: command.environment.iter().map(|pair| environment_variable(pair)).collect::<Result<_, _>>()?,
         directory: command.directory,
         user: command.user,
         mounts: command.mounts.into_iter().map(mount).collect(),

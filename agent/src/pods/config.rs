@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::network::PortMapping;
 
+/// The length of a CPU period in microseconds, where a share of processors is asked for and no period.
+pub(crate) const CPU_PERIOD: u64 = 100_000;
+
 /// A pod's identity for its caller: unique among the pods of an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PodName {
@@ -64,6 +67,14 @@ pub struct PodConfig {
     pub auto_remove: bool,
     /// Made by `sampan run`: pod and container are one thing to their user.
     pub standalone: bool,
+}
+
+/// The name and the value of `NAME=VALUE`.
+pub(crate) fn environment_variable(pair: &str) -> Result<(String, String)> {
+    match pair.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(Error::Invalid(format!("the environment variable {pair:?} is not NAME=VALUE"))),
+    }
 }
 
 /// Only parameters that a namespace of the pod has; others would change the host.

@@ -11,8 +11,8 @@ use crate::{
     pods::{
         Pods,
         config::{
-            ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode, PidMode, PodConfig, PodName,
-            Propagation, Resources, SeccompProfile, Security, check_sysctls,
+            CPU_PERIOD, ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode, PidMode, PodConfig,
+            PodName, Propagation, Resources, SeccompProfile, Security, check_sysctls, environment_variable,
         },
         signal, storage,
     },
@@ -20,8 +20,6 @@ use crate::{
 
 /// The namespace of pods that people run by hand.
 const NAMESPACE: &str = "sampan";
-/// The length of a CPU period in microseconds.
-const CPU_PERIOD: u64 = 100_000;
 
 pub(super) async fn run(pods: &Pods, request: sampan::RunRequest) -> Result<sampan::RunResponse> {
     let name = if request.name.is_empty() { name::random() } else { checked_name(&request.name)? };
@@ -145,7 +143,7 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
         command: request.entrypoint.clone(),
         args: request.args.clone(),
         working_dir: request.working_dir.clone(),
-        env: request.env.iter().map(|pair| environment(pair)).collect::<Result<_>>()?,
+        env: request.env.iter().map(|pair| environment_variable(pair)).collect::<Result<_>>()?,
         mounts: named.into_iter().map(volume).collect::<Result<_>>()?,
         volumes: anonymous.into_iter().map(anonymous_volume).collect::<Result<_>>()?,
         devices: request.devices.iter().map(device).collect::<Result<_>>()?,
@@ -182,14 +180,6 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
         tty: request.tty,
         stdin_once: request.stdin,
     })
-}
-
-/// `NAME=VALUE`.
-pub(super) fn environment(pair: &str) -> Result<(String, String)> {
-    match pair.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err(Error::Invalid(format!("the environment variable {pair:?} is not NAME=VALUE"))),
-    }
 }
 
 /// The limit of memory and swap together, which has to leave room for the memory.

@@ -25,6 +25,7 @@ use crate::{
     error::{Error, Result},
     pods::{
         Found, Pods,
+        config::environment_variable,
         session::{self, Attachment, Command, Size, Streams},
     },
     services::Feed,
@@ -166,7 +167,7 @@ fn command(start: &sampan::ExecStart) -> Result<Command> {
     Ok(Command {
         argv: start.command.clone(),
         tty: start.tty,
-        env: start.env.iter().map(|pair| super::run::environment(pair)).collect::<Result<_>>()?,
+        env: start.env.iter().map(|pair| environment_variable(pair)).collect::<Result<_>>()?,
         working_dir: start.working_dir.clone(),
         user: start.user.clone(),
     })
