@@ -162,5 +162,17 @@ mod tests {
         for wrong in ["3-1", "x", "-1", "9999999"] {
             assert!(set_of("CPU affinity", wrong).is_err(), "{wrong}");
         }
+        let error = set_of("memory policy nodes", "0-9876543210").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "invalid memory policy nodes \"0-9876543210\": a list such as 0-3,7 of numbers below 8192 is expected"
+        );
+    }
+
+    #[test]
+    fn a_default_memory_policy_takes_no_nodes() {
+        let policy = serde_json::from_str(r#"{"mode":"MPOL_DEFAULT","nodes":"0-7"}"#).unwrap();
+        let error = set_memory_policy(&policy).unwrap_err().to_string();
+        assert_eq!(error, "invalid memory policy: the mode requires 0 nodes but got 8");
     }
 }
