@@ -12,24 +12,54 @@ pub(super) fn read(context: &Context, bundle: &Path) -> Result<(Spec, Vec<u8>)> 
     let path = bundle.join("config.json");
     let text =
         std::fs::read(&path).map_err(|source| Error::io(format!("read {}", path.display()), source))?;
-    let (spec, text) =
-        parse(context, text).map_err(|source| Error::Json { path: path.display().to_string(), source })?;
+    let (spec, text) = parse(context, bundle, text)
+        .map_err(|source| Error::Json { path: path.display().to_string(), source })?;
     check(&spec)?;
     Ok((spec, text))
 }
 
-fn parse(context: &Context, text: Vec<u8>) -> serde_json::Result<(Spec, Vec<u8>)> {
+fn parse(context: &Context, bundle: &Path, text: Vec<u8>) -> serde_json::Result<(Spec, Vec<u8>)> {
     let parsed = serde_json::from_slice::<Spec>(&text);
-    if parsed.as_ref().is_ok_and(|spec| !limits_tasks_to_zero(spec)) {
+    if parsed
+        .as_ref()
+        .is_ok_and(|spec| !limits_tasks_to_zero(spec) && !mounts_by_the_hosts_path(spec, bundle))
+    {
         return parsed.map(|spec| (spec, text));
     }
     let mut value: serde_json::Value = serde_json::from_slice(&text)?;
-    let amended = amend_process(context, &mut value["process"]);
-    if !drop_unset_pids(&mut value["linux"]["resources"]) && !amended {
+    let amended = [
+        amend_process(context, &mut value["process"]),
+        drop_unset_pids(&mut value["linux"]["resources"]),
+        strip_root(&mut value, bundle),
+    ];
+    if amended == [false; 3] {
         return parsed.map(|spec| (spec, text));
     }
     let text = serde_json::to_vec(&value)?;
     serde_json::from_slice(&text).map(|spec| (spec, text))
+}
+
+/// Whether a destination begins with the path that the root has on the host.
+fn mounts_by_the_hosts_path(spec: &Spec, bundle: &Path) -> bool {
+    let Some(root) = spec.root() else { return false };
+    let root = bundle.join(root.path());
+    root != Path::new("/")
+        && spec.mounts().iter().flatten().any(|mount| mount.destination().starts_with(&root))
+}
+
+/// Makes such destinations paths inside of the container, as runc does and its callers mean it. Whether there were any.
+fn strip_root(value: &mut serde_json::Value, bundle: &Path) -> bool {
+    let Some(root) = value["root"]["path"].as_str().map(|path| bundle.join(path)) else { return false };
+    let mut stripped = false;
+    for mount in value["mounts"].as_array_mut().into_iter().flatten() {
+        let inside = mount["destination"].as_str().and_then(|path| Path::new(path).strip_prefix(&root).ok());
+        let inside = inside.and_then(|inside| Path::new("/").join(inside).to_str().map(str::to_owned));
+        if let Some(inside) = inside.filter(|_| root != Path::new("/")) {
+            mount["destination"] = inside.into();
+            stripped = true;
+        }
+    }
+    stripped
 }
 
 fn limits_tasks_to_zero(spec: &Spec) -> bool {

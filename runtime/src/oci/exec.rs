@@ -118,7 +118,8 @@ fn below(own: &Cgroup, asked: &[String]) -> Result<Vec<PathBuf>> {
                 path.ok_or_else(|| Error::refused(format!("--cgroup: unknown controller {controller:?}")))?;
             let path = if below.is_empty() { path.clone() } else { path.join(below) };
             if !path.is_dir() {
-                return Err(Error::refused(format!("cgroup {} does not exist", path.display())));
+                let missing = format!("adding pid to cgroup {}: no such file or directory", path.display());
+                return Err(Error::refused(format!("--cgroup {text:?}: {missing}")));
             }
             directories.push(path);
         }

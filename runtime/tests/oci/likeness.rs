@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use sampan_runtime::cgroup::{Layout, layout};
 use serde_json::{Value, json};
 
 use crate::fixture::{Bundle, eventually};
@@ -215,4 +216,45 @@ fn hooks_of_the_containers_own_files_have_its_environment_and_no_more_rights() {
     let of_program = bundle.run().success();
     assert!(of_program.starts_with("yes /\n1\n") && of_program.contains("Seccomp: 2"), "{of_program}");
     assert_eq!(fs::read_to_string(bundle.inside("tmp/seen")).unwrap(), of_program);
+}
+
+#[test]
+fn destinations_may_begin_with_the_roots_path_on_the_host() {
+    let bundle = Bundle::new(&["cat", "/below/here"]);
+    let source = bundle.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("here"), "seen\n").unwrap();
+    let mount = json!({
+        "type": "bind", "source": source, "destination": bundle.inside("below"), "options": ["rbind", "ro"],
+    });
+    let bundle = bundle.push("/mounts", mount);
+    assert_eq!(bundle.run().success(), "seen\n");
+    assert!(bundle.inside("below").is_dir());
+    assert!(!bundle.inside("").join(bundle.path().strip_prefix("/").unwrap()).exists());
+}
+
+/// The words by which callers and runc's own tests know what is wrong.
+#[test]
+fn refusals_have_runcs_words() {
+    let refused = |bundle: Bundle| bundle.run().failure();
+    let policy = |policy: Value| Bundle::new(&["true"]).set("/linux/memoryPolicy", policy);
+    let error = refused(policy(json!({ "mode": "MPOL_DEFAULT", "nodes": "0-7" })));
+    assert!(error.contains("mode requires 0 nodes but got 8"), "{error}");
+    let error = refused(policy(json!({ "mode": "MPOL_BIND", "nodes": "0-9876543210" })));
+    assert!(error.contains("invalid memory policy node"), "{error}");
+    let notify = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/nonexistent/agent.sock",
+        "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_NOTIFY" }],
+    });
+    let error = refused(Bundle::new(&["true"]).set("/linux/seccomp", notify));
+    assert!(error.contains("failed to connect with seccomp agent"), "{error}");
+    let forbidden = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["uname"], "action": "SCMP_ACT_KILL" }] });
+    let hook = json!({ "startContainer": [{ "path": "/bin/uname", "args": ["uname"] }] });
+    let error = refused(Bundle::new(&["true"]).set("/linux/seccomp", forbidden).set("/hooks", hook));
+    assert!(error.contains("bad system call"), "{error}");
+    if layout().unwrap() != Layout::V2 {
+        let unified = json!({ "memory.min": "131072" });
+        let error = refused(Bundle::new(&["true"]).set("/linux/resources/unified", unified));
+        assert!(error.contains("invalid configuration"), "{error}");
+    }
 }
