@@ -7,6 +7,7 @@ mod device;
 mod environment;
 mod moment;
 mod port;
+mod protection;
 mod volume;
 
 use std::{convert::Infallible, path::PathBuf};
@@ -19,6 +20,7 @@ pub(super) use self::{
     environment::environment,
     moment::moment,
     port::{Ports, ports, publication},
+    protection::{SecurityOption, security, tmpfs, ulimit},
     volume::volume,
 };
 

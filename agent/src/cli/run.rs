@@ -10,14 +10,14 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{ArgAction, Args, ValueEnum};
 use sampan_proto::{
     cri::{ImageSpec, ImageStatusRequest},
-    sampan::{Device, NetworkMode, RunRequest, Volume},
+    sampan::{Device, NetworkMode, RunRequest, Tmpfs, Ulimit, Volume},
 };
 use tonic::Code;
 
 use super::{
     agent::Agent,
     failure::{Advice, Failure},
-    options::{self, Ports},
+    options::{self, Ports, SecurityOption},
     output::Output,
     pull, session,
 };
@@ -60,6 +60,10 @@ pub(super) struct Arguments {
     /// Show a path of the host inside, SOURCE:DESTINATION[:ro], or keep a DESTINATION outside its layer
     #[arg(short, long, value_name = "VOLUME", value_parser = options::volume)]
     volume: Vec<Volume>,
+
+    /// Put a file system in memory at a path: DESTINATION[:size=64m,mode=1777,exec]
+    #[arg(long, value_name = "TMPFS", value_parser = options::tmpfs)]
+    tmpfs: Vec<Tmpfs>,
 
     /// Give it a device of the host: SOURCE[:DESTINATION][:rwm]
     #[arg(long, value_name = "DEVICE", value_parser = options::device)]
@@ -144,6 +148,14 @@ pub(super) struct Arguments {
     /// Take a capability away; ALL takes all
     #[arg(long, value_name = "CAPABILITY")]
     cap_drop: Vec<String>,
+
+    /// Change its protection: no-new-privileges[=false], seccomp=FILE, apparmor=PROFILE; unconfined is none
+    #[arg(long, value_name = "OPTION", value_parser = options::security)]
+    security_opt: Vec<SecurityOption>,
+
+    /// Limit each of its processes: nofile=1024:2048
+    #[arg(long, value_name = "LIMIT", value_parser = options::ulimit)]
+    ulimit: Vec<Ulimit>,
 
     /// Make its root read-only
     #[arg(long)]
@@ -239,6 +251,14 @@ fn refused(status: tonic::Status) -> Failure {
 
 fn request(arguments: Arguments) -> Result<RunRequest, Failure> {
     let mut words = arguments.words.into_iter();
+    let (mut no_new_privileges, mut seccomp, mut apparmor) = (None, String::new(), String::new());
+    for option in arguments.security_opt {
+        match option {
+            SecurityOption::NoNewPrivileges(value) => no_new_privileges = Some(value),
+            SecurityOption::Seccomp(profile) => seccomp = profile,
+            SecurityOption::AppArmor(profile) => apparmor = profile,
+        }
+    }
     Ok(RunRequest {
         image: words.next().unwrap_or_default(),
         name: arguments.name.unwrap_or_default(),
@@ -274,6 +294,11 @@ fn request(arguments: Arguments) -> Result<RunRequest, Failure> {
         dns_servers: arguments.dns.iter().map(IpAddr::to_string).collect(),
         stop_signal: arguments.stop_signal.unwrap_or_default(),
         host_pid: arguments.pid == Some(PidNamespace::Host),
+        no_new_privileges,
+        seccomp,
+        apparmor,
+        tmpfs: arguments.tmpfs,
+        ulimits: arguments.ulimit,
         read_only_rootfs: arguments.read_only,
         stdin: arguments.interactive,
         tty: arguments.tty,

@@ -168,6 +168,8 @@ pub(super) fn container_config(
             .into_iter()
             .map(|device| DeviceConfig::new(device.host_path, device.container_path, device.permissions))
             .collect::<Result<_>>()?,
+        tmpfs: BTreeMap::new(),
+        rlimits: vec![],
         cdi_devices: cdi::asked(
             config.cdi_devices.into_iter().map(|device| device.name).collect(),
             &annotations,

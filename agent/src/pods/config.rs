@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use oci_spec::runtime::PosixRlimit;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -159,6 +160,12 @@ pub struct ContainerConfig {
     /// Where it has an anonymous volume, beside those that the image asks for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<PathBuf>,
+    /// File systems in memory, by their place, with their options.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tmpfs: BTreeMap<PathBuf, Vec<String>>,
+    /// Limits of each process.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<PosixRlimit>,
     /// Host devices.
     pub devices: Vec<DeviceConfig>,
     /// Devices that vendors describe (CDI), as `VENDOR/CLASS=NAME`.

@@ -251,6 +251,10 @@ fn process(input: &Input<'_>) -> Result<Process> {
         Some(profile) => builder.apparmor_profile(profile),
         None => builder,
     };
+    let builder = match container.rlimits.as_slice() {
+        [] => builder,
+        limits => builder.rlimits(limits),
+    };
     builder.build().map_err(internal)
 }
 
@@ -321,9 +325,9 @@ fn process_capabilities(input: &Input<'_>) -> Result<LinuxCapabilities> {
         .map_err(internal)
 }
 
-fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Result<Mount> {
+fn mount(destination: impl AsRef<Path>, typ: &str, source: &str, options: &[&str]) -> Result<Mount> {
     MountBuilder::default()
-        .destination(destination)
+        .destination(destination.as_ref())
         .typ(typ)
         .source(source)
         .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
@@ -372,20 +376,33 @@ fn mounts(input: &Input<'_>) -> Result<Vec<Mount>> {
         }
     }
     // Parents before children, whatever order the request has them in.
-    let mut wanted: BTreeMap<&Path, &MountConfig> = BTreeMap::new();
+    let mut wanted: BTreeMap<&Path, Mount> = BTreeMap::new();
     for request in input.volumes.iter().chain(&input.container.mounts) {
-        wanted.insert(&request.container_path, request);
+        wanted.insert(&request.container_path, bind(request)?);
     }
-    for request in wanted.values() {
-        all.push(bind(request)?);
+    for (path, options) in &input.container.tmpfs {
+        wanted.insert(path, memory(path, options)?);
     }
+    all.extend(wanted.into_values());
     Ok(all)
 }
 
-fn bind(request: &MountConfig) -> Result<Mount> {
-    if !request.container_path.is_absolute() {
-        return Err(Error::Invalid(format!("the mount path {:?} is not absolute", request.container_path)));
+fn memory(path: &Path, options: &[String]) -> Result<Mount> {
+    absolute(path)?;
+    let usual = ["noexec", "nosuid", "nodev"];
+    let options: Vec<&str> = usual.into_iter().chain(options.iter().map(String::as_str)).collect();
+    mount(path, "tmpfs", "tmpfs", &options)
+}
+
+fn absolute(path: &Path) -> Result<()> {
+    if path.is_absolute() {
+        return Ok(());
     }
+    Err(Error::Invalid(format!("the mount path {path:?} is not absolute")))
+}
+
+fn bind(request: &MountConfig) -> Result<Mount> {
+    absolute(&request.container_path)?;
     let propagation = match request.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",

@@ -416,6 +416,8 @@ fn lay_out(
         mounts: vec![],
         volumes: vec![],
         devices: vec![],
+        tmpfs: Default::default(),
+        rlimits: vec![],
         cdi_devices: vec![],
         labels: Default::default(),
         annotations: Default::default(),

@@ -202,6 +202,64 @@ async fn options_of_run_reach_the_container() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn protection_memory_and_ulimits_of_run_reach_the_container() {
+    with_agent(async |agent| {
+        let (cli, image) = (agent.cli(), fixture().image("busybox"));
+        let profile = agent.base().join("profile.json");
+        let rule = r#"{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95 }"#;
+        let text = format!(r#"{{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{rule}] }}"#);
+        std::fs::write(&profile, text).unwrap();
+        let run = |options: &[&str], script: &str| {
+            let words = [&["run", "-q", "--rm"], options, &[&image, "sh", "-c", script]].concat();
+            cli.run(&words)
+        };
+        let told = "grep -e NoNewPrivs -e Seccomp: /proc/self/status | cut -f 2";
+        let by_default = run(&[], told);
+        assert_eq!(by_default.stdout, "1\n2\n", "{by_default:?}");
+        let options = ["--security-opt", "no-new-privileges=false", "--security-opt", "seccomp=unconfined"];
+        assert_eq!(run(&options, told).stdout, "0\n0\n");
+        let options = ["--security-opt", &format!("seccomp={}", profile.display())];
+        let refused = run(&options, "mkdir /tmp/x");
+        assert!(refused.code != 0 && refused.stderr.contains("not supported"), "{refused:?}");
+
+        let options =
+            ["--tmpfs", "/own:size=1m,mode=1711", "--ulimit", "nofile=99:100", "--ulimit", "core=0"];
+        let script = "grep ' /own ' /proc/mounts | cut -d ' ' -f 3,4; ulimit -n; ulimit -Hn; ulimit -c
+            stat -c %a /own; head -c 2000000 /dev/zero > /own/file || echo full";
+        let output = run(&options, script);
+        let lines: Vec<_> = output.stdout.lines().collect();
+        for word in ["tmpfs", "noexec", "nosuid", "nodev", "size=1024k"] {
+            assert!(lines[0].contains(word), "{word}: {output:?}");
+        }
+        assert_eq!(lines[1..], ["99", "100", "0", "1711", "full"], "{output:?}");
+
+        let words =
+            [&["run", "-q", "-d", "--name", "named"], &options[..], &[&image, "sleep", "100"]].concat();
+        cli.ok(&words);
+        assert_eq!(cli.ok(&["exec", "named", "sh", "-c", "ulimit -n"]), "99", "an exec has the same limits");
+        let host = cli.json_of_inspect("named")["HostConfig"].clone();
+        assert_eq!(host["Tmpfs"]["/own"], "size=1m,mode=1711");
+        assert_eq!(host["SecurityOpt"][0], "no-new-privileges=true");
+        let limit = host["Ulimits"][0].clone();
+        assert_eq!((limit["Name"].as_str(), limit["Hard"].as_u64()), (Some("nofile"), Some(100)));
+        cli.ok(&["rm", "-f", "named"]);
+
+        for (option, value, problem) in [
+            ("--ulimit", "nothing=1", "no limit \"nothing\""),
+            ("--ulimit", "nofile=2:1", "above the hard one"),
+            ("--tmpfs", "/own:size=much", "size"),
+            ("--security-opt", "label=disable", "no-new-privileges"),
+            ("--security-opt", "apparmor=no-such", "no-such"),
+        ] {
+            let output = run(&[option, value], "true");
+            assert!(output.code == 125 || output.code == 2, "{option} {value}: {output:?}");
+            assert!(output.stderr.contains(problem), "{option} {value}: {output:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_rights_and_surroundings_of_run_reach_the_container() {
     with_agent(async |agent| {
         let (cli, image) = (agent.cli(), fixture().image("busybox"));

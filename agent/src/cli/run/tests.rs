@@ -32,7 +32,9 @@ fn every_flag_arrives() {
         "run -d --rm --name web -p 8080:80 -p 127.0.0.1:53:53/udp -e A=1 -v /a:/b:ro -w /srv -u 1:2 -m 64m \
          --cpus 0.5 --pids-limit 20 --network none --entrypoint /bin/sh -l a=b -h box --privileged --read-only \
          --memory-swap -1 -c 512 --cpuset-cpus 0-1 --cpuset-mems 0 --cap-add NET_ADMIN --cap-drop ALL --device /dev/fuse:rw \
-         --sysctl net.core.somaxconn=9 --dns 1.1.1.1 --stop-signal USR1 --pid host -v /own nginx -c date",
+         --sysctl net.core.somaxconn=9 --dns 1.1.1.1 --stop-signal USR1 --pid host -v /own \
+         --security-opt no-new-privileges=false --security-opt seccomp=unconfined --security-opt apparmor:mine \
+         --tmpfs /run:size=1m --ulimit nofile=5:6 nginx -c date",
     );
     let port = |host_ip: &str, host_port, container_port, protocol: &str| PublishedPort {
         host_ip: host_ip.into(),
@@ -73,6 +75,11 @@ fn every_flag_arrives() {
             dns_servers: vec!["1.1.1.1".into()],
             stop_signal: "USR1".into(),
             host_pid: true,
+            no_new_privileges: Some(false),
+            seccomp: "unconfined".into(),
+            apparmor: "mine".into(),
+            tmpfs: vec![Tmpfs { destination: "/run".into(), options: vec!["size=1m".into()] }],
+            ulimits: vec![Ulimit { name: "nofile".into(), soft: 5, hard: 6 }],
             pids_limit: 20,
             labels: [("a".to_owned(), "b".to_owned())].into(),
             hostname: "box".into(),

@@ -42,6 +42,8 @@ fn container() -> ContainerConfig {
         mounts: vec![],
         volumes: vec![],
         devices: vec![],
+        tmpfs: BTreeMap::new(),
+        rlimits: vec![],
         cdi_devices: vec![],
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt};
 
+use oci_spec::runtime::PosixRlimit;
 use sampan_runtime::cgroup::Cgroup;
 use serde_json::{Value, json};
 
@@ -10,7 +11,9 @@ use crate::{
     error::Result,
     pods::{
         Found,
-        config::{DeviceConfig, NetworkMode, PidMode, Propagation},
+        config::{
+            AppArmorProfile, DeviceConfig, NetworkMode, PidMode, Propagation, SeccompProfile, Security,
+        },
         record::{ContainerPhase, ContainerRecord, PodRecord},
     },
     services::{merged, time},
@@ -112,6 +115,8 @@ fn host_config(pod: &PodRecord, container: &ContainerRecord) -> Value {
             format!("{}:{}{access}", mount.host_path.display(), mount.container_path.display())
         })
         .collect();
+    let tmpfs: BTreeMap<_, _> =
+        container.config.tmpfs.iter().map(|(path, options)| (path, options.join(","))).collect();
     json!({
         "NetworkMode": network_mode(pod.config.network),
         "AutoRemove": pod.config.auto_remove,
@@ -129,12 +134,40 @@ fn host_config(pod: &PodRecord, container: &ContainerRecord) -> Value {
         "MemorySwap": resources.memory_swap_limit.unwrap_or(0),
         "CapAdd": container.config.security.add_capabilities,
         "CapDrop": container.config.security.drop_capabilities,
+        "SecurityOpt": security_options(&container.config.security),
+        "Tmpfs": tmpfs,
+        "Ulimits": container.config.rlimits.iter().map(ulimit).collect::<Vec<_>>(),
         "Devices": container.config.devices.iter().map(device).collect::<Vec<_>>(),
         "Sysctls": pod.config.sysctls,
         "Dns": pod.config.dns.as_ref().map_or(&[][..], |dns| &dns.servers),
         "PidMode": if pod.config.pid == PidMode::Host { "host" } else { "" },
         "PidsLimit": resources.pids_limit,
     })
+}
+
+fn security_options(security: &Security) -> Vec<String> {
+    let seccomp = match &security.seccomp {
+        SeccompProfile::Default => None,
+        SeccompProfile::Unconfined => Some("unconfined".to_owned()),
+        SeccompProfile::Localhost(path) => Some(path.display().to_string()),
+    };
+    let apparmor = match &security.apparmor {
+        AppArmorProfile::Default => None,
+        AppArmorProfile::Unconfined => Some("unconfined"),
+        AppArmorProfile::Localhost(name) => Some(name.as_str()),
+    };
+    let options = [
+        Some(format!("no-new-privileges={}", security.no_new_privileges)),
+        seccomp.map(|profile| format!("seccomp={profile}")),
+        apparmor.map(|profile| format!("apparmor={profile}")),
+    ];
+    options.into_iter().flatten().collect()
+}
+
+fn ulimit(limit: &PosixRlimit) -> Value {
+    let name = json!(limit.typ());
+    let name = name.as_str().map(|name| name.trim_start_matches("RLIMIT_").to_ascii_lowercase());
+    json!({ "Name": name, "Soft": limit.soft(), "Hard": limit.hard() })
 }
 
 fn device(device: &DeviceConfig) -> Value {

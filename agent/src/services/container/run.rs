@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
+use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 use sampan_proto::sampan;
 
 use super::name;
@@ -11,8 +12,9 @@ use crate::{
     pods::{
         Pods,
         config::{
-            CPU_PERIOD, ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode, PidMode, PodConfig,
-            PodName, Propagation, Resources, SeccompProfile, Security, check_sysctls, environment_variable,
+            AppArmorProfile, CPU_PERIOD, ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode,
+            PidMode, PodConfig, PodName, Propagation, Resources, SeccompProfile, Security, check_sysctls,
+            environment_variable,
         },
         signal, storage,
     },
@@ -147,6 +149,8 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
         mounts: named.into_iter().map(volume).collect::<Result<_>>()?,
         volumes: anonymous.into_iter().map(anonymous_volume).collect::<Result<_>>()?,
         devices: request.devices.iter().map(device).collect::<Result<_>>()?,
+        tmpfs: request.tmpfs.iter().map(tmpfs).collect::<Result<_>>()?,
+        rlimits: request.ulimits.iter().map(rlimit).collect::<Result<_>>()?,
         cdi_devices: vec![],
         labels: request.labels.clone().into_iter().collect(),
         annotations: positive(request.storage_bytes)
@@ -169,10 +173,22 @@ fn container(name: &str, request: &sampan::RunRequest) -> Result<ContainerConfig
             run_as_username: request.user.clone(),
             privileged: request.privileged,
             readonly_rootfs: request.read_only_rootfs,
-            no_new_privileges: !request.privileged,
+            no_new_privileges: request.no_new_privileges.unwrap_or(!request.privileged),
             add_capabilities: request.add_capabilities.clone(),
             drop_capabilities: request.drop_capabilities.clone(),
-            seccomp: SeccompProfile::Default,
+            seccomp: match request.seccomp.as_str() {
+                "" => SeccompProfile::Default,
+                "unconfined" => SeccompProfile::Unconfined,
+                path => {
+                    absolute("seccomp profile", [&request.seccomp])?;
+                    SeccompProfile::Localhost(path.into())
+                }
+            },
+            apparmor: match request.apparmor.as_str() {
+                "" => AppArmorProfile::Default,
+                "unconfined" => AppArmorProfile::Unconfined,
+                name => AppArmorProfile::Localhost(name.to_owned()),
+            },
             ..Security::default()
         },
         stop_signal,
@@ -217,6 +233,22 @@ fn anonymous_volume(volume: &sampan::Volume) -> Result<PathBuf> {
         Some(_) => return Ok(path),
     };
     Err(Error::Invalid(format!("{problem}: {:?}", volume.destination)))
+}
+
+fn tmpfs(tmpfs: &sampan::Tmpfs) -> Result<(PathBuf, Vec<String>)> {
+    absolute("tmpfs", [&tmpfs.destination])?;
+    Ok((tmpfs.destination.clone().into(), tmpfs.options.clone()))
+}
+
+fn rlimit(limit: &sampan::Ulimit) -> Result<PosixRlimit> {
+    let sampan::Ulimit { name, soft, hard } = limit;
+    let kind = serde_json::from_value(format!("RLIMIT_{}", name.to_ascii_uppercase()).into());
+    let kind: PosixRlimitType = kind.map_err(|_| Error::Invalid(format!("there is no limit {name:?}")))?;
+    if soft > hard {
+        return Err(Error::Invalid(format!("the soft limit of {name} is above the hard one")));
+    }
+    let limit = PosixRlimitBuilder::default().typ(kind).soft(*soft).hard(*hard).build();
+    limit.map_err(|error| Error::Invalid(format!("the limit of {name}: {error}")))
 }
 
 fn volume(volume: &sampan::Volume) -> Result<MountConfig> {
