@@ -89,7 +89,6 @@ fn converted(context: &Context, command: Command) -> Result<Step, Error> {
     let or = |asked: i64, default: Option<i64>| if asked > 0 { Some(asked) } else { default };
     let quota =
         or(command.cpu_millis, config.cpu_millis).map(|millis| millis * CPU_PERIOD.cast_signed() / 1000);
-    let hosts = command.hosts.iter().map(|(name, address)| format!("{address}\t{name}\n"));
     Ok(Step {
         rootfs: command.rootfs,
         argv: command.arguments,
@@ -103,7 +102,7 @@ fn converted(context: &Context, command: Command) -> Result<Step, Error> {
             Network::Host => NetworkMode::Host,
         },
         hostname: if command.hostname.is_empty() { HOSTNAME.to_owned() } else { command.hostname },
-        hosts: hosts.collect(),
+        hosts: command.hosts,
         resources: Resources {
             cpu_period: quota.map(|_| CPU_PERIOD),
             cpu_quota: quota,

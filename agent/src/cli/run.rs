@@ -117,6 +117,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "ADDRESS")]
     dns: Vec<IpAddr>,
 
+    /// Add a line to its /etc/hosts: NAME:ADDRESS
+    #[arg(long, value_name = "HOST")]
+    add_host: Vec<String>,
+
     /// Set a kernel parameter of its namespaces: NAME=VALUE
     #[arg(long, value_name = "PARAMETER", value_parser = options::sysctl)]
     sysctl: Vec<(String, String)>,
@@ -298,6 +302,7 @@ fn request(arguments: Arguments) -> Result<RunRequest, Failure> {
         seccomp,
         apparmor,
         tmpfs: arguments.tmpfs,
+        add_hosts: arguments.add_host,
         ulimits: arguments.ulimit,
         read_only_rootfs: arguments.read_only,
         stdin: arguments.interactive,

@@ -61,6 +61,7 @@ pub(super) fn pod_config(config: cri::PodSandboxConfig, runtime_handler: String)
             searches: dns.searches,
             options: dns.options,
         }),
+        hosts: vec![],
         ports: ports(config.port_mappings)?,
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),

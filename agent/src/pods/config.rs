@@ -2,7 +2,7 @@
 //!
 //! These are kept in the records on disk, so a field may be added with a default but never change its meaning.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use oci_spec::runtime::PosixRlimit;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ pub struct PodConfig {
     pub log_directory: Option<PathBuf>,
     /// Name resolution; `None`: as the host.
     pub dns: Option<Dns>,
+    /// Names for `/etc/hosts` beside its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<(String, IpAddr)>,
     /// Published ports.
     pub ports: Vec<PortMapping>,
     /// Labels, verbatim.
@@ -68,6 +71,18 @@ pub struct PodConfig {
     pub auto_remove: bool,
     /// Made by `sampan run`: pod and container are one thing to their user.
     pub standalone: bool,
+}
+
+/// `NAME:ADDRESS` for `/etc/hosts`; the address may have colons of its own.
+pub(crate) fn host(text: &str) -> Result<(String, IpAddr)> {
+    let wrong = || Error::Invalid(format!("{text:?} is not NAME:ADDRESS"));
+    let (name, address) = text.split_once([':', '=']).ok_or_else(wrong)?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if name.is_empty() || !name.bytes().all(plain) {
+        return Err(wrong());
+    }
+    let address = address.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| wrong())?;
+    Ok((name.to_owned(), address))
 }
 
 /// The name and the value of `NAME=VALUE`.

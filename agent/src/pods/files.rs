@@ -29,10 +29,13 @@ pub(crate) fn create(
     hostname: &str,
     attachment: Option<&Attachment>,
 ) -> Result<()> {
-    let hosts = match config.network {
+    let mut hosts = match config.network {
         NetworkMode::Host => fs::read_to_string("/etc/hosts").unwrap_or_default(),
         NetworkMode::Pod | NetworkMode::None => hosts(hostname, attachment),
     };
+    for (name, address) in &config.hosts {
+        let _ = writeln!(hosts, "{address}\t{name}");
+    }
     let resolv_conf = match &config.dns {
         Some(dns) if *dns != Dns::default() => resolv_conf(dns),
         _ => of_host(config.network, Path::new("/etc/resolv.conf"), Path::new(RESOLVED)),
@@ -52,14 +55,6 @@ pub(crate) fn create(
 pub(crate) fn remove(folder: &Path) -> Result<(), sampan_runtime::mount::Error> {
     let secrets = sampan_runtime::mount::unmount(&folder.join(SECRETS));
     sampan_runtime::mount::unmount(&folder.join(SHM)).and(secrets)
-}
-
-/// Adds lines to `/etc/hosts`.
-pub(crate) fn add_hosts(folder: &Path, lines: &str) -> Result<()> {
-    use std::io::Write as _;
-    let path = folder.join(HOSTS);
-    let file = fs::OpenOptions::new().append(true).open(&path);
-    file.and_then(|mut file| file.write_all(lines.as_bytes())).map_err(at("write", &path))
 }
 
 /// Makes a place for what is not to touch a disk.

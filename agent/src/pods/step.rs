@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    net::IpAddr,
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -62,8 +63,8 @@ pub(crate) struct Step {
     pub(crate) mounts: Vec<StepMount>,
     pub(crate) network: NetworkMode,
     pub(crate) hostname: String,
-    /// Lines for `/etc/hosts`.
-    pub(crate) hosts: String,
+    /// Names for `/etc/hosts` beside its own.
+    pub(crate) hosts: Vec<(String, IpAddr)>,
     pub(crate) resources: Resources,
     /// Where its output goes, in CRI's format.
     pub(crate) log: PathBuf,
@@ -370,6 +371,7 @@ fn pod_config(step: &Step) -> PodConfig {
         hostname: step.hostname.clone(),
         log_directory: None,
         dns: None,
+        hosts: step.hosts.clone(),
         ports: vec![],
         labels: Default::default(),
         annotations: Default::default(),
@@ -429,9 +431,6 @@ fn lay_out(
         tty: false,
         stdin_once: false,
     };
-    if !step.hosts.is_empty() {
-        files::add_hosts(folder, &step.hosts)?;
-    }
     let mut spec = spec::build(&spec::Input {
         pod,
         container: &container,

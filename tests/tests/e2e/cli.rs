@@ -264,12 +264,14 @@ async fn limits_rights_and_surroundings_of_run_reach_the_container() {
     with_agent(async |agent| {
         let (cli, image) = (agent.cli(), fixture().image("busybox"));
         let options: Vec<_> = "--cpuset-cpus 0 -c 512 -m 64m --memory-swap 64m --cap-drop ALL --cap-add CHOWN \
-            --device /dev/full:/dev/mine:rw --sysctl net.ipv4.ip_unprivileged_port_start=81 --dns 192.0.2.9 -v /own"
+            --device /dev/full:/dev/mine:rw --sysctl net.ipv4.ip_unprivileged_port_start=81 --dns 192.0.2.9 -v /own \
+            --add-host db:192.0.2.7 --add-host six:2001:db8::1"
             .split_whitespace()
             .collect();
         let script = "grep -e CapBnd -e Cpus_allowed_list /proc/self/status | cut -f 2
             cat /proc/sys/net/ipv4/ip_unprivileged_port_start
             grep -c 192.0.2.9 /etc/resolv.conf
+            grep -e db$ -e six /etc/hosts
             echo x 2>&1 >/dev/mine | grep -c 'No space'
             cut -d ' ' -f 2 /proc/mounts | grep own; touch /own/file";
         let run = |more: &[&str]| {
@@ -277,13 +279,13 @@ async fn limits_rights_and_surroundings_of_run_reach_the_container() {
             cli.run(&words.copied().collect::<Vec<_>>())
         };
         let output = run(&["--rm", &image, "sh", "-c", script]);
-        assert_eq!(output.stdout, "0000000000000001\n0\n81\n1\n1\n/own\n", "{output:?}");
+        assert_eq!(output.stdout, "0000000000000001\n0\n81\n1\n192.0.2.7\tdb\n2001:db8::1\tsix\n1\n/own\n", "{output:?}");
 
         let output = run(&["-d", "--stop-signal", "USR1", "--name", "limited", &image, "sh", "-c", SIGNALLED]);
         assert_eq!(output.code, 0, "{output:?}");
         let told = cli.json_of_inspect("limited");
         let host = &told["HostConfig"];
-        assert_eq!(host["CpusetCpus"], "0");
+        assert_eq!((host["CpusetCpus"].as_str(), host["ExtraHosts"][0].as_str()), (Some("0"), Some("db:192.0.2.7")));
         assert_eq!((host["CpuShares"].as_u64(), host["MemorySwap"].as_u64()), (Some(512), Some(64 << 20)));
         assert_eq!(host["Devices"][0]["PathInContainer"], "/dev/mine");
         let own = told["Mounts"].as_array().unwrap().iter().find(|mount| mount["Destination"] == "/own").unwrap();
@@ -300,6 +302,7 @@ async fn limits_rights_and_surroundings_of_run_reach_the_container() {
         for (option, value, problem) in [
             ("--sysctl", "kernel.core_pattern=x", "core_pattern"),
             ("--cap-add", "NO_SUCH", "NO_SUCH"),
+            ("--add-host", "db", "NAME:ADDRESS"),
             ("--device", "/etc/passwd", "not a device"),
             ("--stop-signal", "NONE", "NONE"),
             ("--memory-swap", "1g", "memory"),

@@ -12,6 +12,7 @@ fn pod() -> PodConfig {
         hostname: String::new(),
         log_directory: None,
         dns: None,
+        hosts: vec![],
         ports: vec![],
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),

@@ -1,6 +1,6 @@
 //! Builds: wire ↔ domain.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use sampan_imagestore::{
     Platform,
@@ -10,7 +10,7 @@ use sampan_proto::sampan::{self, build_response::Event as Said};
 use tonic::Status;
 
 use super::MAX_SECRET;
-use crate::services::image;
+use crate::{error::Error, pods::config, services::image};
 
 /// What is wanted, in the builder's words.
 pub(super) fn wanted(start: &sampan::BuildStart, files_only: bool) -> Result<Request, Status> {
@@ -61,7 +61,7 @@ pub(super) fn wanted(start: &sampan::BuildStart, files_only: bool) -> Result<Req
         debug: start.debug,
         memory: start.memory_bytes,
         cpu_millis: start.cpu_millis,
-        hosts: start.add_hosts.iter().map(|text| host(text)).collect::<Result<_, _>>()?,
+        hosts: start.add_hosts.iter().map(|text| config::host(text)).collect::<Result<_, Error>>()?,
     })
 }
 
@@ -74,18 +74,6 @@ fn platform(text: &str, own: &Platform) -> Result<Platform, Status> {
 fn ignore(text: &[u8]) -> Result<Option<Ignore>, Status> {
     let parsed = (!text.is_empty()).then(|| Ignore::parse(&String::from_utf8_lossy(text))).transpose();
     parsed.map_err(|problem| Status::invalid_argument(format!(".dockerignore: {problem}")))
-}
-
-/// `NAME:ADDRESS`; the address may have colons of its own.
-fn host(text: &str) -> Result<(String, IpAddr), Status> {
-    let wrong = || Status::invalid_argument(format!("{text:?} is not NAME:ADDRESS"));
-    let (name, address) = text.split_once([':', '=']).ok_or_else(wrong)?;
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    if name.is_empty() || !name.bytes().all(plain) {
-        return Err(wrong());
-    }
-    let address = address.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| wrong())?;
-    Ok((name.to_owned(), address))
 }
 
 pub(super) fn entry(entry: sampan::ContextEntry) -> ContextEntry {

@@ -115,6 +115,7 @@ fn host_config(pod: &PodRecord, container: &ContainerRecord) -> Value {
             format!("{}:{}{access}", mount.host_path.display(), mount.container_path.display())
         })
         .collect();
+    let hosts = pod.config.hosts.iter().map(|(name, address)| format!("{name}:{address}"));
     let tmpfs: BTreeMap<_, _> =
         container.config.tmpfs.iter().map(|(path, options)| (path, options.join(","))).collect();
     json!({
@@ -139,6 +140,7 @@ fn host_config(pod: &PodRecord, container: &ContainerRecord) -> Value {
         "Ulimits": container.config.rlimits.iter().map(ulimit).collect::<Vec<_>>(),
         "Devices": container.config.devices.iter().map(device).collect::<Vec<_>>(),
         "Sysctls": pod.config.sysctls,
+        "ExtraHosts": hosts.collect::<Vec<_>>(),
         "Dns": pod.config.dns.as_ref().map_or(&[][..], |dns| &dns.servers),
         "PidMode": if pod.config.pid == PidMode::Host { "host" } else { "" },
         "PidsLimit": resources.pids_limit,

@@ -14,7 +14,7 @@ use crate::{
         config::{
             AppArmorProfile, CPU_PERIOD, ContainerConfig, DeviceConfig, Dns, MountConfig, NetworkMode,
             PidMode, PodConfig, PodName, Propagation, Resources, SeccompProfile, Security, check_sysctls,
-            environment_variable,
+            environment_variable, host,
         },
         signal, storage,
     },
@@ -75,6 +75,7 @@ fn pod(name: &str, request: &sampan::RunRequest) -> Result<PodConfig> {
         hostname: request.hostname.clone(),
         log_directory: None,
         dns: dns(&request.dns_servers)?,
+        hosts: request.add_hosts.iter().map(|text| host(text)).collect::<Result<_>>()?,
         ports: request.ports.iter().map(port).collect::<Result<_>>()?,
         labels: request.labels.clone().into_iter().collect(),
         annotations: BTreeMap::new(),
