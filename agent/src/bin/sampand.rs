@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sampan_agent::{
     config::{Config, Overrides},
     context::Context,
@@ -61,6 +62,7 @@ fn main_exec() -> anyhow::Result<()> {
     let usual = rustix::fs::Mode::from_raw_mode(0o022);
     let given = rustix::process::umask(usual);
     rustix::process::umask(given | usual);
+    use_all_descriptors();
     let arguments = Arguments::parse();
     let overrides = Overrides {
         root: arguments.root,
@@ -79,6 +81,13 @@ fn main_exec() -> anyhow::Result<()> {
     let result = runtime.block_on(run(config));
     runtime.shutdown_timeout(DRAIN);
     result
+}
+
+/// Each pod costs some, and a shell's usual limit of 1024 is for programs that call select(2).
+fn use_all_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // What is allowed anyway can't be refused; with fewer the agent serves fewer pods.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
