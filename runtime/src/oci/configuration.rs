@@ -1,6 +1,6 @@
 //! `config.json`: reading it, and what is wrong with it before anything is made.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
@@ -39,22 +39,28 @@ fn parse(context: &Context, bundle: &Path, text: Vec<u8>) -> serde_json::Result<
     serde_json::from_slice(&text).map(|spec| (spec, text))
 }
 
+/// The path that the root has on the host; `None` for the host's own root, which every path begins with.
+fn root_on_host(path: &Path, bundle: &Path) -> Option<PathBuf> {
+    Some(bundle.join(path)).filter(|root| root != Path::new("/"))
+}
+
 /// Whether a destination begins with the path that the root has on the host.
 fn mounts_by_the_hosts_path(spec: &Spec, bundle: &Path) -> bool {
-    let Some(root) = spec.root() else { return false };
-    let root = bundle.join(root.path());
-    root != Path::new("/")
-        && spec.mounts().iter().flatten().any(|mount| mount.destination().starts_with(&root))
+    let root = spec.root().as_ref().and_then(|root| root_on_host(root.path(), bundle));
+    root.is_some_and(|root| {
+        spec.mounts().iter().flatten().any(|mount| mount.destination().starts_with(&root))
+    })
 }
 
 /// Makes such destinations paths inside of the container, as runc does and its callers mean it. Whether there were any.
 fn strip_root(value: &mut serde_json::Value, bundle: &Path) -> bool {
-    let Some(root) = value["root"]["path"].as_str().map(|path| bundle.join(path)) else { return false };
+    let root = value["root"]["path"].as_str().and_then(|path| root_on_host(Path::new(path), bundle));
+    let Some(root) = root else { return false };
     let mut stripped = false;
     for mount in value["mounts"].as_array_mut().into_iter().flatten() {
         let inside = mount["destination"].as_str().and_then(|path| Path::new(path).strip_prefix(&root).ok());
         let inside = inside.and_then(|inside| Path::new("/").join(inside).to_str().map(str::to_owned));
-        if let Some(inside) = inside.filter(|_| root != Path::new("/")) {
+        if let Some(inside) = inside {
             mount["destination"] = inside.into();
             stripped = true;
         }

@@ -63,7 +63,7 @@ fn run_made(context: &Context, made: &mut Made) -> Result<()> {
         Report::Failed { message, .. } => return Err(Error::Container { what: WHAT, message }),
         report => return Err(Error::refused(format!("{WHAT}: the process says {report:?}"))),
     }
-    context.log.debug(&format!("process {} executes the program", made.record.pid));
+    context.log.debug(format_args!("process {} executes the program", made.record.pid));
     made.record.phase = Phase::Running;
     made.folder.write(&made.record)?;
     start::run_poststart_hooks(context, &made.spec, &made.state, made.record.pid)
@@ -96,7 +96,7 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
     let preserved = preserved(arguments.preserve_fds)?;
     let bundle = std::fs::canonicalize(&arguments.bundle)
         .map_err(|source| Error::io(format!("bundle {}", arguments.bundle.display()), source))?;
-    context.log.debug(&format!("container {} is made from {}", arguments.id, bundle.display()));
+    context.log.debug(format_args!("container {} is made from {}", arguments.id, bundle.display()));
     let (mut spec, text) = configuration::read(context, &bundle)?;
     if let Some(process) = spec.process() {
         configuration::warn_of_withheld(context, process)?;
@@ -122,7 +122,7 @@ fn make(context: &Context, arguments: &arguments::Create, how: Use) -> Result<Ma
         };
         let console = console.socket.as_ref().map(AsFd::as_fd);
         let (record, child) = spawn_and_wait(&folder, record, &line, console)?;
-        context.log.debug(&format!("process {} waits in cgroup {:?}", record.pid, record.cgroup));
+        context.log.debug(format_args!("process {} waits in cgroup {:?}", record.pid, record.cgroup));
         Ok((record, state, child))
     });
     match made {

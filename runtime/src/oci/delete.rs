@@ -83,7 +83,7 @@ pub(super) fn destroy(context: &Context, folder: &Folder, record: &Record) -> Re
     cgroup.remove(DEADLINE).map_err(Error::cgroup(&record.cgroup))?;
     guest::take_mounts_away(record)?;
     folder.remove()?;
-    context.log.debug(&format!("process {} and cgroup {:?} are gone", record.pid, record.cgroup));
+    context.log.debug(format_args!("process {} and cgroup {:?} are gone", record.pid, record.cgroup));
     match spec {
         Ok(spec) => run_poststop_hooks(context, &spec, &record.state()?),
         Err(error) => context.log.warn(&text(&error)),

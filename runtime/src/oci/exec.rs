@@ -80,7 +80,7 @@ pub(super) fn exec(context: &Context, arguments: &arguments::Exec) -> Result<u8>
         socket::send_pidfd(arguments.pidfd_socket.as_deref(), &child.pidfd)?;
         write_pid(arguments.pid_file.as_deref(), child.pid).map(|()| console)
     });
-    context.log.debug(&format!("process {} was made in container {}", child.pid, arguments.id));
+    context.log.debug(format_args!("process {} was made in container {}", child.pid, arguments.id));
     match finished {
         Ok(_) if arguments.detach => Ok(0),
         Ok(console) => foreground::serve(&child.pidfd, console),

@@ -21,7 +21,7 @@ pub(super) fn of(context: &Context, spec: &Spec) -> Result<Option<Filter>> {
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let filter = profile.map(|profile| kept_or_compiled(context, profile)).transpose()?;
     if let Some(filter) = &filter {
-        context.log.debug(&format!("seccomp filter flags: {}", filter.flags));
+        context.log.debug(format_args!("seccomp filter flags: {}", filter.flags));
     }
     Ok(filter)
 }
@@ -44,7 +44,7 @@ fn kept_or_compiled(context: &Context, profile: &LinuxSeccomp) -> Result<Filter>
     let kept = make_folder(context).and_then(|()| super::write_whole(&path, &key));
     if let Err(error) = kept {
         // The next start is slower for it, and nothing else.
-        context.log.debug(&super::error::text(&error));
+        context.log.debug(format_args!("{}", super::error::text(&error)));
     }
     Ok(filter)
 }

@@ -45,9 +45,10 @@ impl Log {
         self.entry("warning", message);
     }
 
-    pub(super) fn debug(&self, message: &str) {
+    /// Put together only when somebody wants it.
+    pub(super) fn debug(&self, message: std::fmt::Arguments<'_>) {
         if self.debug {
-            self.entry("debug", message);
+            self.entry("debug", &message.to_string());
         }
     }
 

@@ -36,7 +36,7 @@ pub(super) fn start(context: &Context, id: &str) -> Result<()> {
         Report::Failed { message, .. } => return Err(Error::Container { what: WHAT, message }),
         report => return Err(Error::refused(format!("{WHAT}: the process says {report:?}"))),
     }
-    context.log.debug(&format!("process {} executes the program", record.pid));
+    context.log.debug(format_args!("process {} executes the program", record.pid));
     record.phase = Phase::Running;
     folder.write(&record)?;
     // It has served; that it is missing is as good.
