@@ -30,4 +30,4 @@ pub use fault::{Entry, Fault, FaultyRegistry, Layer};
 pub use fixture::{Fixture, fixture};
 pub use oracle::{Scope, Snapshot, sweep};
 pub use pod::{Ctr, Pod, container, unique};
-pub use wait::{eventually, eventually_sync, http_get};
+pub use wait::{eventually, eventually_sync, free_port, http_get};

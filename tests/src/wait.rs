@@ -1,7 +1,8 @@
-//! Waiting on levels with a deadline, and the smallest of HTTP clients.
+//! Waiting on levels with a deadline, free ports, and the smallest of HTTP clients.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// Polls until `condition` gives a value.
@@ -34,6 +35,22 @@ pub fn eventually_sync(deadline: Duration, mut condition: impl FnMut() -> bool) 
             return false;
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port that nobody uses and that the kernel gives to nobody who asks for any: it's below `ip_local_port_range`. Each call
+/// gives another.
+///
+/// # Panics
+/// When every one is taken.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(port < 32_768, "no port is free");
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use tokio_rustls::rustls::{
 
 use crate::{
     images::{Setup, TestImage, gzip, layer_directory, noise, options, simple, tar, text},
-    server::{Registry, Reply, digest},
+    server::{CLOSED, Registry, Reply, digest},
 };
 
 /// A registry of which the images have the name, and a store whose settings are to be written.
@@ -96,7 +96,6 @@ async fn a_mirror_is_asked_first_and_the_image_keeps_its_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_that_fails_costs_nothing_but_the_way_to_the_registry() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let routed = Routed::new().await;
     let mirrors = [Registry::start().await, Registry::start().await, Registry::start().await];
     let image = simple(100_000, 81);
@@ -107,7 +106,7 @@ async fn a_mirror_that_fails_costs_nothing_but_the_way_to_the_registry() {
     mirrors[2].rule(|request| request.path().contains("/blobs/").then(|| Reply::ok("other bytes")));
     let urls: Vec<_> = mirrors.iter().map(|mirror| mirror.url("")).collect();
     let hosts: String =
-        [format!("http://{closed}")].iter().chain(&urls).map(|url| format!("[host.\"{url}\"]\n")).collect();
+        [format!("http://{CLOSED}")].iter().chain(&urls).map(|url| format!("[host.\"{url}\"]\n")).collect();
     routed.write(&hosts);
     let start = std::time::Instant::now();
     routed.pull(None).await.unwrap();

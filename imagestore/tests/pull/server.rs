@@ -18,6 +18,9 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use crate::images::{Blob, TestImage};
 
+/// Where nobody listens, and where no other test comes to: it is none of the ports that the kernel gives.
+pub(crate) const CLOSED: &str = "127.0.0.1:1";
+
 /// What a client asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {

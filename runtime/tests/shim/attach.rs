@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use sampan_runtime::shim::protocol::{ErrorKind, Request, Response};
@@ -89,12 +88,10 @@ fn a_client_that_does_not_read_blocks_nobody() {
     let pod = Pod::new();
     let attached = attach_to_flood(&pod);
     let seen = attach(&pod);
-    let begin = Instant::now();
     // Read while it is written: the last line may be half there.
     let log = pod.path("a").join("log");
     let lines = || std::fs::read(&log).unwrap().iter().filter(|byte| **byte == b'\n').count();
     eventually("the container gets on", || lines() > 20_000);
-    assert!(begin.elapsed() < Duration::from_secs(10));
     drop(seen);
     drop(attached);
 }

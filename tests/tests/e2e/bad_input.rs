@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use sampan_tests::{Agent, Ctr, Entry, Fault, FaultyRegistry, Layer, fixture, with_agent};
+use sampan_tests::{Agent, Ctr, Entry, Fault, FaultyRegistry, Layer, fixture, free_port, with_agent};
 use tonic::{Code, Status};
 
 use super::busybox;
@@ -87,10 +87,7 @@ async fn a_malformed_reference() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_is_down() {
     with_agent(async |agent| {
-        let address = {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap().to_string()
-        };
+        let address = format!("127.0.0.1:{}", free_port());
         let status = refused_pull(agent, &format!("{address}/x:1")).await;
         // kubelet knows this word and says it to the user, if it comes first: it puts the name of every other code
         // in front of the text.
@@ -349,7 +346,7 @@ async fn requests_that_make_no_sense() {
 async fn a_published_port_that_is_taken() {
     with_agent(async |agent| {
         let cri = agent.cri();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let first = cri.run_pod(&agent.pod("one").port(port, 80)).await.unwrap();
         let status = cri.run_pod(&agent.pod("two").port(port, 81)).await.unwrap_err();
         let codes = [Code::AlreadyExists, Code::FailedPrecondition, Code::Unavailable];

@@ -1,9 +1,9 @@
 //! The command line as a person uses it.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use sampan_tests::{eventually, fixture, http_get, with_agent};
+use sampan_tests::{eventually, fixture, free_port, http_get, with_agent};
 
 use super::SOON;
 
@@ -49,7 +49,7 @@ async fn pull_images_and_rmi_tell_of_images() {
 async fn a_web_server_is_run_watched_and_removed() {
     with_agent(async |agent| {
         let (cli, image) = (agent.cli(), fixture().image("nginx"));
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let publish = format!("{port}:80");
         let id = cli.ok(&[
             "run", "-d", "-q", "-p", &publish, "--name", "web", "--memory", "64m", "--cpus", "0.5", &image,

@@ -5,15 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use k8s_cri::v1::{ContainerState, PodSandboxState, RuntimeCondition};
-use sampan_tests::{Agent, Ctr, eventually, with_agent};
+use sampan_tests::{Agent, Ctr, eventually, free_port, with_agent};
 use serde_json::{Value, json};
 use tonic::Code;
 
 use super::crash::kill_monitor;
-use super::network::{free_port, page};
+use super::network::page;
 use super::{SOON, busybox, pulled};
 
 /// Installs a configuration for all pods from now on.
@@ -405,14 +404,14 @@ async fn an_agent_serves_before_slow_plugins_have_let_go_of_dead_pods() {
         let id = cri.run(&pod_id, &Ctr::sleeper("c", &image, &pod), &pod).await.unwrap();
         agent.kill();
         kill_monitor(&pod_id);
-        scripts.answer("first", "DEL", "sleep 8");
-        let took = agent.restart().await;
-        assert!(took < Duration::from_secs(4), "{took:?}");
+        let gate = agent.base().join("gate");
+        scripts.answer("first", "DEL", &format!("while [ ! -e {} ]; do sleep 0.05; done", gate.display()));
+        agent.restart().await;
         let status = cri.pod(&pod_id).await.unwrap();
         assert_eq!(status.state(), PodSandboxState::SandboxNotready);
         assert_eq!(cri.container(&id).await.unwrap().state(), ContainerState::ContainerExited);
         let other = cri.run_pod(&agent.pod("other")).await.unwrap();
-        scripts.answer("first", "DEL", "");
+        fs::write(gate, "").unwrap();
         cri.clear_pod(&other).await.unwrap();
         cri.clear_pod(&pod_id).await.unwrap();
         let events = agent.cli().ok(&["events", "--since", "1h", "--no-follow"]);

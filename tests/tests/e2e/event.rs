@@ -203,7 +203,8 @@ async fn who_listens_does_not_keep_the_agent_from_ending() {
         let mut executed = containers.exec(input).await.unwrap().into_inner();
         let start = Instant::now();
         agent.terminate();
-        assert!(start.elapsed() < Duration::from_secs(4), "it took {:?}", start.elapsed());
+        // Streams that hold it up are given ten seconds.
+        assert!(start.elapsed() < Duration::from_secs(8), "it took {:?}", start.elapsed());
         let ends = [
             told.message().await.map(drop),
             events.message().await.map(drop),

@@ -1,7 +1,5 @@
 //! ExecSync: what probes are made of.
 
-use std::time::{Duration, Instant};
-
 use sampan_tests::{Agent, Cri, Ctr, with_agent};
 use tonic::Code;
 
@@ -35,7 +33,6 @@ async fn output_and_exit_code_come_back() {
 async fn a_timeout_kills_all_it_started() {
     with_agent(async |agent| {
         let (cri, pod, id) = container(agent).await;
-        let start = Instant::now();
         let script = "setsid sleep 4712 & sleep 4713 & (trap '' TERM; sleep 4714)";
         let status = cri.exec(&id, &["sh", "-c", script], 1).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
@@ -45,7 +42,6 @@ async fn a_timeout_kills_all_it_started() {
             commands.filter_map(|process| std::fs::read_to_string(process.path().join("cmdline")).ok());
         let left: Vec<String> = commands.filter(|line| line.starts_with("sleep\u{0}471")).collect();
         assert!(left.is_empty(), "{left:?}");
-        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         let left = cri.sh(&id, "ps | grep 'sleep 471[234]' | grep -v grep || true").await;
         assert_eq!(left, "");
         cri.clear_pod(&pod).await.unwrap();
@@ -93,10 +89,9 @@ async fn output_without_end_costs_the_agent_what_is_kept_of_it() {
 async fn a_child_in_the_background_that_holds_the_pipe_is_not_waited_for() {
     with_agent(async |agent| {
         let (cri, pod, id) = container(agent).await;
-        let start = Instant::now();
+        // Were it waited for, the limit of 30 seconds would pass.
         let answer = cri.exec(&id, &["sh", "-c", "sleep 1000 & echo started"], 30).await.unwrap();
         assert_eq!((answer.stdout, answer.exit_code), (b"started\n".into(), 0));
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         cri.clear_pod(&pod).await.unwrap();
     })
     .await;

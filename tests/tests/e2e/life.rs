@@ -121,13 +121,13 @@ async fn stop_asks_first_and_kills_after_the_grace_period() {
         // The shell must have set its trap.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let start = Instant::now();
-        cri.stop(&polite, 10).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        cri.stop(&polite, 600).await.unwrap();
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
         assert_eq!(cri.container(&polite).await.unwrap().exit_code, 9);
         let start = Instant::now();
         cri.stop(&stubborn, 1).await.unwrap();
         let took = start.elapsed();
-        assert!(Duration::from_millis(900) < took && took < Duration::from_secs(5), "{took:?}");
+        assert!(Duration::from_millis(900) < took && took < SOON, "{took:?}");
         assert_eq!(cri.container(&stubborn).await.unwrap().exit_code, 137);
         cri.clear_pod(&pod_id).await.unwrap();
     })
@@ -142,7 +142,8 @@ async fn stop_without_grace_kills_now() {
         let id = cri.run(&pod_id, &stubborn, &pod).await.unwrap();
         let start = Instant::now();
         cri.stop(&id, 0).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        // Who gives a container time gives ten seconds, if nothing else is said.
+        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
         assert_eq!(cri.container(&id).await.unwrap().exit_code, 137);
         cri.clear_pod(&pod_id).await.unwrap();
     })

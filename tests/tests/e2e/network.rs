@@ -1,17 +1,12 @@
 //! The built-in bridge: addresses, gateway, published ports, both address families.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use sampan_tests::{Ctr, eventually, http_get, with_agent};
+use sampan_tests::{Ctr, eventually, free_port, http_get, with_agent};
 
 use super::{SOON, busybox, pulled};
 
 const GREETING: &str = "Hello from nginx in a Sampan pod";
-
-/// A port that nobody uses now.
-pub(super) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// The first address of a pod's network: the bridge's own, an address of the host. (::1 cannot be translated: IPv6
 /// has no `route_localnet`.)

