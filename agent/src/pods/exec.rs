@@ -15,6 +15,7 @@ use std::{
 use oci_spec::runtime::{Process, Spec};
 use rustix::{
     fs::{MemfdFlags, Mode, OFlags},
+    io::Errno,
     pipe::PipeFlags,
 };
 use sampan_runtime::shim::protocol::{Request, Response};
@@ -171,8 +172,13 @@ fn process(config: &Path, pid: Option<i32>, command: Command) -> Result<OwnedFd>
 fn resolve_user(pid: Option<i32>, text: &str) -> Result<sampan_runtime::user::User> {
     let root = format!("/proc/{}/root", pid.unwrap_or_default());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(&root, flags, Mode::empty()).map_err(io::Error::from);
-    Ok(sampan_runtime::user::resolve(opened.map_err(at("open", &root))?.as_fd(), text)?)
+    let opened = rustix::fs::open(&root, flags, Mode::empty());
+    // It was looked at a moment ago.
+    let opened = opened.map_err(|errno| match errno {
+        Errno::NOENT | Errno::SRCH => Error::Precondition("the container has ended".into()),
+        errno => at("open", &root)(errno.into()),
+    });
+    Ok(sampan_runtime::user::resolve(opened?.as_fd(), text)?)
 }
 
 fn set_variable(env: &mut Vec<String>, name: &str, value: &str) {

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Context, Error, OCI_VERSION, Result};
 use crate::cgroup::Cgroup;
+use crate::sys::process::Stat;
 
 /// A verb that takes longer than this isn't waited for by another.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
@@ -129,14 +130,11 @@ impl Record {
 
 /// When a process was started, in clock ticks since boot; None when there is none, or nothing but its remains.
 pub(super) fn start_time(pid: i32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, can hold anything.
-    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X" | "x") {
+    let stat = Stat::of(pid).ok()?;
+    if matches!(stat.field(3)?, "Z" | "X" | "x") {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    stat.field(22)?.parse().ok()
 }
 
 /// A container's folder.

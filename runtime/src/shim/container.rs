@@ -80,6 +80,11 @@ impl Container {
         matches!(self.phase, Phase::Exited(_))
     }
 
+    /// Whether its first process is on its way out or gone, so that no other can begin in it.
+    pub(super) fn is_ending(&self) -> bool {
+        self.phase != Phase::Running || self.told_to_die || crate::sys::process::is_exiting(self.pid)
+    }
+
     pub(super) fn state(&self) -> Option<ContainerState> {
         let (status, exit) = match &self.phase {
             Phase::Creating { .. } => return None,

@@ -7,6 +7,8 @@ use crate::container::Channel;
 
 pub(super) struct Exec {
     pub(super) number: u32,
+    /// The number of the container that it runs in.
+    pub(super) container: u32,
     /// The connection that it belongs to, until that is closed.
     pub(super) client: Option<u32>,
     /// None when another runtime runs it, which has none for it alone.

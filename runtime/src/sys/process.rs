@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -61,16 +62,38 @@ pub(crate) fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked>
     }
 }
 
+/// What proc_pid_stat(5) tells of a process.
+pub(crate) struct Stat(String);
+
+impl Stat {
+    /// Of a process by its pid, or of this one by `self`.
+    pub(crate) fn of(process: impl Display) -> io::Result<Stat> {
+        std::fs::read_to_string(format!("/proc/{process}/stat")).map(Stat)
+    }
+
+    /// A field by the number that the manual gives it, 3 or more.
+    pub(crate) fn field(&self, number: usize) -> Option<&str> {
+        // The second, the name, may hold anything.
+        self.0.rsplit(')').next()?.split_ascii_whitespace().nth(number.checked_sub(3)?)
+    }
+}
+
+/// Whether a process is on its way out, or gone.
+pub(crate) fn is_exiting(pid: i32) -> bool {
+    // include/linux/sched.h
+    const PF_EXITING: u32 = 4;
+    let Ok(stat) = Stat::of(pid) else { return true };
+    let flags = stat.field(9).and_then(|flags| flags.parse::<u32>().ok());
+    flags.is_none_or(|flags| flags & PF_EXITING != 0)
+}
+
 /// Has lists of processes show `title` where they show the arguments that this process was started with, which are gone
 /// then, also for `std::env::args`.
 pub(crate) fn set_title(title: &CStr) -> io::Result<()> {
-    // proc(5): arg_start and arg_end are fields 48 and 49. The second one, the name, may hold anything; fields are counted
-    // from the one behind it.
-    const ARG_START: usize = 48 - 3;
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().skip(ARG_START);
-    let mut address = || fields.next().and_then(|field| field.parse::<usize>().ok());
-    let (Some(start), Some(end)) = (address(), address()) else {
+    let stat = Stat::of("self")?;
+    // arg_start and arg_end
+    let address = |field| stat.field(field).and_then(|field| field.parse::<usize>().ok());
+    let (Some(start), Some(end)) = (address(48), address(49)) else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     let length = end.saturating_sub(start);

@@ -1,5 +1,7 @@
 //! ExecSync: what probes are made of.
 
+use std::time::Duration;
+
 use sampan_tests::{Agent, Cri, Ctr, with_agent};
 use tonic::Code;
 
@@ -81,6 +83,47 @@ async fn output_without_end_costs_the_agent_what_is_kept_of_it() {
         let grown = mebibytes("VmHWM:").saturating_sub(before);
         assert!(grown <= 36, "{grown} MiB more");
         cri.clear_pod(&pod).await.unwrap();
+    })
+    .await;
+}
+
+/// Probes go on until a container is gone: that one ends while a command starts is nobody's fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_meets_the_end_of_its_container_is_told_so() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("exec"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        for round in 0..24u32 {
+            // One is told to end, the next ends by itself.
+            let time = if round % 2 == 0 { "1000" } else { "0.05" };
+            let sleeper = Ctr::new("c", &image, &pod).command(&["sleep", time]).attempt(round);
+            let id = cri.run(&pod_id, &sleeper, &pod).await.unwrap();
+            let probes: Vec<_> = (0..8)
+                .map(|_| {
+                    let (cri, id) = (cri.clone(), id.clone());
+                    tokio::spawn(async move {
+                        loop {
+                            match cri.exec(&id, &["true"], 10).await {
+                                Ok(answer) if answer.exit_code == 0 => {}
+                                Ok(answer) => return assert_eq!(answer.exit_code, 137),
+                                Err(status) => {
+                                    return assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+                                }
+                            }
+                        }
+                    })
+                })
+                .collect();
+            if round % 2 == 0 {
+                tokio::time::sleep(Duration::from_millis(20 + u64::from(round) * 3)).await;
+                cri.stop(&id, 0).await.unwrap();
+            }
+            for probe in probes {
+                probe.await.unwrap();
+            }
+        }
+        cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;
 }

@@ -27,7 +27,8 @@ impl Server {
             (ErrorKind::FailedPrecondition, format!("container {id:?} can't be checkpointed: {why}"))
         })?;
         let pipes = pipes(container)?;
-        let (pid, bundle, cgroup) = (container.pid, container.bundle.clone(), container.cgroup.clone());
+        let (of, pid, bundle, cgroup) =
+            (container.number, container.pid, container.bundle.clone(), container.cgroup.clone());
         let null = self.null.as_fd();
         let options = ["--leave-running".into(), "--file-locks".into()];
         let call = criu::Call { program: criu, images, work: images, options: &options };
@@ -40,6 +41,7 @@ impl Server {
         }
         self.execs.push(Exec {
             number,
+            container: of,
             client: Some(client),
             // It lives in the monitor's.
             cgroup: None,

@@ -7,7 +7,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 
-use super::request::now;
+use super::request::{Refusal, now};
 use super::{Memory, Server, Waiting, report_dropping};
 use crate::cgroup::Cgroup;
 use crate::console;
@@ -244,6 +244,15 @@ impl Server {
         }
     }
 
+    /// Whose fault it is that an exec did not begin: nobody's when its container ends. Probes go on until it is gone.
+    pub(super) fn blame(&self, container: u32, (kind, message): Refusal) -> Refusal {
+        let container = self.containers.iter().find(|other| other.number == container);
+        if kind == ErrorKind::Internal && container.is_none_or(Container::is_ending) {
+            return (ErrorKind::FailedPrecondition, format!("the container is ending: {message}"));
+        }
+        (kind, message)
+    }
+
     fn exec_ended(&mut self, number: u32, status: WaitStatus) {
         self.exec_reports(number);
         let Some(index) = self.execs.iter().position(|exec| exec.number == number) else { return };
@@ -251,11 +260,13 @@ impl Server {
         let exit_code = ending(status).0;
         let started = exec.failure.is_none() && exec.channel.is_none();
         let (rest, response) = match exec.failure {
-            Some((kind, message)) => (Rest::Killed, Response::Error { kind, message }),
             None if started => (Rest::MovedUp, Response::ExecExited { exit_code }),
-            None => {
-                let message = "the process ended before it executed its program".to_owned();
-                (Rest::Killed, Response::Error { kind: ErrorKind::Internal, message })
+            failure => {
+                let failure = failure.unwrap_or_else(|| {
+                    (ErrorKind::Internal, "the process ended before it executed its program".to_owned())
+                });
+                let (kind, message) = self.blame(exec.container, failure);
+                (Rest::Killed, Response::Error { kind, message })
             }
         };
         // Without its client it was killed, and all that it made goes with it.

@@ -381,8 +381,8 @@ impl Server {
             return Err((ErrorKind::FailedPrecondition, format!("container {id:?} is not running")));
         }
         let of_container = container.cgroup.clone();
-        let (bundle, pidfd, container_pid) =
-            (container.bundle.clone(), clone(&container.pidfd)?, container.pid);
+        let (of, bundle, pidfd, container_pid) =
+            (container.number, container.bundle.clone(), clone(&container.pidfd)?, container.pid);
         let runtime = container.runtime.clone();
         let cgroup = self.free_cgroup(&of_container);
         let process = process.as_fd();
@@ -404,12 +404,12 @@ impl Server {
                 };
                 self.give_to_root(stdio)?;
                 let child = self.with_original_oom_score(|| crate::exec::exec(&options));
-                (child.map_err(|error| failed(chain(&error)))?, Some(cgroup))
+                (child.map_err(|error| self.blame(of, failed(chain(&error))))?, Some(cgroup))
             }
             Some(runtime) => {
                 let wanted = delegate::Exec { runtime, id, bundle: &bundle, number, process, stdio, console };
                 let child = self.with_original_oom_score(|| delegate::exec(&wanted));
-                (child.map_err(|error| failed(chain(&error)))?, None)
+                (child.map_err(|error| self.blame(of, failed(chain(&error))))?, None)
             }
         };
         let Child { pid, pidfd, channel } = child;
@@ -421,6 +421,7 @@ impl Server {
         let client = Some(client);
         self.execs.push(Exec {
             number,
+            container: of,
             client,
             cgroup,
             child: pid,
