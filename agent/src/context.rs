@@ -10,6 +10,7 @@ use std::{
 
 use ipnet::IpNet;
 use oci_spec::runtime::Capability;
+use rustix::process::Rlimit;
 use sampan_imagestore::{Credentials, Store, StoreOptions, build::Builder};
 use sampan_runtime::{delegate, mount::MinimalNamespace, seccomp, shim::Launcher};
 use tokio::sync::mpsc;
@@ -61,6 +62,8 @@ pub struct Context {
     /// How long things take.
     pub(crate) measurements: Measurements,
     filters: SeccompFilters,
+    /// How many files each process of a container may have open, unless its request says otherwise.
+    pub(crate) open_files: Rlimit,
     /// Roots of containers that have ended.
     pub(crate) parting: Parting,
     /// Cancelled when the agent is told to end. Streams without an end of their own end then: it would wait for them in vain.
@@ -68,12 +71,13 @@ pub struct Context {
 }
 
 impl Context {
-    /// Opens everything beneath the configured folders.
+    /// Opens everything beneath the configured folders. `open_files` is how many files each process of a container may have
+    /// open, unless its request says otherwise.
     ///
     /// # Errors
     /// A folder that cannot be made, a store that cannot be opened, a bridge that cannot be set up, or a
     /// missing runtime.
-    pub fn open(config: Config) -> Result<Context> {
+    pub fn open(config: Config, open_files: Rlimit) -> Result<Context> {
         for folder in [&config.root, &config.state] {
             private_folder(folder)?;
         }
@@ -125,6 +129,7 @@ impl Context {
             boot_id,
             measurements: Measurements::default(),
             filters: SeccompFilters::default(),
+            open_files,
             parting: Parting::default(),
             ending: CancellationToken::new(),
             config,

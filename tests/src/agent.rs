@@ -215,7 +215,9 @@ impl Agent {
             Some(directory) => directory.join("sampand"),
             None => binary("sampand"),
         };
-        let mut command = Command::new(&path);
+        // As a shell starts it: 1024 descriptors, and more for who asks.
+        let mut command = Command::new("prlimit");
+        command.arg("--nofile=1024:").arg(&path);
         // What the tests are told by the environment is none of the agent's configuration.
         for (name, _) in
             std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SAMPAN_"))

@@ -62,7 +62,7 @@ fn main_exec() -> anyhow::Result<()> {
     let usual = rustix::fs::Mode::from_raw_mode(0o022);
     let given = rustix::process::umask(usual);
     rustix::process::umask(given | usual);
-    use_all_descriptors();
+    let open_files = use_all_descriptors();
     let arguments = Arguments::parse();
     let overrides = Overrides {
         root: arguments.root,
@@ -78,24 +78,27 @@ fn main_exec() -> anyhow::Result<()> {
         .thread_keep_alive(Duration::from_secs(5))
         .enable_all()
         .build()?;
-    let result = runtime.block_on(run(config));
+    let result = runtime.block_on(run(config, open_files));
     runtime.shutdown_timeout(DRAIN);
     result
 }
 
-/// Each pod costs some, and a shell's usual limit of 1024 is for programs that call select(2).
-fn use_all_descriptors() {
+/// Gives this process as many as it may have, and tells what it was started with, which is for what it starts: each pod costs
+/// the agent some, and the usual limit of 1024 is for programs that call select(2).
+fn use_all_descriptors() -> Rlimit {
     let limit = getrlimit(Resource::Nofile);
     // What is allowed anyway can't be refused; with fewer the agent serves fewer pods.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    limit
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, open_files: Rlimit) -> anyhow::Result<()> {
     let socket = config.socket.clone();
     info!(version = env!("CARGO_PKG_VERSION"), root = %config.root.display(), "starting");
     let listener = server::listen(&socket).await?;
-    let context =
-        tokio::task::spawn_blocking(move || Context::open(config)).await?.context("open the stores")?;
+    let context = tokio::task::spawn_blocking(move || Context::open(config, open_files))
+        .await?
+        .context("open the stores")?;
     let store = context.store.clone();
     let pods = Pods::new(Arc::new(context));
     pods.recover().await?;

@@ -85,6 +85,7 @@ pub(super) fn lay_out(
         volumes: &record.volumes,
         devices: &devices,
         default_apparmor: default_apparmor(),
+        open_files: &context.open_files,
     })?;
     cdi::inject(&mut spec, &record.config.cdi_devices, &context.config.runtime.cdi_folders)?;
     let hooked = spec.hooks().is_some();

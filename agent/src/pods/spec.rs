@@ -13,8 +13,10 @@ use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
     LinuxHugepageLimitBuilder, LinuxIdMapping, LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespace,
     LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
-    Mount, MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder,
+    Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder,
+    RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
+use rustix::process::Rlimit;
 
 use super::config::{
     AppArmorProfile, ContainerConfig, IdRun, MountConfig, PidMode, PodConfig, Propagation, Resources,
@@ -44,6 +46,8 @@ pub(crate) struct Input<'a> {
     pub(crate) devices: &'a [HostDevice],
     /// The default AppArmor profile, if it is loaded.
     pub(crate) default_apparmor: Option<&'a str>,
+    /// How many files each process may have open, unless the container says otherwise.
+    pub(crate) open_files: &'a Rlimit,
 }
 
 /// A host device and its numbers.
@@ -251,11 +255,19 @@ fn process(input: &Input<'_>) -> Result<Process> {
         Some(profile) => builder.apparmor_profile(profile),
         None => builder,
     };
-    let builder = match container.rlimits.as_slice() {
-        [] => builder,
-        limits => builder.rlimits(limits),
-    };
-    builder.build().map_err(internal)
+    builder.rlimits(rlimits(input)?).build().map_err(internal)
+}
+
+/// The container's own, and for open files what the agent was started with: the agent's own limit is for an agent.
+fn rlimits(input: &Input<'_>) -> Result<Vec<PosixRlimit>> {
+    let mut limits = input.container.rlimits.clone();
+    if let Rlimit { current: Some(soft), maximum: Some(hard) } = *input.open_files
+        && limits.iter().all(|limit| limit.typ() != PosixRlimitType::RlimitNofile)
+    {
+        let limit = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(soft).hard(hard);
+        limits.push(limit.build().map_err(internal)?);
+    }
+    Ok(limits)
 }
 
 /// A privileged container is confined by what it names and by nothing else.

@@ -444,6 +444,7 @@ fn lay_out(
         volumes: &[],
         devices: &[],
         default_apparmor: default_apparmor(),
+        open_files: &context.open_files,
     })?;
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     let memory = step.mounts.iter().any(|mount| matches!(mount.source, StepSource::File { .. }));

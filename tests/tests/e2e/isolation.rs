@@ -130,6 +130,16 @@ async fn limits_reach_the_kernel() {
         // And from inside: what the container sees of its cgroup is its root.
         let inside = cri.sh(&id, "cat /proc/1/cgroup").await;
         assert!(inside.lines().all(|line| line.ends_with(":/")), "{inside}");
+        // Open files as the agent found them when it was started, which has raised its own since.
+        let open_files = |pid: &str| {
+            let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let hard = open_files("self")[1].clone();
+        assert_eq!(open_files(&agent.scope().pid.to_string())[..2], [hard.clone(), hard.clone()]);
+        assert_eq!(open_files(&pid)[..2], ["1024".to_owned(), hard.clone()]);
+        assert_eq!(cri.sh(&id, "ulimit -Sn; ulimit -Hn").await, format!("1024\n{hard}"));
         cri.clear_pod(&pod_id).await.unwrap();
     })
     .await;

@@ -82,11 +82,28 @@ fn build_with(pod: &PodConfig, container: &ContainerConfig, user: &UserIds) -> R
         pod_files: &[("/etc/hosts", "/state/hosts".into()), ("/dev/shm", "/state/shm".into())],
         devices: &[],
         default_apparmor: None,
+        open_files: &Rlimit { current: Some(1000), maximum: Some(2000) },
     })
 }
 
 fn spec(container: &ContainerConfig) -> Spec {
     build_with(&pod(), container, &UserIds::default()).unwrap()
+}
+
+#[test]
+fn open_files_are_those_of_the_agents_start_unless_the_container_says_otherwise() {
+    let limits = |container: &ContainerConfig| {
+        let process = spec(container).process().clone().unwrap();
+        let limits = process.rlimits().clone().unwrap_or_default();
+        limits.iter().map(|limit| (limit.typ(), limit.soft(), limit.hard())).collect::<Vec<_>>()
+    };
+    let limit =
+        |kind, soft: u64| PosixRlimitBuilder::default().typ(kind).soft(soft).hard(soft).build().unwrap();
+    let (files, core) = (PosixRlimitType::RlimitNofile, PosixRlimitType::RlimitCore);
+    let with = |limits: &[PosixRlimit]| ContainerConfig { rlimits: limits.to_vec(), ..container() };
+    assert_eq!(limits(&container()), [(files, 1000, 2000)]);
+    assert_eq!(limits(&with(&[limit(core, 5)])), [(core, 5, 5), (files, 1000, 2000)]);
+    assert_eq!(limits(&with(&[limit(files, 5)])), [(files, 5, 5)]);
 }
 
 #[test]
