@@ -107,6 +107,8 @@ pub struct Snapshots {
     syncing: Mutex<()>,
     /// Where the file system can count and limit writable layers.
     quota: Option<Arc<dyn ProjectQuota>>,
+    /// What all active snapshots together had at the last count. Held while they are counted: two would walk the same files.
+    total: Mutex<Option<Counted>>,
 }
 
 /// A layer that nobody finds any more. What is not deleted now goes when the snapshots are opened.
@@ -163,6 +165,7 @@ impl Snapshots {
             folders: Arc::new(folders),
             state: Mutex::new(state),
             syncing: Mutex::default(),
+            total: Mutex::default(),
             quota,
         })
     }
@@ -418,6 +421,28 @@ impl Snapshots {
             active.counted = Some(Counted { usage, at: Instant::now(), cost: start.elapsed() });
         }
         Ok(usage)
+    }
+
+    /// What was written into all active snapshots together, with the same words for walks.
+    pub fn total_usage(&self) -> Result<Usage, Error> {
+        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counted) = total.filter(|counted| counted.is_good()) {
+            return Ok(counted.usage);
+        }
+        let (start, mut sum) = (Instant::now(), Usage::default());
+        for key in self.keys() {
+            match self.usage(&key) {
+                Ok(written) => {
+                    sum.bytes += written.bytes;
+                    sum.inodes += written.inodes;
+                }
+                // Removed since the keys were listed.
+                Err(_) if self.state().ready(&key).is_err() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        *total = Some(Counted { usage: sum, at: Instant::now(), cost: start.elapsed() });
+        Ok(sum)
     }
 
     fn walk(&self, key: &str) -> Result<Usage, Error> {

@@ -395,20 +395,7 @@ impl Store {
 
     /// What everything takes on the disk.
     pub fn usage(&self) -> Result<StoreUsage, Error> {
-        let snapshots = &self.inner.snapshots;
-        let mut usage = StoreUsage { images: self.inner.image_bytes(), containers: Usage::default() };
-        for key in snapshots.keys() {
-            match snapshots.usage(&key) {
-                Ok(written) => {
-                    usage.containers.bytes += written.bytes;
-                    usage.containers.inodes += written.inodes;
-                }
-                // Removed since the keys were listed.
-                Err(error) if error.kind() == Kind::NotFound => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(usage)
+        Ok(StoreUsage { images: self.inner.image_bytes(), containers: self.inner.snapshots.total_usage()? })
     }
 }
 

@@ -1,4 +1,7 @@
-//! `ImageFsInfo`: what images and writable layers take of the disk, from counters and not from a walk.
+//! `ImageFsInfo`: what images and writable layers take of the disk. It's counted for images, and known to the file system or
+//! found out by walks, of which there are few, for layers.
+
+use std::sync::Arc;
 
 use sampan_imagestore::Usage;
 use sampan_proto::cri;
@@ -6,15 +9,16 @@ use tonic::Status;
 
 use super::convert_stats;
 use crate::{
-    context::{Context, now},
+    context::{Context, blocking, now},
     error::Error,
 };
 
 pub(super) async fn call(
-    context: &Context,
+    context: &Arc<Context>,
     _: cri::ImageFsInfoRequest,
 ) -> Result<cri::ImageFsInfoResponse, Status> {
-    let usage = context.store.usage().map_err(Error::from)?;
+    let of = context.clone();
+    let usage = blocking(move || of.store.usage()).await.map_err(Error::from)?;
     // One path for both: they share a file system, and kubelet compares the two names.
     let file_system = |usage: Usage| cri::FilesystemUsage {
         timestamp: now(),

@@ -99,3 +99,20 @@ fn a_layer_that_takes_long_to_count_is_not_counted_for_everybody_who_asks() {
     snapshots.state().active.get_mut("one").unwrap().counted = Some(Counted { cost: state::CHEAP, ..first });
     assert_eq!(snapshots.usage("one").unwrap().inodes, 201);
 }
+
+#[test]
+fn many_layers_that_take_long_together_are_not_counted_for_everybody_who_asks() {
+    let root = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(root.path()).unwrap();
+    for key in ["one", "two"] {
+        snapshots.prepare(key, None).unwrap();
+        std::fs::write(snapshots.directories(key).unwrap().upper.join("file"), "").unwrap();
+    }
+    assert_eq!(snapshots.total_usage().unwrap().inodes, 2);
+    let first = snapshots.total.lock().unwrap().unwrap();
+    *snapshots.total.lock().unwrap() = Some(Counted { cost: Duration::from_secs(60), ..first });
+    snapshots.remove("two").unwrap();
+    assert_eq!(snapshots.total_usage().unwrap().inodes, 2, "for twenty minutes");
+    *snapshots.total.lock().unwrap() = Some(first);
+    assert_eq!(snapshots.total_usage().unwrap().inodes, 1);
+}
