@@ -19,10 +19,7 @@ fn value(value: u64) -> Option<cri::UInt64Value> {
 /// What one container uses.
 pub(super) fn container(context: &Context, sample: &ContainerSample) -> cri::ContainerStats {
     let record = &sample.found.container;
-    let swap_limit = match (record.config.resources.memory_limit, record.config.resources.memory_swap_limit) {
-        (Some(memory), Some(both)) if memory > 0 && both >= memory => u64::try_from(both - memory).ok(),
-        _ => None,
-    };
+    let swap_limit = record.config.resources.swap_limit();
     let swap = sample.reading.memory.swap_bytes;
     cri::ContainerStats {
         attributes: Some(cri::ContainerAttributes {

@@ -428,6 +428,19 @@ impl Resources {
         self
     }
 
+    /// Most bytes in swap, as far as there is a limit.
+    pub(crate) fn swap_limit(&self) -> Option<u64> {
+        if let Some(swap) = self.unified.get("memory.swap.max") {
+            return swap.trim().parse().ok();
+        }
+        match (self.memory_limit, self.memory_swap_limit) {
+            (Some(memory @ 1..), Some(sum)) if sum >= memory => u64::try_from(sum - memory).ok(),
+            // None is allowed unless it is asked for.
+            (Some(1..), None) => Some(0),
+            _ => None,
+        }
+    }
+
     /// The sum's limit once memory has another limit: what may be swapped stays the same.
     fn swap_limit_for(&self, memory_limit: Option<i64>) -> Option<i64> {
         match (self.memory_swap_limit, self.memory_limit, memory_limit) {
@@ -534,6 +547,19 @@ mod tests {
         assert_eq!(memory(64, Some(96)).with_overhead(&overhead), memory(74, Some(106)));
         assert_eq!(memory(-1, None).with_overhead(&overhead), memory(-1, None));
         assert_eq!(Resources::default().with_overhead(&overhead), Resources::default());
+    }
+
+    #[test]
+    fn swap_is_limited_by_the_sum_by_nothing_or_by_a_file_of_its_own() {
+        assert_eq!(memory(64, Some(96)).swap_limit(), Some(32));
+        assert_eq!(memory(64, None).swap_limit(), Some(0));
+        assert_eq!(memory(64, Some(-1)).swap_limit(), None);
+        assert_eq!(Resources::default().swap_limit(), None);
+        let with = |value: &str| Resources {
+            unified: [("memory.swap.max".to_owned(), value.to_owned())].into(),
+            ..memory(64, None)
+        };
+        assert_eq!((with("1000").swap_limit(), with("max").swap_limit()), (Some(1000), None));
     }
 
     #[test]
