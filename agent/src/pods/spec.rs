@@ -369,26 +369,23 @@ fn mounts(input: &Input<'_>) -> Result<Vec<Mount>> {
         // Only who owns a network namespace may mount its sysfs. What lies beneath the host's is closed with it.
         all[4] = mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", "rro"])?;
     }
-    let requested: HashSet<PathBuf> =
-        input.container.mounts.iter().map(|mount| mount.container_path.clone()).collect();
-    for (destination, source) in input.pod_files {
-        if !requested.contains(Path::new(destination)) {
-            let mut options = vec!["rbind", "nosuid", "nodev"];
-            match *destination {
-                "/dev/shm" => options.push("noexec"),
-                // What the image's own files would be.
-                _ if input.container.security.readonly_rootfs => options.push("ro"),
-                _ => {}
-            }
-            if input.pod.users.is_some() {
-                // They are the host root's on the host, and are the pod's root's there.
-                options.push("ridmap");
-            }
-            all.push(mount(destination, "bind", &source.to_string_lossy(), &options)?);
-        }
-    }
-    // Parents before children, whatever order the request has them in.
+    // Parents before children, whatever order the request has them in, and the pod's own files in what it has at /etc or /dev.
     let mut wanted: BTreeMap<&Path, Mount> = BTreeMap::new();
+    for (destination, source) in input.pod_files {
+        let mut options = vec!["rbind", "nosuid", "nodev"];
+        match *destination {
+            "/dev/shm" => options.push("noexec"),
+            // What the image's own files would be.
+            _ if input.container.security.readonly_rootfs => options.push("ro"),
+            _ => {}
+        }
+        if input.pod.users.is_some() {
+            // They are the host root's on the host, and are the pod's root's there.
+            options.push("ridmap");
+        }
+        let file = mount(destination, "bind", &source.to_string_lossy(), &options)?;
+        wanted.insert(Path::new(destination), file);
+    }
     for request in input.volumes.iter().chain(&input.container.mounts) {
         wanted.insert(&request.container_path, bind(request)?);
     }

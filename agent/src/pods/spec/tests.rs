@@ -163,9 +163,8 @@ fn only_root_holds_capabilities_from_the_start() {
     assert!(held.ambient().as_ref().unwrap().is_empty());
 }
 
-#[test]
-fn requested_mounts_come_sorted_and_hide_the_pods_files() {
-    let mount = |path: &str, readonly| MountConfig {
+fn mount_at(path: &str, readonly: bool) -> MountConfig {
+    MountConfig {
         options: Vec::new(),
         owners: None,
         image: None,
@@ -176,9 +175,13 @@ fn requested_mounts_come_sorted_and_hide_the_pods_files() {
         readonly,
         recursive_readonly: false,
         propagation: Propagation::Private,
-    };
+    }
+}
+
+#[test]
+fn requested_mounts_come_sorted_and_hide_the_pods_files() {
     let container = ContainerConfig {
-        mounts: vec![mount("/a/b", true), mount("/a", false), mount("/etc/hosts", false)],
+        mounts: vec![mount_at("/a/b", true), mount_at("/a", false), mount_at("/etc/hosts", false)],
         ..container()
     };
     let spec = spec(&container);
@@ -189,6 +192,17 @@ fn requested_mounts_come_sorted_and_hide_the_pods_files() {
     let hosts: Vec<_> = mounts.iter().filter(|m| m.destination() == Path::new("/etc/hosts")).collect();
     assert_eq!(hosts.len(), 1);
     assert_eq!(hosts[0].source().as_deref(), Some(Path::new("/h")));
+}
+
+#[test]
+fn volumes_do_not_hide_the_pods_own_files() {
+    let container =
+        ContainerConfig { mounts: vec![mount_at("/etc", false), mount_at("/dev", false)], ..container() };
+    let spec = spec(&container);
+    let mounts = spec.mounts().as_ref().unwrap();
+    let last = |path: &str| mounts.iter().rposition(|m| m.destination() == Path::new(path)).unwrap();
+    assert!(last("/etc") < last("/etc/hosts"));
+    assert!(last("/dev") < last("/dev/shm"));
 }
 
 #[test]
