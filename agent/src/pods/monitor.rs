@@ -3,6 +3,8 @@
 //! A connection is a SOCK_SEQPACKET socket that carries one message a datagram. Requests on one connection
 //! are answered in order, so the pod's task keeps two: one for requests, one that receives events.
 //! Executions have a connection of their own each.
+//!
+//! An answer that nobody waited for any more comes before the next one, and is passed over then.
 
 use std::{
     ffi::OsString,
@@ -10,12 +12,14 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::{Mode, OFlags},
+    io::Errno,
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -29,7 +33,12 @@ use sampan_runtime::{
         protocol::{ContainerState, EXEC_DESCRIPTORS, ErrorKind, MAX_MESSAGE, Request, Response, VERSION},
     },
 };
-use tokio::{io::Interest, net::UnixStream, time::timeout};
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    time::{sleep, timeout},
+};
+use tracing::debug;
 
 use super::{
     config::{IdMappings, IdRun},
@@ -40,8 +49,12 @@ use crate::{
     procfs::Procfs,
 };
 
-/// Longest wait for any answer of a monitor. Making a container mounts file systems, which can be slow.
-const ANSWER: Duration = Duration::from_secs(60);
+/// Longest wait for any answer of a monitor. Making a container mounts file systems, which can be slow; a monitor gives another
+/// runtime 100 seconds, and kubelet waits for two minutes.
+pub(crate) const ANSWER: Duration = Duration::from_secs(110);
+
+/// Between tries to connect to a monitor with which many others are waiting to be connected.
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Longest wait for a killed monitor to be gone.
 const KILLED: Duration = Duration::from_secs(10);
@@ -57,6 +70,8 @@ pub(crate) struct Connection {
     socket: UnixStream,
     /// The monitor's process.
     pub(crate) pid: i32,
+    /// Requests whose answers were given up, and will come all the same.
+    given_up: AtomicU32,
 }
 
 /// How a monitor is started.
@@ -166,8 +181,10 @@ impl Started {
 impl Connection {
     /// Connects to the monitor of a pod and agrees on the protocol's version.
     pub(crate) async fn open(pod: &PodId, folder: &Path) -> Result<Connection> {
-        let socket = connect(folder).map_err(|source| Error::MonitorGone { pod: pod.to_string(), source })?;
-        let mut connection = Connection { pod: pod.clone(), socket, pid: 0 };
+        let socket =
+            timeout(ANSWER, connect(folder)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let socket = socket.map_err(|source| Error::MonitorGone { pod: pod.to_string(), source })?;
+        let mut connection = Connection { pod: pod.clone(), socket, pid: 0, given_up: AtomicU32::new(0) };
         match connection.request(&Request::Hello { version: VERSION }).await? {
             Response::Hello { pid, .. } => connection.pid = pid,
             other => return Err(connection.unexpected(&other)),
@@ -188,12 +205,12 @@ impl Connection {
 
     /// The answer to what was sent last, with the descriptor that came with it.
     async fn answer(&self) -> Result<(Response, Option<OwnedFd>)> {
-        let answer = timeout(ANSWER, self.receive_with());
-        let answer = answer.await.map_err(|_| Error::Deadline {
-            what: format!("the monitor of pod {}", self.pod.short()),
-            limit: ANSWER,
-        })??;
-        match answer {
+        let answer = timeout(ANSWER, self.receive_own()).await.map_err(|_| {
+            self.given_up.fetch_add(1, Ordering::Relaxed);
+            let what = format!("the monitor of pod {}", self.pod.short());
+            Error::Deadline { what, limit: ANSWER }
+        });
+        match answer?? {
             Some((Response::Error { kind, message }, _)) => {
                 Err(Error::Monitor { kind: refusal(kind), message })
             }
@@ -264,6 +281,22 @@ impl Connection {
         Ok(self.receive_with().await?.map(|(response, _)| response))
     }
 
+    /// The answer to the last request, behind those to earlier ones that were given up.
+    async fn receive_own(&self) -> Result<Option<(Response, Option<OwnedFd>)>> {
+        while self.given_up.load(Ordering::Relaxed) > 0 {
+            match self.receive().await? {
+                None => return Ok(None),
+                // More of the same answer follows.
+                Some(Response::State { more: true, .. }) => {}
+                Some(late) => {
+                    debug!(?late, "an answer that was given up");
+                    self.given_up.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+        }
+        self.receive_with().await
+    }
+
     async fn receive_with(&self) -> Result<Option<(Response, Option<OwnedFd>)>> {
         match self.socket.async_io(Interest::READABLE, || receive(&self.socket)).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
@@ -289,7 +322,8 @@ impl Connection {
             let message = [IoSlice::new(&message)];
             Ok(rustix::net::sendmsg(&self.socket, &message, &mut ancillary, SendFlags::NOSIGNAL)?)
         });
-        write.await.map(|_| ()).map_err(|error| self.gone(error))
+        let written = timeout(ANSWER, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        written.map(|_| ()).map_err(|error| self.gone(error))
     }
 
     fn gone(&self, source: io::Error) -> Error {
@@ -319,16 +353,22 @@ fn receive(socket: &UnixStream) -> io::Result<Option<(Response, Option<OwnedFd>)
     Ok(Some((serde_json::from_slice(&buffer[..length])?, descriptor)))
 }
 
-fn connect(folder: &Path) -> io::Result<UnixStream> {
-    let socket = seqpacket()?;
+/// Waits, but keeps no thread waiting, while as many as the kernel lets wait are waiting already.
+async fn connect(folder: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = seqpacket(flags)?;
     let (_directory, address) = address(folder)?;
-    rustix::net::connect(&socket, &address)?;
-    rustix::io::ioctl_fionbio(&socket, true)?;
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            Err(Errno::AGAIN) => sleep(RETRY).await,
+            connected => break connected?,
+        }
+    }
     UnixStream::from_std(socket.into())
 }
 
-fn seqpacket() -> io::Result<OwnedFd> {
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+fn seqpacket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
 fn address(folder: &Path) -> io::Result<(OwnedFd, SocketAddrUnix)> {
@@ -369,14 +409,14 @@ fn is_monitor(pid: i32, pod: &PodId) -> bool {
 fn kill_process(pid: i32, pod: &PodId) -> io::Result<()> {
     let Some(number) = Pid::from_raw(pid) else { return Ok(()) };
     let process = match pidfd_open(number, PidfdFlags::empty()) {
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(Errno::SRCH) => return Ok(()),
         other => other?,
     };
     if !is_monitor(pid, pod) {
         return Ok(());
     }
     match pidfd_send_signal(&process, Signal::KILL) {
-        Err(rustix::io::Errno::SRCH) | Ok(()) => {}
+        Err(Errno::SRCH) | Ok(()) => {}
         Err(error) => return Err(error.into()),
     }
     // The descriptor becomes readable when the process has ended.
@@ -384,4 +424,57 @@ fn kill_process(pid: i32, pod: &PodId) -> io::Result<()> {
     let deadline = Timespec::try_from(KILLED).map_err(io::Error::other)?;
     rustix::event::poll(&mut waiting, Some(&deadline))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{RecvFlags, recv, send, socketpair};
+
+    use super::*;
+
+    fn pair() -> (Connection, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, monitors) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let socket = UnixStream::from_std(ours.into()).unwrap();
+        let pod = PodId::random();
+        (Connection { pod, socket, pid: 0, given_up: AtomicU32::new(0) }, monitors)
+    }
+
+    fn answer(monitor: &OwnedFd, response: &Response) {
+        send(monitor, &serde_json::to_vec(response).unwrap(), SendFlags::empty()).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_answer_is_not_taken_for_the_next_ones() {
+        let (connection, monitor) = pair();
+        let start = Request::Start { id: "a".into() };
+        for _ in 0..2 {
+            let late = connection.request(&start).await.unwrap_err();
+            assert_eq!(late.kind(), Kind::DeadlineExceeded);
+        }
+        answer(&monitor, &Response::Started { started_at: 1, pid: None });
+        answer(&monitor, &Response::Error { kind: ErrorKind::NotFound, message: "late".into() });
+        answer(&monitor, &Response::Created { pid: 7 });
+        let request = Request::Kill { id: "a".into(), signal: 9, all: false };
+        assert!(matches!(connection.request(&request).await.unwrap(), Response::Created { pid: 7 }));
+        answer(&monitor, &Response::Done);
+        connection.command(&request).await.unwrap();
+        let mut buffer = [0; 4096];
+        let sent = (0..4).filter(|_| recv(&monitor, &mut buffer, RecvFlags::empty()).is_ok());
+        assert_eq!(sent.count(), 4, "each was asked");
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_accepts_nobody_keeps_no_thread_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = seqpacket(SocketFlags::CLOEXEC).unwrap();
+        rustix::net::bind(&listener, &address(folder.path()).unwrap().1).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _first = connect(folder.path()).await.unwrap();
+        let mut second = Box::pin(connect(folder.path()));
+        // The only thread goes on.
+        timeout(Duration::from_millis(50), &mut second).await.unwrap_err();
+        rustix::net::accept(&listener).unwrap();
+        timeout(ANSWER, second).await.unwrap().unwrap();
+    }
 }

@@ -3,7 +3,10 @@
 use std::{collections::HashSet, fs};
 
 use sampan_runtime::cgroup::Cgroup;
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 use tracing::{info, warn};
 
 use super::*;
@@ -11,6 +14,9 @@ use crate::{context::blocking, error::at, network::Attachment};
 
 /// Longest wait for an orphaned cgroup to become empty.
 const EMPTY: Duration = Duration::from_secs(10);
+
+/// How long the agent waits for monitors before it serves: one that hangs is waited for by those who ask for its pod.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Pods {
     /// Takes up every pod on record, then removes snapshots, state folders, addresses and cgroups of none.
@@ -49,8 +55,13 @@ impl Pods {
             });
             resumed.push(done);
         }
+        let deadline = Instant::now() + PATIENCE;
+        let mut late = 0;
         for done in resumed {
-            let _ = done.await;
+            late += usize::from(timeout_at(deadline, done).await.is_err());
+        }
+        if late > 0 {
+            warn!(pods = late, "their monitors do not answer; the others are served meanwhile");
         }
         let (context, pods) = (self.context.clone(), self.list());
         blocking(move || remove_strangers(&context, &pods, &loaded.torn_pods)).await;
