@@ -24,7 +24,7 @@ use sampan_runtime::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tracing::{Instrument, debug, info, warn};
 

@@ -13,11 +13,15 @@ use super::*;
 use crate::{
     context::now,
     error::Kind,
-    pods::{config::PidMode, layout::lay_out, record::UserIds},
+    pods::{PodId, config::PidMode, layout::lay_out, record::UserIds},
 };
 
 /// Longest wait for a cgroup to become empty once its processes are killed.
 const EMPTY: Duration = Duration::from_secs(10);
+
+/// Longest wait for a container's files to be laid out. A source on a server of files that is away hangs for ever; kubelet
+/// waits for two minutes, and others may ask for the pod meanwhile.
+const LAYOUT: Duration = Duration::from_secs(110);
 
 /// The reason that kubelet knows.
 const OOM_KILLED: &str = "OOMKilled";
@@ -66,10 +70,20 @@ impl Task {
             }
             Err(error) => {
                 if let Err(left) = self.discard(&record).await {
-                    warn!(container.id = %id, error = %left.chain(), "remains of the container are left");
+                    warn!(container.id = %id, error = %left.chain(), "remains of the container are left until it is removed");
+                    self.keep_remains(record, &error);
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Shows what could be neither made nor taken away as an ended container, which can be removed.
+    fn keep_remains(&mut self, mut record: ContainerRecord, why: &Error) {
+        record.phase = ContainerPhase::Exited;
+        record.exit = Some(ExitRecord { reason: "CreateError".into(), ..unknown_exit(&why.chain()) });
+        if let Err(error) = self.save_container(record) {
+            warn!(error = %error.chain(), "the container's remains could not be recorded on disk");
         }
     }
 
@@ -88,9 +102,17 @@ impl Task {
         // The monitor would make it too, but not beside something else. What another runtime makes is for that one to make.
         let own = self.context.delegate(&self.record.config.runtime_handler)?.is_none();
         let cgroup = make_cgroup(own.then(|| record.cgroup.clone()));
-        let laid_out =
-            blocking(move || lay_out(&context, &pod, record, &images, &hostname, checkpoint.as_ref()));
-        let (laid_out, cgroup) = tokio::join!(laid_out, cgroup);
+        let remains = record.clone();
+        let mut laying_out = Box::pin(blocking(move || {
+            lay_out(&context, &pod, record, &images, &hostname, checkpoint.as_ref())
+        }));
+        let (laid_out, cgroup) = tokio::join!(timeout(LAYOUT, &mut laying_out), cgroup);
+        let Ok(laid_out) = laid_out else {
+            let what =
+                format!("laying out container {}: is the source of a mount in reach? It", remains.id.short());
+            self.clear_when(laying_out, remains);
+            return Err(Error::Deadline { what, limit: LAYOUT });
+        };
         let (mut record, runtime) = laid_out?;
         cgroup?;
         self.context.measurements.container_start("layout", since.into_std());
@@ -279,27 +301,25 @@ impl Task {
         }
         self.release(record).await?;
         let (context, pod, record) = (self.context.clone(), self.record.id.clone(), record.clone());
-        let bundle = self.bundle(&record.id);
-        blocking(move || {
-            checkpoint::remove_images(&context, &pod, &record.id);
-            match fs::remove_dir_all(&bundle) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(at("remove", bundle)(error));
-                }
-                _ => {}
+        blocking(move || clear(&context, &pod, &record)).await
+    }
+
+    /// Once work that is not waited for any more has ended, takes away what it has made of a container since.
+    fn clear_when<T: Send + 'static>(
+        &self,
+        ended: impl Future<Output = T> + Send + 'static,
+        record: ContainerRecord,
+    ) {
+        let (context, pod) = (self.context.clone(), self.record.id.clone());
+        tokio::spawn(async move {
+            drop(ended.await);
+            let id = record.id.clone();
+            let cleared =
+                blocking(move || release(&context, &record).and_then(|()| clear(&context, &pod, &record)));
+            if let Err(error) = cleared.await {
+                warn!(container.id = %id, error = %error.chain(), "remains of a container are left until the agent's next start");
             }
-            for key in record.snapshots() {
-                context.store.snapshots().remove(&key)?;
-            }
-            if let Some(log) =
-                record.log_path.as_ref().filter(|log| log.starts_with(context.records.directory(&pod)))
-            {
-                // Logs in the orchestrator's folders are the orchestrator's; these are ours.
-                let _ = fs::remove_file(log);
-            }
-            context.records.remove_container(&pod, &record.id)
-        })
-        .await
+        });
     }
 
     /// Tells of something that has happened to a container.
@@ -381,6 +401,27 @@ pub(super) fn release(context: &Context, record: &ContainerRecord) -> Result<()>
     // Each is tried, whatever became of the others.
     let unmounted: Vec<Result<()>> = record.snapshots().into_iter().map(unmount).collect();
     unmounted.into_iter().fold(emptied, Result::and)
+}
+
+/// Takes away what is on the disk of a container that holds nothing of the kernel's any more. Doing so twice is fine.
+fn clear(context: &Context, pod: &PodId, record: &ContainerRecord) -> Result<()> {
+    checkpoint::remove_images(context, pod, &record.id);
+    let bundle = context.pod_state(pod).join(record.id.as_str());
+    match fs::remove_dir_all(&bundle) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(at("remove", bundle)(error));
+        }
+        _ => {}
+    }
+    for key in record.snapshots() {
+        context.store.snapshots().remove(&key)?;
+    }
+    if let Some(log) = record.log_path.as_ref().filter(|log| log.starts_with(context.records.directory(pod)))
+    {
+        // Logs in the orchestrator's folders are the orchestrator's; these are ours.
+        let _ = fs::remove_file(log);
+    }
+    context.records.remove_container(pod, &record.id)
 }
 
 /// Gives every process of a container another score, as far as the agent may: lowering one takes a capability that it does
