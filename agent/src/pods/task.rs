@@ -393,14 +393,17 @@ impl Task {
         if stopped && self.control.is_none() && self.record.attachment.is_none() {
             return Ok(());
         }
-        self.take_down("the pod was stopped").await?;
+        let taken_down = self.take_down("the pod was stopped").await;
         let was_ready = self.record.phase == PodPhase::Ready;
-        self.record.phase = PodPhase::Stopped;
+        // Its monitor is gone in any case, and what is left to be given back is no pod that containers could be made in.
+        if was_ready || taken_down.is_ok() {
+            self.record.phase = PodPhase::Stopped;
+        }
         let saved = self.save_pod();
         if was_ready {
             self.tell(Action::Die);
         }
-        saved?;
+        taken_down.and(saved)?;
         info!("pod stopped");
         Ok(())
     }

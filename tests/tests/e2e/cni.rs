@@ -321,6 +321,12 @@ async fn a_refusal_is_told_and_undone() {
         scripts.answer("second", "ADD", "");
         let id = cri.run_pod(&pod).await.unwrap();
         scripts.answer("first", "DEL", "echo '{\"code\": 100, \"msg\": \"not now\"}'; exit 1");
+        for _ in 0..2 {
+            let status = cri.stop_pod(&id).await.unwrap_err();
+            assert!(status.message().contains("not now"), "{status}");
+            // It is at its end all the same, so that kubelet makes another.
+            assert_eq!(cri.pod(&id).await.unwrap().state(), PodSandboxState::SandboxNotready);
+        }
         let status = cri.clear_pod(&id).await.unwrap_err();
         assert!(status.message().contains("not now"), "{status}");
         assert_eq!(cri.pods().await.unwrap().len(), 1);
