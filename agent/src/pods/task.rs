@@ -205,9 +205,7 @@ impl Task {
     async fn serve(&mut self) {
         loop {
             if std::mem::take(&mut self.orphaned) {
-                let why = "the pod's monitor ended";
-                Box::pin(self.lost("MonitorLost", why)).await;
-                Box::pin(self.give_back(why)).await;
+                Box::pin(self.reconnect_or_end()).await;
             }
             let farewell = self.farewell;
             tokio::select! {
@@ -278,12 +276,20 @@ impl Task {
         }
     }
 
-    /// Without its monitor the pod is at its end; [`Task::serve`] sees to that.
+    /// [`Task::serve`] finds out whether the monitor is gone, or only lets go of a listener that was too slow.
     fn disconnected(&mut self, why: &str) {
-        warn!(error = why, "the pod's monitor is gone");
-        self.control = None;
+        warn!(error = why, "the pod's monitor has closed its connection");
         self.events = None;
         self.orphaned = true;
+    }
+
+    /// Without its monitor the pod is at its end.
+    async fn reconnect_or_end(&mut self) {
+        let Err(error) = self.reconnect().await else { return };
+        warn!(error = %error.chain(), "the pod's monitor is gone");
+        let why = "the pod's monitor ended";
+        self.lost("MonitorLost", why).await;
+        self.give_back(why).await;
     }
 
     async fn create(&mut self) -> Result<()> {

@@ -147,6 +147,44 @@ async fn a_kill_in_the_middle_of_work_leaves_nothing_and_a_retry_succeeds() {
     .await;
 }
 
+/// A monitor lets go of a listener that takes nothing, rather than grow; that one listens again, and nobody dies of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_stood_still_finds_its_pods_alive() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let (cri, pod) = (agent.cri(), agent.pod("still"));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        // An event for each child that is killed for want of memory.
+        let script =
+            "while :; do dd if=/dev/zero of=/dev/null bs=16M count=1 2> /dev/null; echo killed; done";
+        let hungry = Ctr::new("hungry", &image, &pod)
+            .sh(script)
+            .resources(|resources| resources.memory_limit_in_bytes = 10 << 20);
+        let ends =
+            Ctr::new("ends", &image, &pod).sh("while [ ! -e /gate/open ]; do sleep 0.05; done; exit 7");
+        let gate = agent.base().join("gate");
+        std::fs::create_dir(&gate).unwrap();
+        let hungry_id = cri.run(&pod_id, &hungry, &pod).await.unwrap();
+        let ends_id = cri.run(&pod_id, &ends.mount(&gate, "/gate", true), &pod).await.unwrap();
+        let pid = rustix::process::Pid::from_raw(agent.scope().pid as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        let log = pod.log_file(&hungry);
+        eventually("more is told than is kept for a listener", 3 * SOON, async || {
+            (std::fs::read_to_string(&log).unwrap_or_default().lines().count() > 600).then_some(())
+        })
+        .await;
+        // This is told to nobody.
+        std::fs::write(gate.join("open"), "").unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        assert_eq!(cri.ended(&ends_id).await.exit_code, 7);
+        assert_eq!(cri.pod(&pod_id).await.unwrap().state(), PodSandboxState::SandboxReady);
+        assert_eq!(cri.container(&hungry_id).await.unwrap().state(), ContainerState::ContainerRunning);
+        cri.stop(&hungry_id, 0).await.unwrap();
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_that_was_cut_off_is_no_obstacle_to_the_next_agent() {
     with_agent(async |agent| {

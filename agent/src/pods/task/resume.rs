@@ -61,7 +61,8 @@ impl Task {
         }
     }
 
-    async fn reconnect(&mut self) -> Result<()> {
+    /// Connects to the monitor of a pod that is ready, and takes note of all that has happened since somebody listened.
+    pub(super) async fn reconnect(&mut self) -> Result<()> {
         let folder = self.context.pod_state(&self.record.id);
         let control = Connection::open(&self.record.id, &folder).await?;
         let events = Connection::open(&self.record.id, &folder).await?;
