@@ -41,7 +41,7 @@ mod sysctl;
 pub(crate) mod terminal;
 
 pub(crate) use bundle::{read_spec, seccomp_of_exec};
-pub(crate) use capability::withheld as withheld_capabilities;
+pub(crate) use capability::{give_up as give_up_capabilities, withheld as withheld_capabilities};
 pub(crate) use cgroupfs::directory as cgroup_directory;
 pub(crate) use error::Error;
 pub(crate) use identity::{become_root, needs_midwife, write_maps};

@@ -75,6 +75,13 @@ impl Sets {
     }
 }
 
+/// Leaves the calling process no capability, nor a way to one.
+pub(crate) fn give_up() -> sys::Result<()> {
+    let none = Sets::default();
+    none.bound()?;
+    none.assume()
+}
+
 /// Names of capabilities that a configuration asks for in vain.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Withheld {

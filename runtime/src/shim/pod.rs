@@ -3,7 +3,8 @@
 //! It stays in the host's mount, pid and cgroup namespaces. What only makes it sturdier (its own cgroup, its OOM
 //! score) may fail with a word about it; what makes the pod may not.
 
-use std::ffi::CStr;
+mod first;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -11,12 +12,13 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
+pub(super) use first::PodInit;
+
 use super::server::OomScore;
 use super::{Error, Options, say};
 use crate::cgroup::Cgroup;
 use crate::init;
 use crate::sys;
-use crate::sys::process::Forked;
 use crate::users::{Mappings, UserNamespace};
 
 /// What a pod has beyond the namespaces that its monitor lives in.
@@ -28,12 +30,6 @@ pub(super) struct Made {
     pub(super) users: Option<UserNamespace>,
     /// If those of its containers begin as a copy of another than the host's.
     pub(super) mounts: Option<OwnedFd>,
-}
-
-/// The first process of a pod's shared pid namespace.
-pub(super) struct PodInit {
-    pub(super) pid: i32,
-    pub(super) pidfd: OwnedFd,
 }
 
 /// Leaves the parent's session and memory limit, and asks for the pod's orphans.
@@ -87,18 +83,19 @@ pub(super) fn make(options: &Options, null: &OwnedFd) -> Result<Made, Error> {
     // A pod on the host's network has the host's name too, as its connections show it.
     flags.set(UnshareFlags::NEWUTS, !options.host_network);
     flags.set(UnshareFlags::NEWIPC, !options.host_ipc);
+    let mounts = options.mounts.as_deref().and_then(open_mounts);
     let made = match &options.users {
         Some(mappings) => with_users(options, mappings, flags, null)?,
         None => {
             if !flags.is_empty() {
                 sys::process::unshare(flags).map_err(|source| Error::Namespaces { source })?;
             }
-            let init = options.shared_pid.then(|| fork_init(libc::CLONE_NEWPID as u64, None, null));
-            Made { init: init.transpose()?, ..Made::default() }
+            let fork = || PodInit::fork(libc::CLONE_NEWPID as u64, mounts.as_ref(), null)?.settle();
+            Made { init: options.shared_pid.then(fork).transpose()?, ..Made::default() }
         }
     };
     settle_namespaces(options)?;
-    Ok(Made { mounts: options.mounts.as_deref().and_then(open_mounts), ..made })
+    Ok(Made { mounts, ..made })
 }
 
 /// It only makes containers quicker, so they are made without it too.
@@ -117,11 +114,10 @@ fn with_users(
 ) -> Result<Made, Error> {
     let failed = |error: init::Error| Error::Users { source: error.into() };
     let root = mappings.root().ok_or_else(|| failed(init::Error::Missing { field: "mapping of root" }))?;
-    let (waiting, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|errno| failed(init::Error::Descriptors(sys::Error::new("pipe2(O_CLOEXEC)", errno))))?;
     let mut all = u64::from(flags.bits()) | libc::CLONE_NEWUSER as u64;
     all |= if options.shared_pid { libc::CLONE_NEWPID as u64 } else { 0 };
-    let holder = fork_init(all, Some(&waiting), null)?;
+    // A mount namespace of the host's is not for those who are nobody there.
+    let holder = PodInit::fork(all, None, null)?;
     init::write_maps(holder.pid, &mappings.uids, &mappings.gids).map_err(failed)?;
     let join = ThreadNameSpaceType::from_bits_retain(flags.bits());
     sys::process::setns(&holder.pidfd, join).map_err(|source| Error::Namespaces { source })?;
@@ -130,11 +126,8 @@ fn with_users(
         step: "find the pod's user namespace",
         source: io::Error::other(super::chain(&error)),
     })?;
-    let go_on = if options.shared_pid { GO_ON } else { GO_AWAY };
-    rustix::io::write(&go, go_on)
-        .map_err(|errno| Error::PodInit { source: sys::Error::new("write(pipe)", errno) })?;
-    // The other's end is noticed as that of an orphan.
-    let init = options.shared_pid.then_some(holder);
+    // One that is not to be settled ends here. That is noticed as the end of an orphan.
+    let init = options.shared_pid.then(|| holder.settle()).transpose()?;
     Ok(Made { init, users: Some(users), mounts: None })
 }
 
@@ -175,49 +168,6 @@ fn set_sysctl(options: &Options, name: &str, value: &str) -> Result<(), Error> {
 fn write_file(path: &Path, value: &str) -> io::Result<()> {
     let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
     Ok(rustix::io::write(&file, value.as_bytes()).map(drop)?)
-}
-
-/// What lists of processes show of a pod's first process.
-const TITLE: &CStr = c"sampan-pod";
-/// What a first process hears that waits for its mappings.
-const GO_ON: &[u8] = b"o";
-/// What one hears that was only to make namespaces.
-const GO_AWAY: &[u8] = b"a";
-
-/// Makes the pod's own pid namespace: a process that does nothing but be its first and have its orphans reaped.
-///
-/// It is in the monitor's cgroup, so that it is out of reach of the containers' limits. With `waiting` it has users of
-/// its own, and becomes their root when it hears that they are mapped.
-fn fork_init(flags: u64, waiting: Option<&OwnedFd>, null: &OwnedFd) -> Result<PodInit, Error> {
-    let failed = |source| Error::PodInit { source };
-    match sys::process::fork(flags, None).map_err(failed)? {
-        Forked::Parent { pid, pidfd } => Ok(PodInit { pid, pidfd }),
-        Forked::Child => {
-            use std::os::fd::AsFd;
-            let null = null.as_fd();
-            let waiting: Vec<_> = waiting.map(AsFd::as_fd).into_iter().collect();
-            let ready = sys::process::keep_only([null, null, null], 0, &waiting).is_ok_and(becomes_root)
-                && sys::signal::ignore(libc::SIGCHLD).is_ok();
-            if ready {
-                // Those in the pod see it, and are not to read of the host's folders.
-                let _ = rustix::thread::set_name(TITLE);
-                let _ = sys::process::set_title(TITLE);
-                loop {
-                    // All signals but SIGKILL are as nothing to a first process without handlers.
-                    rustix::event::pause();
-                }
-            }
-            sys::process::exit(1)
-        }
-    }
-}
-
-/// Whether whoever had to wait for mappings may go on.
-fn becomes_root(waiting: Vec<OwnedFd>) -> bool {
-    waiting.iter().all(|waiting| {
-        let mut word = [0u8; 1];
-        matches!(rustix::io::read(waiting, &mut word), Ok(1)) && word == GO_ON && init::become_root().is_ok()
-    })
 }
 
 #[cfg(test)]

@@ -83,6 +83,12 @@ pub(crate) fn no_new_privs() -> Result<()> {
     named(rustix::thread::set_no_new_privs(true), || "prctl(PR_SET_NO_NEW_PRIVS)")
 }
 
+/// `prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT)`: read, write, exit and the return from a signal's handler are left.
+pub(crate) fn strict_seccomp() -> Result<()> {
+    let strict = rustix::thread::SecureComputingMode::Strict;
+    named(rustix::thread::set_secure_computing_mode(strict), || "prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT)")
+}
+
 /// Joins the session keyring of a container, which is made if it isn't there, and lets every user in the container find
 /// the keys in it. A kernel without keyrings has none to be kept apart.
 pub(crate) fn join_keyring(id: &str) -> Result<()> {

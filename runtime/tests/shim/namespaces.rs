@@ -77,6 +77,35 @@ fn containers_see_pids_as_they_are_told_to() {
     assert!(pod.lines("guest").iter().any(|line| line.contains("1 /bin/sleep 1000")));
 }
 
+/// Who is in the monitor's cgroup beside it, but for those that are only yet to be reaped.
+fn firsts_of(pod: &Pod) -> Vec<i32> {
+    let alive = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        *pid != pod.shim_pid() && status.contains("State:") && !status.contains("State:\tZ")
+    };
+    pod.cgroup_of("monitor").pids().unwrap().into_iter().filter(alive).collect()
+}
+
+#[test]
+fn a_pods_first_process_ends_with_its_monitor_whatever_ended_that() {
+    for users in [&[][..], &["--uid-map", "0:70000:65536", "--gid-map", "0:70000:65536"]] {
+        let mut pod = Pod::with(&[&["--shared-pid"], users].concat());
+        pod.connect();
+        assert_eq!(firsts_of(&pod).len(), 1);
+        pod.shim.kill().unwrap();
+        pod.wait();
+        eventually("it is gone", || firsts_of(&pod).is_empty());
+    }
+}
+
+#[test]
+fn a_pod_that_cannot_be_made_leaves_no_first_process() {
+    let mut pod = Pod::with(&["--shared-pid", "--sysctl", "kernel.msgmax=many"]);
+    assert!(!pod.wait().success());
+    assert!(pod.log().contains("kernel.msgmax=many"), "{}", pod.log());
+    eventually("it is gone", || firsts_of(&pod).is_empty());
+}
+
 #[test]
 fn a_shared_namespace_needs_one_to_share() {
     let pod = Pod::new();

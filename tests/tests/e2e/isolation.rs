@@ -61,6 +61,34 @@ async fn a_shared_pid_namespace_shows_the_neighbours() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_may_trace_finds_nothing_of_the_host_at_the_pods_first_process() {
+    with_agent(async |agent| {
+        let image = busybox(agent).await;
+        let cri = agent.cri();
+        for pod in [agent.pod("own").shared_pid(), agent.pod("users").shared_pid().users(200_000)] {
+            let pod_id = cri.run_pod(&pod).await.unwrap();
+            let config = Ctr::sleeper("a", &image, &pod).capability("SYS_PTRACE");
+            let id = cri.run(&pod_id, &config, &pod).await.unwrap();
+            // With users of the pod's own it is none of theirs, and can't even be looked at.
+            let script = "cd /proc/1/; ls -A root/bin root/proc cwd/bin 2>/dev/null; touch root/x 2>/dev/null && echo made";
+            assert_eq!(cri.sh(&id, &format!("{script}; true")).await, "");
+            let script =
+                "grep -E '^(CapEff|CapPrm|CapBnd|Seccomp|NoNewPrivs):' /proc/1/status | sort | tr -d '\\t'";
+            let none = "0".repeat(16);
+            assert_eq!(
+                cri.sh(&id, script).await,
+                format!("CapBnd:{none}\nCapEff:{none}\nCapPrm:{none}\nNoNewPrivs:1\nSeccomp:1")
+            );
+            for kind in ["mnt", "cgroup"] {
+                assert_ne!(cri.sh(&id, &format!("readlink /proc/1/ns/{kind}; true")).await, host_namespace(kind));
+            }
+            cri.clear_pod(&pod_id).await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_host_network_is_the_hosts() {
     with_agent(async |agent| {
         let image = busybox(agent).await;
