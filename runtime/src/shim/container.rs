@@ -112,6 +112,11 @@ impl Container {
         (progress, result)
     }
 
+    /// The master of its terminal.
+    pub(super) fn master(&self) -> Option<&Stream> {
+        self.stdout.as_ref().filter(|_| matches!(self.terminal, Terminal::Here))
+    }
+
     /// Moves everything that is in the pipes to the log and closes them. Waits for nobody.
     pub(super) fn drain(&mut self, buffers: &mut Buffers) -> std::io::Result<()> {
         let mut outcome = Ok(());

@@ -57,7 +57,7 @@ impl Source {
     }
 }
 
-/// The set of sources. A descriptor leaves it by being closed.
+/// The set of sources. A descriptor leaves it by being closed, if it has no duplicates.
 pub(super) struct Poll {
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
@@ -74,6 +74,11 @@ impl Poll {
 
     pub(super) fn change(&self, source: Source, fd: impl AsFd, flags: EventFlags) -> rustix::io::Result<()> {
         epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(source.encode()), flags)
+    }
+
+    /// Takes out what others hold too: it would go on telling of what nobody here knows any more.
+    pub(super) fn remove(&self, fd: impl AsFd) -> rustix::io::Result<()> {
+        epoll::delete(&self.epoll, fd)
     }
 
     /// Waits for up to `milliseconds` and returns how many events there are.

@@ -351,6 +351,11 @@ impl Server {
         let (progress, result) = container.pump(errors, &mut self.buffers);
         debug_assert!(progress != Progress::Empty || result.is_ok());
         report_dropping(container, result);
+        if let (Progress::Read(_), Some(master)) = (progress, container.master())
+            && let Err(errno) = self.poll.change(Source::Stdout(number), master, child::OF_MASTER)
+        {
+            say(&format!("container {}: watch the terminal: {errno}", container.id));
+        }
     }
 
     /// Removes a container's cgroup now or soon, and answers then.

@@ -133,6 +133,43 @@ fn senseless_attachments_are_refused() {
     drop(reader);
 }
 
+/// Whether the monitor sleeps: one that is told the same again and again never does.
+fn rests(pod: &Pod) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pod.shim_pid())).unwrap();
+    stat.rsplit(") ").next().unwrap().starts_with('S')
+}
+
+#[test]
+fn a_terminal_that_nobody_has_open_is_left_alone_until_somebody_opens_it_again() {
+    let pod = Pod::new();
+    let variation = Variation { terminal: true, ..Default::default() };
+    let script = "echo one; exec </dev/null >/dev/null 2>&1; read line </tmp/go; seq 5000 >/dev/console; exec sleep 1000";
+    let script = format!("mkfifo /tmp/go; {script}");
+    pod.run(&pod.connect(), "a", &["/bin/sh", "-c", &script], variation);
+    eventually("it has spoken", || pod.lines("a").len() == 1);
+    let pid = pod.cgroup_of("a").pids().unwrap()[0];
+    eventually("it has closed the terminal", || {
+        std::fs::read_link(format!("/proc/{pid}/fd/1")).unwrap().ends_with("null")
+    });
+    eventually("the monitor rests", || rests(&pod));
+    std::fs::write(format!("/proc/{pid}/root/tmp/go"), "go\n").unwrap();
+    eventually("all of it is read", || pod.lines("a").len() == 5001);
+    eventually("the monitor rests", || rests(&pod));
+}
+
+#[test]
+fn a_terminals_master_that_outlives_its_container_disturbs_nobody() {
+    let pod = Pod::new();
+    let (client, events) = (pod.connect(), pod.subscribe());
+    let variation = Variation { terminal: true, ..Default::default() };
+    pod.run(&client, "a", &["/bin/sh", "-c", "exec sleep 1000"], variation);
+    let attached = attach(&pod);
+    client.done(&Request::Kill { id: "a".into(), signal: 9, all: false });
+    assert_eq!(events.exit_of("a").code, 137);
+    assert!(attached.stdin.is_some(), "the master");
+    eventually("the monitor rests", || rests(&pod));
+}
+
 #[test]
 fn a_terminal_is_one_of_the_container_and_is_typed_on_and_resized_by_its_master() {
     let pod = Pod::new();

@@ -27,7 +27,7 @@ static ROOTFS: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     fs::copy("/bin/busybox", root.path().join("bin/busybox")).expect("busybox-static is installed");
     for applet in [
         "sh", "sleep", "echo", "cat", "true", "setsid", "dd", "tr", "head", "hostname", "ps", "seq", "yes",
-        "tty", "stty",
+        "tty", "stty", "mkfifo",
     ] {
         symlink("busybox", root.path().join("bin").join(applet)).unwrap();
     }

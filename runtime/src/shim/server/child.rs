@@ -137,6 +137,10 @@ impl Server {
                 say(&error);
             }
         }
+        if let Some(master) = container.master() {
+            // Those who are attached may hold it for longer.
+            let _ = self.poll.remove(master);
+        }
         let dropped = container.drain(&mut self.buffers);
         report_dropping(container, dropped);
         container.log = None;
@@ -289,13 +293,17 @@ impl Server {
     }
 }
 
+/// A terminal that nobody has open is hung up for as long as that lasts, which is told once: when there is something to
+/// read again, that is told too. So whoever has read asks to be told of what is left.
+pub(super) const OF_MASTER: EventFlags = EventFlags::IN.union(EventFlags::ET);
+
 /// Takes the master of a container's terminal, which it has sent before it was ready, and watches it as its output.
 fn take_terminal(poll: &Poll, container: &mut Container) -> Result<(), String> {
     let Terminal::Awaited(socket) = &container.terminal else { return Ok(()) };
     let failed = |errno: Errno| format!("take the terminal: {errno}");
     let master = console::receive(socket).map_err(failed)?;
     rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK).map_err(failed)?;
-    poll.add(Source::Stdout(container.number), &master, EventFlags::IN).map_err(failed)?;
+    poll.add(Source::Stdout(container.number), &master, OF_MASTER).map_err(failed)?;
     container.stdin = Some(rustix::io::fcntl_dupfd_cloexec(&master, 0).map_err(failed)?);
     container.stdout = Some(Stream::new(b"stdout", master));
     container.terminal = Terminal::Here;
