@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -73,21 +73,22 @@ fn reason(log: &Path) -> Option<String> {
 
 /// A socket that the runtime sends a terminal's master to.
 pub(super) struct Console {
+    /// An address holds 107 bytes, and a bundle's path is longer. This one goes by our descriptor of the bundle.
     path: PathBuf,
     listener: UnixListener,
+    _bundle: OwnedFd,
 }
 
 impl Console {
     pub(super) fn listen(bundle: &Path, number: u32) -> Result<Console> {
-        let path = bundle.join(format!("tty{number}"));
-        let listener = UnixListener::bind(&path).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        });
-        match listener {
-            Ok(listener) => Ok(Console { path, listener }),
-            Err(source) => Err(Error::File { path, source }),
-        }
+        let name = format!("tty{number}");
+        let failed = |source| Error::File { path: bundle.join(&name), source };
+        let folder = sys::mount::open_directory(bundle).map_err(|error| failed(error.into()))?;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), folder.as_raw_fd());
+        let path = Path::new(&path).join(&name);
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Console { path, listener, _bundle: folder })
     }
 
     pub(super) fn path(&self) -> &Path {

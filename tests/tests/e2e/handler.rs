@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use k8s_cri::v1::RunPodSandboxRequest;
-use sampan_tests::{Agent, Ctr, Options, Pod, binary, with_agent, with_agent_of};
+use sampan_tests::{Agent, Ctr, Options, Pod, binary, eventually, with_agent, with_agent_of};
 use tonic::{Code, Status};
 
-use super::busybox;
+use super::{SOON, busybox};
 
 fn handlers() -> Options {
     let own = binary("sampan-runtime");
@@ -55,6 +55,16 @@ async fn live(agent: &mut Agent, handler: &str) {
     assert_eq!(cri.container(&id).await.unwrap().exit_code, 7, "its own answer to the stop signal");
     let log = fs::read_to_string(pod.log_file(&config)).unwrap();
     assert!(log.contains("stdout F out") && log.contains("stderr F err"), "{log}");
+
+    let mut typed = Ctr::new("typed", &image, &pod).sh("tty; exec sleep 1000");
+    typed.config.tty = true;
+    let id = cri.run(&pod_id, &typed, &pod).await.unwrap();
+    eventually("it tells its terminal", SOON, async || {
+        fs::read_to_string(pod.log_file(&typed)).unwrap().contains("stdout F /dev/pts/0").then_some(())
+    })
+    .await;
+    let output = agent.cli().run(&["exec", "-t", &id, "sh", "-c", "tty; exit 4"]);
+    assert!(output.code == 4 && output.stdout.starts_with("/dev/pts/"), "{output:?}");
 
     let missing = Ctr::new("missing", &image, &pod).command(&["/no/such/program"]);
     let status = cri.run(&pod_id, &missing, &pod).await.unwrap_err();
