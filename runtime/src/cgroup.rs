@@ -51,6 +51,11 @@ use systemd::Unit;
 /// For the tasks of a cgroup to stop, before they are killed where they stand.
 const HOLD: Duration = Duration::from_millis(200);
 
+/// Whether a path is the name of a scope, which only systemd makes.
+pub(crate) fn names_scope(path: &str) -> bool {
+    Unit::parse(path).is_some_and(|unit| unit.is_ok())
+}
+
 /// Whether systemd, which makes scopes, is the first process of this machine, as sd_booted(3) tells.
 pub fn has_systemd() -> bool {
     Path::new("/run/systemd/system").is_dir()

@@ -61,6 +61,8 @@ pub(crate) struct Exec<'a> {
     pub(crate) runtime: &'a Runtime,
     pub(crate) id: &'a str,
     pub(crate) bundle: &'a Path,
+    /// That of the container.
+    pub(crate) cgroup: &'a str,
     /// Tells the files of one exec from those of another.
     pub(crate) number: u32,
     /// A file with an OCI `Process`.
@@ -141,7 +143,7 @@ fn live(
         share_pids(container.bundle, pid)?;
     }
     let runtime = container.runtime;
-    let call = Call { runtime, bundle: container.bundle, limit: LIMIT };
+    let call = Call { runtime, cgroup: container.cgroup, bundle: container.bundle, limit: LIMIT };
     let pid_file = container.bundle.join("pid");
     let server = console.as_ref().map(|_| Console::listen(container.bundle, 0)).transpose()?;
     let made = (|| {
@@ -193,7 +195,7 @@ fn run(
     reporter: &Reporter,
 ) -> init::Result<WaitStatus> {
     set_child_subreaper(Some(getpid())).map_err(|errno| Error::Subreaper(errno.into()))?;
-    let call = Call { runtime: exec.runtime, bundle: exec.bundle, limit: LIMIT };
+    let call = Call { runtime: exec.runtime, cgroup: exec.cgroup, bundle: exec.bundle, limit: LIMIT };
     let pid_file = exec.bundle.join(format!("pid-{}", exec.number));
     let process = format!("/proc/{}/fd/{}", getpid().as_raw_nonzero(), process.as_raw_fd());
     let server = console.as_ref().map(|_| Console::listen(exec.bundle, exec.number)).transpose()?;

@@ -10,32 +10,40 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::{Error, Result, Runtime};
-use crate::{console, sys};
+use crate::{cgroup, console, sys};
 
 /// As much of a log as is looked through for the reason of a failure.
 const MAX_LOG: u64 = 1 << 16;
 
 pub(super) struct Call<'a> {
     pub(super) runtime: &'a Runtime,
+    /// That of the container.
+    pub(super) cgroup: &'a str,
     /// Where the log of a call is.
     pub(super) bundle: &'a Path,
     pub(super) limit: Duration,
 }
 
 impl Call<'_> {
+    /// What is the same for every verb.
+    fn command(&self, log: &Path) -> Command {
+        let mut command = Command::new(&self.runtime.program);
+        command.arg("--root").arg(&self.runtime.root).arg("--log").arg(log).args(["--log-format", "json"]);
+        if cgroup::names_scope(self.cgroup) {
+            command.arg("--systemd-cgroup");
+        }
+        command.env_clear();
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+    }
+
     /// Runs a verb to its end. With `stdio`, our standard descriptors are to become the container's.
     pub(super) fn run(&self, verb: &'static str, arguments: &[&OsStr], stdio: bool) -> Result<()> {
         let program = &self.runtime.program;
         let failed = |source| Error::Call { program: program.clone(), source };
         let log = self.bundle.join(format!("{verb}-{}.log", rustix::process::getpid().as_raw_nonzero()));
-        let mut command = Command::new(program);
-        command.arg("--root").arg(&self.runtime.root).arg("--log").arg(&log).args([
-            "--log-format",
-            "json",
-            verb,
-        ]);
-        command.args(arguments).env_clear();
-        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        let mut command = self.command(&log);
+        command.arg(verb).args(arguments);
         if !stdio {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         }
@@ -111,6 +119,20 @@ impl Drop for Console {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_runtime_is_told_when_systemd_makes_the_cgroup() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = Runtime { program: "/usr/sbin/runc".into(), root: folder.path().into() };
+        let is_told = |cgroup| {
+            let call = Call { runtime: &runtime, cgroup, bundle: folder.path(), limit: Duration::ZERO };
+            call.command(Path::new("log")).get_args().any(|argument| argument == "--systemd-cgroup")
+        };
+        assert!(is_told("kubepods-pod1.slice:sampan:c1"));
+        for path in ["/sampan/pod/c1", "sampan/pod/c1", "/a.slice:sampan:c1", "/a.slice/b:sampan:c1"] {
+            assert!(!is_told(path), "{path}");
+        }
+    }
 
     #[test]
     fn reason_is_the_last_error_of_the_log() {

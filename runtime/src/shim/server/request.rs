@@ -407,7 +407,8 @@ impl Server {
                 (child.map_err(|error| self.blame(of, failed(chain(&error))))?, Some(cgroup))
             }
             Some(runtime) => {
-                let wanted = delegate::Exec { runtime, id, bundle: &bundle, number, process, stdio, console };
+                let (bundle, cgroup) = (&*bundle, &*of_container);
+                let wanted = delegate::Exec { runtime, id, bundle, cgroup, number, process, stdio, console };
                 let child = self.with_original_oom_score(|| delegate::exec(&wanted));
                 (child.map_err(|error| self.blame(of, failed(chain(&error))))?, None)
             }
