@@ -1,31 +1,29 @@
 //! Kills for want of memory, as they happen.
 //!
-//! Version 1 tells through an eventfd that `cgroup.event_control` connects to `memory.oom_control`; version 2 modifies
-//! `memory.events`, which inotify sees. Both wake for other reasons too (the cgroup's removal, other counters), so the
-//! count decides.
+//! Version 1 tells through an eventfd that `cgroup.event_control` connects to `memory.oom_control`; version 2 wakes who
+//! polls `memory.events`. (inotify would see that too, but a user has only 128 instances of it.) Both wake for other
+//! reasons too (the cgroup's removal, other counters), so the count decides.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::event::EventfdFlags;
-use rustix::fs::inotify;
+use rustix::event::{EventfdFlags, PollFlags};
 use rustix::io::Errno;
 
+use super::Error;
 use super::directory::{ControlFile, Directory, pairs};
-use super::{Error, Layout};
 
-/// Watches a cgroup. Poll its descriptor for reading, then ask [`OomEvents::take`].
+/// Watches a cgroup. Poll its descriptor for what is [`OomEvents::awaited`], then ask [`OomEvents::take`].
 #[derive(Debug)]
 pub struct OomEvents {
-    /// An eventfd or an inotify instance, nonblocking.
-    fd: OwnedFd,
+    /// Of version 1, nonblocking.
+    eventfd: Option<OwnedFd>,
     counter: ControlFile,
     seen: u64,
-    version: Layout,
 }
 
 impl AsFd for OomEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.eventfd.as_ref().map_or(self.counter.as_fd(), AsFd::as_fd)
     }
 }
 
@@ -36,17 +34,20 @@ impl OomEvents {
             .map_err(Error::io("eventfd", directory.path()))?;
         let registration = format!("{} {}", fd.as_raw_fd(), counter.as_fd().as_raw_fd());
         directory.write("cgroup.event_control", &registration)?;
-        OomEvents { fd, counter, seen: 0, version: Layout::V1 }.starting_now()
+        OomEvents { eventfd: Some(fd), counter, seen: 0 }.starting_now()
     }
 
     pub(super) fn v2(directory: Directory) -> Result<OomEvents, Error> {
-        let counter = directory.open_file("memory.events")?;
-        let failed = |call| Error::io(call, directory.path());
-        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let fd = inotify::init(flags).map_err(failed("inotify_init1"))?;
-        let path = directory.path().join("memory.events");
-        inotify::add_watch(&fd, &path, inotify::WatchFlags::MODIFY).map_err(failed("inotify_add_watch"))?;
-        OomEvents { fd, counter, seen: 0, version: Layout::V2 }.starting_now()
+        OomEvents { eventfd: None, counter: directory.open_file("memory.events")?, seen: 0 }.starting_now()
+    }
+
+    /// What its descriptor is to be polled for.
+    pub fn awaited(&self) -> PollFlags {
+        match self.eventfd {
+            Some(_) => PollFlags::IN,
+            // A control file can always be read; this tells that it says something new since it was.
+            None => PollFlags::PRI,
+        }
     }
 
     fn starting_now(mut self) -> Result<OomEvents, Error> {
@@ -58,12 +59,9 @@ impl OomEvents {
     ///
     /// When the cgroup is gone the error says so ([`Error::is_not_found`]).
     pub fn take(&mut self) -> Result<u64, Error> {
-        let mut buffer = [0u8; 1024];
-        loop {
-            match rustix::io::read(&self.fd, &mut buffer) {
-                // An eventfd is empty after one reading; inotify may have more.
-                Ok(count) if count > 0 && self.version == Layout::V2 => {}
-                Ok(_) | Err(Errno::AGAIN) => break,
+        if let Some(eventfd) = &self.eventfd {
+            match rustix::io::read(eventfd, &mut [0u8; 8]) {
+                Ok(_) | Err(Errno::AGAIN) => {}
                 Err(errno) => return Err(Error::io("read", self.counter.path())(errno)),
             }
         }
@@ -77,5 +75,43 @@ impl OomEvents {
         let mut buffer = Vec::new();
         let text = self.counter.read(&mut buffer)?;
         Ok(pairs(text).find(|(name, _)| *name == b"oom_kill").map_or(0, |(_, count)| count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use rustix::event::{PollFd, Timespec, poll};
+
+    use super::*;
+
+    /// No memory is needed for it: of all files of version 2 that tell of changes, this one is in each hierarchy.
+    #[test]
+    fn a_file_of_version_2_wakes_once_for_each_change() {
+        let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let Some(root) = roots.into_iter().find(|root| root.join("cgroup.controllers").exists()) else {
+            return;
+        };
+        let path = root.join(format!("sampan-events-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        let counter = Directory::open(&path).unwrap().open_file("cgroup.events").unwrap();
+        let mut events = OomEvents { eventfd: None, counter, seen: 0 }.starting_now().unwrap();
+        let wakes = |events: &OomEvents, seconds| {
+            let second = Timespec { tv_sec: seconds, tv_nsec: 0 };
+            poll(&mut [PollFd::new(events, events.awaited())], Some(&second)).unwrap() == 1
+        };
+        assert!(!wakes(&events, 0));
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        std::fs::write(path.join("cgroup.procs"), child.id().to_string()).unwrap();
+        assert!(wakes(&events, 20));
+        assert_eq!(events.take().unwrap(), 0);
+        assert!(!wakes(&events, 0));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(wakes(&events, 20));
+        std::fs::remove_dir(&path).unwrap();
+        assert!(events.take().unwrap_err().is_not_found());
     }
 }

@@ -36,7 +36,9 @@ impl Memory {
                 return None;
             }
         };
-        match poll.add(Source::Memory(number), &events, EventFlags::IN) {
+        // The two have the same bits.
+        let awaited = EventFlags::from_bits_retain(events.awaited().bits().into());
+        match poll.add(Source::Memory(number), &events, awaited) {
             Ok(()) => Some(Memory { events, expected_until: None, last_kill: None }),
             Err(Errno::EXIST) => None,
             Err(errno) => {
@@ -103,11 +105,14 @@ impl Server {
     pub(super) fn died_of_memory(&mut self, number: u32) -> bool {
         self.look_for_kills(number);
         let container = self.containers.iter_mut().find(|container| container.number == number);
-        let Some((told_to_die, memory)) =
-            container.and_then(|container| Some((container.told_to_die, container.memory.take()?)))
-        else {
-            return false;
+        let Some(container) = container else { return false };
+        let died = match container.memory.take() {
+            Some(memory) => memory.last_kill.is_some_and(|kill| kill.elapsed() < CONSEQUENCE),
+            // It could not be watched: the count of its whole life has to do.
+            None => Cgroup::new(&container.cgroup)
+                .and_then(|cgroup| cgroup.oom_kills())
+                .is_ok_and(|kills| kills > 0),
         };
-        !told_to_die && memory.last_kill.is_some_and(|kill| kill.elapsed() < CONSEQUENCE)
+        died && !container.told_to_die
     }
 }
