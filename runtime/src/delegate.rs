@@ -29,7 +29,8 @@ use crate::container::{Birth, Child, Error as SpawnError, PidNamespace, Reporter
 use crate::{init, sys};
 use call::{Call, Console};
 
-/// In the bundle's folder: the container was ended for want of memory, as its cgroup told before it was removed.
+/// In the bundle's folder: processes of the container were killed for want of memory, as its cgroup told before it was
+/// removed.
 pub(crate) const OUT_OF_MEMORY: &str = "oom";
 
 /// Longer than any runtime takes, shorter than kubelet waits.

@@ -75,6 +75,20 @@ async fn live(agent: &mut Agent, handler: &str) {
     let id = cri.run(&pod_id, &hungry, &pod).await.unwrap();
     let ended = cri.ended(&id).await;
     assert_eq!((ended.reason.as_str(), ended.exit_code), ("OOMKilled", 137));
+    // A kill that a container survived is not what ends it when it is told to stop.
+    let script =
+        "trap '' TERM; dd if=/dev/zero of=/dev/null bs=256M; echo survived; while :; do sleep 0.1; done";
+    let survivor = Ctr::new("survivor", &image, &pod)
+        .sh(script)
+        .resources(|limits| limits.memory_limit_in_bytes = 16 << 20);
+    let id = cri.run(&pod_id, &survivor, &pod).await.unwrap();
+    eventually("a process of it is killed", SOON, async || {
+        fs::read_to_string(pod.log_file(&survivor)).unwrap().contains("stdout F survived").then_some(())
+    })
+    .await;
+    cri.stop(&id, 0).await.unwrap();
+    let stopped = cri.container(&id).await.unwrap();
+    assert_eq!((stopped.reason.as_str(), stopped.exit_code), ("Error", 137));
     // One that never starts is removed too.
     cri.create(&pod_id, &Ctr::sleeper("idle", &image, &pod), &pod).await.unwrap();
     cri.run(&pod_id, &Ctr::sleeper("running", &image, &pod), &pod).await.unwrap();

@@ -12,7 +12,6 @@ use super::{Memory, Server, Waiting, report_dropping};
 use crate::cgroup::Cgroup;
 use crate::console;
 use crate::container::{ExecFailure, Report};
-use crate::delegate::OUT_OF_MEMORY;
 use crate::shim::container::{Container, Phase, Terminal};
 use crate::shim::log::Stream;
 use crate::shim::poll::{EventFlags, Poll, Source};
@@ -147,9 +146,7 @@ impl Server {
         container.channel = None;
         let (code, signal) = ending(status);
         let killed = code == 128 + libc::SIGKILL;
-        let told_by_delegate =
-            container.runtime.as_ref().map(|_| container.bundle.join(OUT_OF_MEMORY).exists());
-        let oom_killed = killed & told_by_delegate.unwrap_or_else(|| self.died_of_memory(number));
+        let oom_killed = self.died_of_memory(number) && killed;
         let Some(container) = self.containers.iter_mut().find(|container| container.number == number) else {
             return;
         };

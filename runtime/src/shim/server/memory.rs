@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::Server;
 use crate::cgroup::{Cgroup, Error, OomEvents};
+use crate::delegate::OUT_OF_MEMORY;
 use crate::shim::poll::{EventFlags, Poll, Source};
 use crate::shim::protocol::{Event, Response};
 use crate::shim::{chain, say};
@@ -108,6 +109,8 @@ impl Server {
         let Some(container) = container else { return false };
         let died = match container.memory.take() {
             Some(memory) => memory.last_kill.is_some_and(|kill| kill.elapsed() < CONSEQUENCE),
+            // Its delegate has looked before the cgroup went.
+            None if container.runtime.is_some() => container.bundle.join(OUT_OF_MEMORY).exists(),
             // It could not be watched: the count of its whole life has to do.
             None => Cgroup::new(&container.cgroup)
                 .and_then(|cgroup| cgroup.oom_kills())
