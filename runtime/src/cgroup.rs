@@ -485,6 +485,17 @@ impl Cgroup {
     /// One that is missing counts as removed. A hierarchy that fails doesn't keep the others from being cleaned.
     pub fn remove(&self, deadline: Duration) -> Result<(), Error> {
         let since = Instant::now();
+        self.remove_directories(deadline)?;
+        // An empty scope ends by itself, but for version 1, where systemd may never hear of it.
+        match &self.unit {
+            Some(unit) => unit.stop(deadline.saturating_sub(since.elapsed())),
+            None => Ok(()),
+        }
+    }
+
+    /// As `remove`, for who can't wait for systemd's answer: a scope that doesn't end by itself is left to others.
+    pub(crate) fn remove_directories(&self, deadline: Duration) -> Result<(), Error> {
+        let since = Instant::now();
         let mut result = Ok(());
         for path in self.own_paths() {
             result = result.and(tree::remove(&path, deadline, since));
@@ -492,11 +503,7 @@ impl Cgroup {
         if let Some(path) = self.in_hybrid().filter(|_| !self.exec) {
             result = result.and(tree::remove(&path, deadline, since));
         }
-        // An empty scope ends by itself, but for version 1, where systemd may never hear of it.
-        match &self.unit {
-            Some(unit) if result.is_ok() => unit.stop(deadline.saturating_sub(since.elapsed())),
-            _ => result,
-        }
+        result
     }
 
     /// How many processes the kernel has killed here for want of memory.
