@@ -37,7 +37,7 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -120,6 +120,8 @@ pub struct Network {
     ruleset: Ruleset,
     gateways: Vec<IpAddr>,
     state: Mutex<State>,
+    /// The subnets that the rules are for.
+    served: Mutex<BTreeSet<IpNet>>,
     /// Idle sockets for requests about interfaces. There are several because
     /// the removal of an interface waits long for the kernel, without a lock.
     route: Mutex<Vec<Socket>>,
@@ -147,22 +149,23 @@ impl Network {
         let mut route = Socket::route().map_err(what())?;
         let mut netfilter = Socket::netfilter().map_err(what())?;
         let bridge = bridge::open(&mut route, &config, &pools)?;
-        let subnets: Vec<_> = pools.iter().map(Pool::subnet).collect();
-        let ruleset = Ruleset::new(&config.bridge, &subnets);
-        match netfilter.transact(&ruleset.install()).map_err(what()) {
+        let ruleset = Ruleset::new(&config.bridge);
+        match netfilter.transact(&ruleset.install(&bridge.subnets)).map_err(what()) {
             Err(failure) if bridge.created => {
                 return Err(bridge::undo(&mut route, &config.bridge, failure));
             }
             result => result?,
         };
-        if subnets.iter().any(|subnet| matches!(subnet, IpNet::V6(_)))
+        if bridge.subnets.iter().any(|subnet| matches!(subnet, IpNet::V6(_)))
             && let Err(error) = netfilter.transact(&multicast::install(&config.bridge))
         {
             debug!(%error, "pods hear of each other's multicast groups");
         }
+        let subnets: Vec<_> = pools.iter().map(Pool::subnet).collect();
         info!(bridge = %config.bridge, ?subnets, mtu = bridge.mtu, "pod network is up");
         Ok(Network {
             gateways: pools.iter().map(|pool| pool.gateway().addr()).collect(),
+            served: Mutex::new(bridge.subnets.clone()),
             bridge,
             ruleset,
             state: Mutex::new(State::new(pools)),
@@ -210,6 +213,7 @@ impl Network {
         }
         if errors.is_empty() {
             lock(&self.state).release(pod_id);
+            self.forget_subnets();
         }
         Error::several(errors)
     }
@@ -239,7 +243,9 @@ impl Network {
             lock(&self.state).settle(pod_id);
             Ok(())
         });
-        Error::several(settled.filter_map(Result::err).collect())
+        let errors = settled.filter_map(Result::err).collect();
+        self.forget_subnets();
+        Error::several(errors)
     }
 
     /// After a restart of the agent: the addresses and ports of these pods are
@@ -269,6 +275,7 @@ impl Network {
             }
             Err(error) => errors.push(error),
         }
+        errors.extend(self.serve_subnets().err());
         Error::several(errors)
     }
 
@@ -344,6 +351,28 @@ impl Network {
         // What those hold who have just gone may be what is missing.
         self.settle(Duration::ZERO)?;
         lock(&self.state).reserve(pod_id, host_interface, ports)
+    }
+
+    /// Has the rules serve the subnets that pods get addresses from or have
+    /// theirs from, and no other.
+    fn serve_subnets(&self) -> Result<(), Error> {
+        let mut served = lock(&self.served);
+        let needed = lock(&self.state).subnets();
+        if *served != needed {
+            lock(&self.netfilter)
+                .transact(&self.ruleset.install(&needed))
+                .map_err(about(format!("network {}", self.config.bridge)))?;
+            *served = needed;
+        }
+        Ok(())
+    }
+
+    /// After a pod has gone, which may have been the last of a former subnet.
+    fn forget_subnets(&self) {
+        // The next one to go tries again; a rule too many does no harm until then.
+        if let Err(error) = self.serve_subnets() {
+            warn!(error = crate::error::chain(&error), "subnets without pods are still served");
+        }
     }
 
     /// The kernel's part of an attach.

@@ -44,7 +44,7 @@ impl Pool {
     }
 
     pub(super) fn gateway(&self) -> IpNet {
-        self.at(GATEWAY)
+        gateway(self.subnet)
     }
 
     /// The next free address; `None` when all are in use.
@@ -98,13 +98,22 @@ impl Pool {
     }
 
     fn at(&self, offset: u128) -> IpNet {
-        let sum = number(self.subnet.network()) + offset;
-        let address = match self.subnet {
-            IpNet::V4(_) => Ipv4Addr::from_bits(u32::try_from(sum).unwrap_or(u32::MAX)).into(),
-            IpNet::V6(_) => Ipv6Addr::from_bits(sum).into(),
-        };
-        IpNet::new_assert(address, self.subnet.prefix_len())
+        at(self.subnet, offset)
     }
+}
+
+/// The gateway's address in the subnet of `net`.
+pub(super) fn gateway(net: IpNet) -> IpNet {
+    at(net, GATEWAY)
+}
+
+fn at(subnet: IpNet, offset: u128) -> IpNet {
+    let sum = number(subnet.network()).saturating_add(offset);
+    let address = match subnet {
+        IpNet::V4(_) => Ipv4Addr::from_bits(u32::try_from(sum).unwrap_or(u32::MAX)).into(),
+        IpNet::V6(_) => Ipv6Addr::from_bits(sum).into(),
+    };
+    IpNet::new_assert(address, subnet.prefix_len())
 }
 
 fn number(address: IpAddr) -> u128 {

@@ -4,10 +4,12 @@
 //! pods on it. A subnet that the host uses elsewhere is refused before anything
 //! is changed.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use tracing::warn;
 
-use super::address::{Pool, link_address};
+use super::address::{Pool, gateway, link_address};
 use super::error::{Error, about};
 use super::link::{self, Link, Reach};
 use super::netlink::{Message, Socket};
@@ -26,6 +28,8 @@ pub(super) struct Bridge {
     pub(super) mtu: u32,
     /// It was not there before.
     pub(super) created: bool,
+    /// Where it has a gateway's address: the subnets of the pools, and those from before them.
+    pub(super) subnets: BTreeSet<IpNet>,
 }
 
 /// A name that the kernel and nftables both take.
@@ -95,7 +99,12 @@ pub(super) fn open(socket: &mut Socket, config: &Config, pools: &[Pool]) -> Resu
         None => create(socket, config, pools, default_mtu(&routes, &links))?,
     };
     match configure(socket, config, &link, pools) {
-        Ok(()) => Ok(Bridge { index: link.index, mtu: config.mtu.unwrap_or(link.mtu), created }),
+        Ok(()) => Ok(Bridge {
+            index: link.index,
+            mtu: config.mtu.unwrap_or(link.mtu),
+            created,
+            subnets: pools.iter().map(Pool::subnet).chain(served(link.index, &addresses)).collect(),
+        }),
         Err(failure) if created => Err(undo(socket, name, failure)),
         Err(failure) => Err(failure),
     }
@@ -157,6 +166,14 @@ fn configure(socket: &mut Socket, config: &Config, link: &Link, pools: &[Pool]) 
         sysctl::forward(matches!(pool.subnet(), IpNet::V6(_)))?;
     }
     Ok(())
+}
+
+/// The subnets that an interface has a gateway's address in.
+fn served(index: u32, addresses: &[Reach]) -> impl Iterator<Item = IpNet> {
+    let own = addresses.iter().filter(move |reach| reach.index == index).map(|reach| reach.net);
+    // Link-local ones are the kernel's or the administrator's.
+    let link_local = |net: &IpNet| matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
+    own.filter(move |net| *net == gateway(*net) && !link_local(net)).map(|net| net.trunc())
 }
 
 /// An address of another interface in the subnet, or a route into it.

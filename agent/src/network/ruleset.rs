@@ -11,7 +11,8 @@
 //!                  from our subnets, rewritten, to the bridge  masquerade
 //! ```
 //!
-//! The rules never change with the pods: a published port is an element of a
+//! The rules do not change with the pods, but for the last one of a subnet that
+//! new pods get no addresses from: a published port is an element of a
 //! map, so the ports of a pod come and go in one transaction, and the cost of a
 //! packet does not grow with the number of ports.
 //!
@@ -26,6 +27,7 @@
 //! - There is no forward chain: accepting a packet in one table cannot keep
 //!   another table, such as a firewall with policy drop, from dropping it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -192,17 +194,16 @@ impl Chain {
 #[derive(Debug, Clone)]
 pub(super) struct Ruleset {
     bridge: String,
-    subnets: Vec<IpNet>,
 }
 
 impl Ruleset {
-    pub(super) fn new(bridge: &str, subnets: &[IpNet]) -> Self {
-        Ruleset { bridge: bridge.to_owned(), subnets: subnets.to_vec() }
+    pub(super) fn new(bridge: &str) -> Self {
+        Ruleset { bridge: bridge.to_owned() }
     }
 
-    /// Creates the table with its rules, or renews the rules of one that exists
-    /// and keeps the elements of its maps.
-    pub(super) fn install(&self) -> Vec<Message> {
+    /// Creates the table with the rules for pods of these subnets, or renews the
+    /// rules of one that exists and keeps the elements of its maps.
+    pub(super) fn install(&self, subnets: &BTreeSet<IpNet>) -> Vec<Message> {
         let table = self.bridge.as_str();
         let chains = [ISOLATION, PREROUTING, OUTPUT, POSTROUTING];
         let mut requests = vec![self.create_table()];
@@ -214,7 +215,7 @@ impl Ruleset {
         requests.extend(MAPS.iter().zip(ids).map(|(map, id)| map.create(table, id)));
         requests.push(self.keep_pods_from_loopback());
         requests.extend(self.publishing());
-        requests.extend(self.masquerading());
+        requests.extend(self.masquerading(subnets));
         transaction(requests)
     }
 
@@ -243,10 +244,10 @@ impl Ruleset {
         requests
     }
 
-    fn masquerading(&self) -> Vec<Message> {
+    fn masquerading(&self, subnets: &BTreeSet<IpNet>) -> Vec<Message> {
         let bridge = interface(&self.bridge);
         let mut rules = Vec::new();
-        for subnet in &self.subnets {
+        for subnet in subnets {
             let from_pods = || from_subnet(Rule::default(), subnet);
             rules.push(from_pods().different(Load::OutputInterface, &bridge));
             rules.push(

@@ -3,7 +3,7 @@
 //! Only memory; the kernel's side is the business of `network`. A pod has all it
 //! asked for or nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -31,6 +31,13 @@ impl State {
     /// Every pod that has something.
     pub(super) fn attachments(&self) -> impl Iterator<Item = &Attachment> {
         self.pods.values()
+    }
+
+    /// The subnets that pods get addresses from, and those that some have theirs from still.
+    pub(super) fn subnets(&self) -> BTreeSet<IpNet> {
+        let departed = self.departed.values().map(|(_, attachment)| attachment);
+        let held = self.pods.values().chain(departed).flat_map(|attachment| &attachment.addresses);
+        self.pools.iter().map(Pool::subnet).chain(held.map(IpNet::trunc)).collect()
     }
 
     /// Those of the ports that no other pod holds.

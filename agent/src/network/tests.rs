@@ -186,7 +186,7 @@ fn attach_that_fails_in_the_namespace_is_undone() {
         let error = attach(&network, "a", &world.outside, &ports).unwrap_err();
         assert_eq!(error.kind(), Kind::Internal);
         assert_eq!(links().len(), before, "{error}");
-        socket.transact(&network.ruleset.install()).unwrap();
+        socket.transact(&network.ruleset.install(&lock(&network.served))).unwrap();
         attach(&network, "a", &new_namespace(), &ports).unwrap();
     });
 }
@@ -233,6 +233,32 @@ fn restart_keeps_the_pods_it_is_told_of_and_drops_strangers() {
         assert_ne!(new.addresses, kept.attachment.addresses);
         network.detach(&kept.id, &kept.attachment).unwrap();
         assert_eq!(element_count(&network), 2);
+    });
+}
+
+#[test]
+fn pods_of_a_former_subnet_work_as_before_until_they_are_gone() {
+    on_a_host(|world| {
+        let network = Network::open(config("former", &["10.202.0.0/24", "fd72::/64"])).unwrap();
+        let pod = Pod::attach(&network, "old", &[publish(Protocol::Tcp, 8080, 80)]);
+        let _servers = [Server::start(Some(&pod.netns), 80), Server::start(Some(&world.outside), 80)];
+        drop(network);
+        let network = Network::open(config("former", &["10.203.0.0/24", "fd73::/64"])).unwrap();
+        let works = || {
+            for (outside, host) in [(OUTSIDE4, HOST4), (OUTSIDE6, HOST6)] {
+                assert_eq!(ask(Some(&pod.netns), ip(outside), 80).unwrap(), ip(host));
+                ask(Some(&pod.netns), ip(host), 8080).unwrap();
+            }
+        };
+        works();
+        network.restore(&[(pod.id.clone(), pod.attachment.clone())]).unwrap();
+        works();
+        let new = Pod::attach(&network, "new", &[]);
+        assert_eq!(ask(Some(&new.netns), ip(OUTSIDE4), 80).unwrap(), ip(HOST4));
+        assert_eq!(lock(&network.served).len(), 4);
+        network.detach(&pod.id, &pod.attachment).unwrap();
+        assert_eq!(lock(&network.served).len(), 2);
+        assert_eq!(ask(Some(&new.netns), ip(OUTSIDE6), 80).unwrap(), ip(HOST6));
     });
 }
 
@@ -306,7 +332,7 @@ fn subnet_or_name_that_the_host_uses_is_refused() {
 fn bridge_whose_rules_are_refused_is_removed() {
     on_a_host(|_| {
         // A table of that name, with a chain of another kind where ours would be.
-        let foreign = Ruleset::new("foreign", &[]);
+        let foreign = Ruleset::new("foreign");
         Socket::netfilter().unwrap().transact(&foreign.install_filter_chain("output")).unwrap();
         let before = links().len();
         let error = Network::open(config("foreign", &["10.202.0.0/24"])).err().unwrap();
