@@ -204,24 +204,24 @@ impl Context {
         }
     }
 
-    /// Has new pods get their addresses from other subnets, also after a restart. `attached` are the pods that are on
-    /// the bridge; they keep theirs.
+    /// Has new pods get their addresses from other subnets, also after a restart. Pods that are on the bridge keep theirs.
     ///
     /// # Errors
     /// Subnets that can't be used; all is as before then.
-    pub(crate) fn move_network(&self, subnets: Vec<IpNet>, attached: &[(String, Attachment)]) -> Result<()> {
-        let mut current = self.network.write().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(|network| network.subnets() == subnets) {
+    pub(crate) fn move_network(&self, subnets: Vec<IpNet>) -> Result<()> {
+        // Nobody opens the bridge meanwhile, nor moves it.
+        let current = self.network.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(network) = current.as_ref() else { return write_pod_cidr(&self.config.root, &subnets) };
+        let before = network.subnets();
+        if before == subnets {
             return Ok(());
         }
-        if current.is_none() {
-            return write_pod_cidr(&self.config.root, &subnets);
-        }
-        let network = open_network(&self.config, subnets.clone())?;
-        network.restore(attached)?;
-        write_pod_cidr(&self.config.root, &subnets)?;
-        *current = Some(Arc::new(network));
-        Ok(())
+        network.move_to(subnets.clone())?;
+        write_pod_cidr(&self.config.root, &subnets).inspect_err(|_| {
+            if let Err(error) = network.move_to(before) {
+                warn!(error = Error::from(error).chain(), "the network stays moved until the next start");
+            }
+        })
     }
 
     /// The folder of a pod beneath the state folder.

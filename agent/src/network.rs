@@ -37,7 +37,7 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -51,7 +51,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::{debug, info, warn};
 
-use address::{Pool, link_address};
+use address::{Pool, gateway, link_address};
 use bridge::Bridge;
 use error::about;
 use link::{Link, POD_INTERFACE, Pair};
@@ -115,13 +115,12 @@ pub struct Attachment {
 
 /// A bridge with the pods on it.
 pub struct Network {
+    /// As it was opened; the subnets may be others since.
     config: Config,
-    bridge: Bridge,
     ruleset: Ruleset,
-    gateways: Vec<IpAddr>,
+    /// Is locked before `state` where both are.
+    bridge: Mutex<Bridge>,
     state: Mutex<State>,
-    /// The subnets that the rules are for.
-    served: Mutex<BTreeSet<IpNet>>,
     /// Idle sockets for requests about interfaces. There are several because
     /// the removal of an interface waits long for the kernel, without a lock.
     route: Mutex<Vec<Socket>>,
@@ -148,26 +147,11 @@ impl Network {
         let what = || about(format!("network {}", config.bridge));
         let mut route = Socket::route().map_err(what())?;
         let mut netfilter = Socket::netfilter().map_err(what())?;
-        let bridge = bridge::open(&mut route, &config, &pools)?;
         let ruleset = Ruleset::new(&config.bridge);
-        match netfilter.transact(&ruleset.install(&bridge.subnets)).map_err(what()) {
-            Err(failure) if bridge.created => {
-                return Err(bridge::undo(&mut route, &config.bridge, failure));
-            }
-            result => result?,
-        };
-        if bridge.subnets.iter().any(|subnet| matches!(subnet, IpNet::V6(_)))
-            && let Err(error) = netfilter.transact(&multicast::install(&config.bridge))
-        {
-            debug!(%error, "pods hear of each other's multicast groups");
-        }
-        let subnets: Vec<_> = pools.iter().map(Pool::subnet).collect();
-        info!(bridge = %config.bridge, ?subnets, mtu = bridge.mtu, "pod network is up");
+        let bridge = bring_up(&mut route, &mut netfilter, &ruleset, &config, &pools)?;
         Ok(Network {
-            gateways: pools.iter().map(|pool| pool.gateway().addr()).collect(),
-            served: Mutex::new(bridge.subnets.clone()),
-            bridge,
             ruleset,
+            bridge: Mutex::new(bridge),
             state: Mutex::new(State::new(pools)),
             route: Mutex::new(vec![route]),
             netfilter: Mutex::new(netfilter),
@@ -175,9 +159,38 @@ impl Network {
         })
     }
 
-    /// Where pods get their addresses from, as it was configured.
-    pub fn subnets(&self) -> &[IpNet] {
-        &self.config.subnets
+    /// Where pods get their addresses from, IPv4 first.
+    pub fn subnets(&self) -> Vec<IpNet> {
+        lock(&self.state).pools().iter().map(Pool::subnet).collect()
+    }
+
+    /// Has pods get their addresses from other subnets from now on. Pods that
+    /// have theirs keep them, also while they come or go; on failure all is as
+    /// before.
+    pub fn move_to(&self, subnets: Vec<IpNet>) -> Result<(), Error> {
+        let config = Config { subnets, ..self.config.clone() };
+        let pools = bridge::pools(&config)?;
+        let mut bridge = lock(&self.bridge);
+        let mut route = Socket::route().map_err(about(format!("network {}", config.bridge)))?;
+        let brought = bring_up(&mut route, &mut lock(&self.netfilter), &self.ruleset, &config, &pools);
+        let moved = match brought {
+            Ok(moved) => moved,
+            Err(failure) => return Err(self.stay(&mut bridge, &pools, failure)),
+        };
+        *bridge = moved;
+        lock(&self.state).move_to(pools);
+        drop(bridge);
+        self.forget_subnets();
+        Ok(())
+    }
+
+    /// After a move that failed: as much of it as is there goes, and the failure is given back.
+    fn stay(&self, bridge: &mut Bridge, pools: &[Pool], failure: Error) -> Error {
+        bridge.subnets.extend(pools.iter().map(Pool::subnet));
+        match self.serve_subnets(bridge) {
+            Ok(()) => failure,
+            Err(undo) => Error::Undo { failure: failure.into(), undo: undo.into() },
+        }
     }
 
     /// Gives a pod its interface, addresses, routes and published ports; on
@@ -275,7 +288,7 @@ impl Network {
             }
             Err(error) => errors.push(error),
         }
-        errors.extend(self.serve_subnets().err());
+        errors.extend(self.serve_subnets(&mut lock(&self.bridge)).err());
         Error::several(errors)
     }
 
@@ -336,10 +349,8 @@ impl Network {
 
     /// Which families pods have addresses of.
     fn families(&self) -> Families {
-        Families {
-            v4: self.gateways.iter().any(IpAddr::is_ipv4),
-            v6: self.gateways.iter().any(IpAddr::is_ipv6),
-        }
+        let subnets = self.subnets();
+        Families { v4: subnets.iter().any(is_v4), v6: !subnets.iter().all(is_v4) }
     }
 
     fn reserve(&self, pod_id: &str, ports: Vec<PortMapping>) -> Result<Attachment, Error> {
@@ -355,14 +366,13 @@ impl Network {
 
     /// Has the rules serve the subnets that pods get addresses from or have
     /// theirs from, and no other.
-    fn serve_subnets(&self) -> Result<(), Error> {
-        let mut served = lock(&self.served);
+    fn serve_subnets(&self, bridge: &mut Bridge) -> Result<(), Error> {
         let needed = lock(&self.state).subnets();
-        if *served != needed {
+        if bridge.subnets != needed {
             lock(&self.netfilter)
                 .transact(&self.ruleset.install(&needed))
                 .map_err(about(format!("network {}", self.config.bridge)))?;
-            *served = needed;
+            bridge.subnets = needed;
         }
         Ok(())
     }
@@ -370,14 +380,14 @@ impl Network {
     /// After a pod has gone, which may have been the last of a former subnet.
     fn forget_subnets(&self) {
         // The next one to go tries again; a rule too many does no harm until then.
-        if let Err(error) = self.serve_subnets() {
+        if let Err(error) = self.serve_subnets(&mut lock(&self.bridge)) {
             warn!(error = crate::error::chain(&error), "subnets without pods are still served");
         }
     }
 
     /// The kernel's part of an attach.
     fn connect(&self, request: &AttachRequest<'_>, attachment: &Attachment) -> Result<(), Error> {
-        let mut inside = self.prepare_namespace(request)?;
+        let mut inside = self.prepare_namespace(request, attachment)?;
         self.create_pair(request, attachment)?;
         self.configure_pod(&mut inside, request.pod_id, attachment)?;
         self.publish(request.pod_id, attachment)?;
@@ -394,8 +404,12 @@ impl Network {
     /// Opens a socket in the pod's namespace, and sets what its interfaces start
     /// out with: no addresses or routes by advertisement (any pod could send
     /// one), no wait for addresses to prove unique.
-    fn prepare_namespace(&self, request: &AttachRequest<'_>) -> Result<Socket, Error> {
-        let (has_ipv6, ipv6) = (sysctl::has_ipv6(), self.families().v6);
+    fn prepare_namespace(
+        &self,
+        request: &AttachRequest<'_>,
+        attachment: &Attachment,
+    ) -> Result<Socket, Error> {
+        let (has_ipv6, ipv6) = (sysctl::has_ipv6(), !attachment.addresses.iter().all(is_v4));
         namespace::enter(request.netns.as_fd(), || {
             let set = |name: &str| sysctl::set_by(request.procfs, &format!("ipv6/conf/default/{name}"), "0");
             if has_ipv6 {
@@ -411,13 +425,14 @@ impl Network {
 
     fn create_pair(&self, request: &AttachRequest<'_>, attachment: &Attachment) -> Result<(), Error> {
         let (host_name, host_address) = names(&self.config.bridge, request.pod_id);
+        let Bridge { index, mtu, .. } = *lock(&self.bridge);
         let messages = link::create_pair(&Pair {
             host_name: &host_name,
             host_address,
-            bridge: self.bridge.index,
+            bridge: index,
             pod: request.netns.as_fd(),
             pod_address: link_address(&attachment.addresses),
-            mtu: self.bridge.mtu,
+            mtu,
             ipv6: sysctl::has_ipv6(),
         });
         self.with_route(|socket| match socket.transact(&messages) {
@@ -439,8 +454,9 @@ impl Network {
         let mut messages = vec![link::set_up("lo"), link::set_up(POD_INTERFACE)];
         let add = |net: &IpNet| link::add_address(index, *net);
         messages.extend(attachment.addresses.iter().map(add));
-        let route = |gateway: &IpAddr| link::add_default_route(index, *gateway);
-        messages.extend(self.gateways.iter().map(route));
+        // Those of its own subnets, which new pods may have others than.
+        let route = |net: &IpNet| link::add_default_route(index, gateway(*net).addr());
+        messages.extend(attachment.addresses.iter().map(route));
         inside.transact(&messages).map_err(what())?;
         Ok(())
     }
@@ -528,8 +544,9 @@ impl Network {
     }
 
     fn ports_of_bridge(&self) -> Result<Vec<Link>, Error> {
+        let index = lock(&self.bridge).index;
         let mut links = self
-            .with_route(|socket| link::list_ports(socket, self.bridge.index))
+            .with_route(|socket| link::list_ports(socket, index))
             .map_err(about(format!("bridge {}", self.config.bridge)))?;
         links.retain(|link| link.kind == "veth" && is_pod_interface(&link.name));
         Ok(links)
@@ -537,14 +554,43 @@ impl Network {
 
     /// The host's ends of pods on our bridge.
     fn pod_interfaces(&self) -> Result<Vec<String>, Error> {
+        let index = lock(&self.bridge).index;
         let links = self.with_route(link::list).map_err(about(format!("bridge {}", self.config.bridge)))?;
         Ok(links
             .into_iter()
-            .filter(|link| link.master == Some(self.bridge.index) && link.kind == "veth")
+            .filter(|link| link.master == Some(index) && link.kind == "veth")
             .map(|link| link.name)
             .filter(|name| is_pod_interface(name))
             .collect())
     }
+}
+
+/// Brings up the bridge with its rules, for pods of these pools and of the subnets that it has served before.
+fn bring_up(
+    route: &mut Socket,
+    netfilter: &mut Socket,
+    ruleset: &Ruleset,
+    config: &Config,
+    pools: &[Pool],
+) -> Result<Bridge, Error> {
+    let bridge = bridge::open(route, config, pools)?;
+    let installed = netfilter.transact(&ruleset.install(&bridge.subnets));
+    match installed.map_err(about(format!("network {}", config.bridge))) {
+        Err(failure) if bridge.created => return Err(bridge::undo(route, &config.bridge, failure)),
+        result => result?,
+    };
+    if !bridge.subnets.iter().all(is_v4)
+        && let Err(error) = netfilter.transact(&multicast::install(&config.bridge))
+    {
+        debug!(%error, "pods hear of each other's multicast groups");
+    }
+    let subnets: Vec<_> = pools.iter().map(Pool::subnet).collect();
+    info!(bridge = %config.bridge, ?subnets, mtu = bridge.mtu, "pod network is up");
+    Ok(bridge)
+}
+
+fn is_v4(net: &IpNet) -> bool {
+    matches!(net, IpNet::V4(_))
 }
 
 /// The elements of the port maps that publish a pod's ports.

@@ -459,13 +459,8 @@ impl Pods {
     /// # Errors
     /// `InvalidArgument` for subnets that can't be used; all is as before then.
     pub async fn move_network(&self, subnets: Vec<IpNet>) -> Result<()> {
-        let attached = self.list().into_iter().filter_map(|pod| {
-            let attachment =
-                pod.record.attachment.clone().filter(|attachment| attachment.plugins.is_none())?;
-            (pod.record.phase == PodPhase::Ready).then(|| (pod.record.id.to_string(), attachment))
-        });
-        let (context, attached) = (self.context.clone(), attached.collect::<Vec<_>>());
-        blocking(move || context.move_network(subnets, &attached)).await
+        let context = self.context.clone();
+        blocking(move || context.move_network(subnets)).await
     }
 
     async fn ask<T>(

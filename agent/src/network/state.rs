@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use super::Attachment;
-use super::address::{Pool, link_address};
+use super::address::{Pool, gateway, link_address};
 use super::error::Error;
 use super::port::{PortMapping, PortTable};
 
@@ -28,6 +28,24 @@ impl State {
         State { pools, ports: PortTable::default(), pods: HashMap::new(), departed: HashMap::new() }
     }
 
+    /// Where addresses come from.
+    pub(super) fn pools(&self) -> &[Pool] {
+        &self.pools
+    }
+
+    /// Has addresses come from other pools from now on. Who has one keeps it.
+    pub(super) fn move_to(&mut self, mut pools: Vec<Pool>) {
+        for pool in &mut pools {
+            match self.pools.iter().position(|known| known.subnet() == pool.subnet()) {
+                Some(index) => *pool = self.pools.swap_remove(index),
+                None => self.held().for_each(|net| {
+                    claim(pool, net);
+                }),
+            }
+        }
+        self.pools = pools;
+    }
+
     /// Every pod that has something.
     pub(super) fn attachments(&self) -> impl Iterator<Item = &Attachment> {
         self.pods.values()
@@ -35,9 +53,13 @@ impl State {
 
     /// The subnets that pods get addresses from, and those that some have theirs from still.
     pub(super) fn subnets(&self) -> BTreeSet<IpNet> {
+        self.pools.iter().map(Pool::subnet).chain(self.held().map(|net| net.trunc())).collect()
+    }
+
+    /// The addresses of pods, also of those that have gone and whose interfaces may still be there.
+    fn held(&self) -> impl Iterator<Item = IpNet> {
         let departed = self.departed.values().map(|(_, attachment)| attachment);
-        let held = self.pods.values().chain(departed).flat_map(|attachment| &attachment.addresses);
-        self.pools.iter().map(Pool::subnet).chain(held.map(IpNet::trunc)).collect()
+        self.pods.values().chain(departed).flat_map(|attachment| attachment.addresses.iter().copied())
     }
 
     /// Those of the ports that no other pod holds.
@@ -87,7 +109,7 @@ impl State {
     pub(super) fn adopt(&mut self, pod_id: &str, attachment: &Attachment) {
         self.release(pod_id);
         for net in &attachment.addresses {
-            let claimed = self.pools.iter_mut().any(|pool| pool.claim(net.addr()));
+            let claimed = self.pools.iter_mut().any(|pool| claim(pool, *net));
             if !claimed {
                 warn!(pod.id = %pod_id, address = %net, "address of the pod is not ours or in use twice");
             }
@@ -136,6 +158,12 @@ impl State {
             }
         }
     }
+}
+
+/// Marks a pod's address as in use, and that of its gateway, which the bridge keeps as long as the pod does.
+fn claim(pool: &mut Pool, net: IpNet) -> bool {
+    pool.claim(gateway(net).addr());
+    pool.claim(net.addr())
 }
 
 fn display_address(address: [u8; 6]) -> String {

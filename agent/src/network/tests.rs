@@ -60,7 +60,7 @@ fn pods_host_and_gateway_reach_each_other() {
         let b = Pod::attach(&network, "b", &[]);
         let _server = Server::start(Some(&a.netns), 80);
         let _host = Server::start(None, 7070);
-        let gateways = network.gateways.clone();
+        let gateways = gateways(&network);
         for (a, b_address, gateway) in [(a.v4(), b.v4(), gateways[0]), (a.v6(), b.v6(), gateways[1])] {
             assert_eq!(ask(Some(&b.netns), a, 80).unwrap(), b_address);
             assert_eq!(ask_udp(Some(&b.netns), a, 80).unwrap(), b_address);
@@ -186,7 +186,7 @@ fn attach_that_fails_in_the_namespace_is_undone() {
         let error = attach(&network, "a", &world.outside, &ports).unwrap_err();
         assert_eq!(error.kind(), Kind::Internal);
         assert_eq!(links().len(), before, "{error}");
-        socket.transact(&network.ruleset.install(&lock(&network.served))).unwrap();
+        socket.transact(&network.ruleset.install(&lock(&network.bridge).subnets)).unwrap();
         attach(&network, "a", &new_namespace(), &ports).unwrap();
     });
 }
@@ -255,10 +255,74 @@ fn pods_of_a_former_subnet_work_as_before_until_they_are_gone() {
         works();
         let new = Pod::attach(&network, "new", &[]);
         assert_eq!(ask(Some(&new.netns), ip(OUTSIDE4), 80).unwrap(), ip(HOST4));
-        assert_eq!(lock(&network.served).len(), 4);
+        assert_eq!(lock(&network.bridge).subnets.len(), 4);
         network.detach(&pod.id, &pod.attachment).unwrap();
-        assert_eq!(lock(&network.served).len(), 2);
+        assert_eq!(lock(&network.bridge).subnets.len(), 2);
         assert_eq!(ask(Some(&new.netns), ip(OUTSIDE6), 80).unwrap(), ip(HOST6));
+    });
+}
+
+#[test]
+fn moving_to_other_subnets_disturbs_no_pod_in_whatever_state() {
+    on_a_host(|world| {
+        let network = Network::open(config("moved", &["10.202.0.0/24", "fd72::/64"])).unwrap();
+        let port = |number| [publish(Protocol::Tcp, number, 80)];
+        let there = Pod::attach(&network, "there", &port(8080));
+        let gone = Pod::attach(&network, "gone", &port(8081));
+        network.depart(&gone.id, &gone.attachment).unwrap();
+        // One whose attach has begun.
+        let coming = network.reserve("coming", port(8082).to_vec()).unwrap();
+        let request = AttachRequest {
+            pod_id: "coming",
+            netns: &new_namespace(),
+            ports: &coming.ports,
+            procfs: Path::new("/proc"),
+        };
+        network.create_pair(&request, &coming).unwrap();
+        network.publish("coming", &coming).unwrap();
+
+        network.move_to(vec!["10.203.0.0/24".parse().unwrap(), "fd72::/64".parse().unwrap()]).unwrap();
+        let names: Vec<_> = links().into_iter().map(|link| link.name).collect();
+        assert!(names.contains(&coming.host_interface), "{names:?}");
+        assert_eq!(element_count(&network), 4);
+        network.connect(&request, &coming).unwrap();
+        let _servers = [
+            Server::start(Some(&there.netns), 80),
+            Server::start(Some(request.netns), 80),
+            Server::start(Some(&world.outside), 80),
+        ];
+        for (netns, port) in [(&there.netns, 8080), (request.netns, 8082)] {
+            ask(Some(&world.outside), ip(HOST4), port).unwrap();
+            ask(Some(netns), ip(HOST4), port).unwrap();
+            ask(Some(netns), ip(HOST6), port).unwrap();
+            assert_eq!(ask(Some(netns), ip(OUTSIDE4), 80).unwrap(), ip(HOST4));
+        }
+
+        // The port of who is gone is free, its address of the subnet that stays is not.
+        let new = Pod::attach(&network, "new", &port(8081));
+        assert_eq!(new.v4(), ip("10.203.0.2"));
+        assert_eq!(new.v6(), ip("fd72::5"));
+        network.settle(Duration::ZERO).unwrap();
+        network.detach("coming", &coming).unwrap();
+        network.detach(&there.id, &there.attachment).unwrap();
+        assert_eq!(element_count(&network), 2);
+        assert_eq!(lock(&network.bridge).subnets.len(), 2);
+        ask(Some(&new.netns), ip(OUTSIDE6), 80).unwrap();
+    });
+}
+
+#[test]
+fn subnets_that_cannot_be_moved_to_change_nothing() {
+    on_a_host(|_| {
+        let network = Network::open(config("stays", &["10.202.0.0/24"])).unwrap();
+        let move_to = |subnets: &[&str]| {
+            network.move_to(subnets.iter().map(|subnet| subnet.parse().unwrap()).collect())
+        };
+        assert_eq!(move_to(&["10.203.0.0/31"]).unwrap_err().kind(), Kind::InvalidArgument);
+        assert_eq!(move_to(&["198.51.100.0/25"]).unwrap_err().kind(), Kind::FailedPrecondition);
+        assert_eq!(network.subnets(), ["10.202.0.0/24".parse().unwrap()]);
+        assert_eq!(lock(&network.bridge).subnets.len(), 1);
+        assert_eq!(Pod::attach(&network, "a", &[]).v4(), ip("10.202.0.2"));
     });
 }
 
@@ -347,7 +411,7 @@ fn opening_again_adopts_the_bridge() {
         let config = config("again", &["10.202.0.0/24", "fd72::/64"]);
         let first = Network::open(config.clone()).unwrap();
         let second = Network::open(config.clone()).unwrap();
-        assert_eq!(first.bridge.index, second.bridge.index);
+        assert_eq!(lock(&first.bridge).index, lock(&second.bridge).index);
         let pod = Pod::attach(&second, "a", &[]);
         let _server = Server::start(Some(&pod.netns), 80);
         ask(None, pod.v6(), 80).unwrap();

@@ -18,7 +18,7 @@ fn published_ports_are_reached_from_everywhere() {
             let pod = Pod::attach(&network, "a", &ports);
             let other = Pod::attach(&network, "b", &[]);
             let _server = Server::start(Some(&pod.netns), 80);
-            let gateways = network.gateways.clone();
+            let gateways = gateways(&network);
             let ways = [
                 (None, ip("127.0.0.1"), "host by loopback"),
                 (None, ip("127.1.2.3"), "host by another loopback address"),

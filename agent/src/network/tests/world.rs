@@ -19,6 +19,7 @@ use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, Li
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::thread::UnshareFlags;
 
+use crate::network::address::gateway;
 use crate::network::link::{self, Link};
 use crate::network::netlink::{CREATE, EXCLUSIVE, Message, Socket};
 use crate::network::{AttachRequest, Attachment, Config, Network, PortMapping, Protocol};
@@ -131,6 +132,11 @@ pub(super) fn network() -> Network {
     let v4 = format!("10.201.{number}.0/24");
     let v6 = format!("fd73:{number:x}::/64");
     Network::open(config(&bridge, &[&v4, &v6])).unwrap()
+}
+
+/// The addresses of the bridge, IPv4 first.
+pub(super) fn gateways(network: &Network) -> Vec<IpAddr> {
+    network.subnets().into_iter().map(|subnet| gateway(subnet).addr()).collect()
 }
 
 /// Interfaces of the calling thread's namespace.
