@@ -15,21 +15,22 @@ use crate::sys::{self, file};
 
 const INSIDE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
-/// Makes the directory `volume`, with what the directory `path` of a root has in it, if there is one.
+/// Makes the directory `volume`, with what the directory `path` of a root has in it. Where there is no such directory, the
+/// volume is empty and belongs to the user and group `owner`.
 ///
 /// # Errors
 /// What can't be made or copied, `volume` being there already among it.
-pub fn seed(root: &Path, path: &Path, volume: &Path) -> std::io::Result<()> {
+pub fn seed(root: &Path, path: &Path, volume: &Path, owner: (u32, u32)) -> std::io::Result<()> {
     std::fs::create_dir_all(volume.parent().unwrap_or(volume))?;
     std::fs::DirBuilder::new().mode(0o755).create(volume)?;
     let seeded = (|| {
         let root = sys::mount::open_directory(root)?;
-        let Some(found) = beneath::find(&root, path)? else { return Ok(()) };
-        match FileType::from_raw_mode(file::fstat(&found)?.st_mode) {
-            FileType::Directory => {
-                copy(&found, File::open(volume).map_err(|error| call("open(volume)", &error))?)
-            }
-            _ => Ok(()),
+        let volume = File::open(volume).map_err(|error| call("open(volume)", &error))?;
+        let found = beneath::find(&root, path)?;
+        let kind = |found: &OwnedFd| file::fstat(found).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        match found {
+            Some(found) if kind(&found)? == FileType::Directory => copy(&found, &volume),
+            _ => file::fchownat(&volume, "", owner.0, owner.1),
         }
     })();
     seeded.map_err(|error: sys::Error| std::io::Error::new(std::io::Error::from(error.errno()).kind(), error))

@@ -17,9 +17,9 @@ use sampan_runtime::{
 };
 
 use super::{
-    PodId, cdi,
+    cdi,
     checkpoint::Checkpoint,
-    config::{AppArmorProfile, MountConfig, Propagation, SeccompProfile, Security},
+    config::{AppArmorProfile, IdMappings, MountConfig, Propagation, SeccompProfile, Security},
     device, files,
     record::{ContainerRecord, PodRecord, UserIds},
     source::{self, Images},
@@ -60,7 +60,7 @@ pub(super) fn lay_out(
     let user =
         resolve_user(&rootfs, &record.config.security, image_config.and_then(|c| c.user().as_deref()))?;
     record.user = UserIds { uid: user.uid, gid: user.gid, groups: user.additional_gids.clone() };
-    record.volumes = make_volumes(context, &pod.id, &record, &rootfs, image_config)?;
+    record.volumes = make_volumes(context, pod, &record, &rootfs, image_config)?;
     let folder = context.pod_state(&pod.id);
     let named = record.config.devices.iter().map(device::named).collect::<Result<Vec<_>>>()?;
     let mut devices = named.concat();
@@ -112,14 +112,15 @@ fn users(pod: &PodRecord) -> Result<Option<UserNamespace>> {
 /// A folder for each volume that is asked for, or by the image where the request mounts nothing, with what the image has there.
 fn make_volumes(
     context: &Context,
-    pod: &PodId,
+    pod: &PodRecord,
     record: &ContainerRecord,
     rootfs: &Path,
     image: Option<&oci_spec::image::Config>,
 ) -> Result<Vec<MountConfig>> {
     let of_image = image.and_then(|image| image.volumes().clone()).unwrap_or_default();
     let wanted = record.config.volumes.iter().cloned().chain(of_image.into_iter().map(PathBuf::from));
-    let folder = context.records.volumes(pod, &record.id);
+    let folder = context.records.volumes(&pod.id, &record.id);
+    let root = pod.config.users.as_ref().map_or((0, 0), IdMappings::root);
     let mut volumes = Vec::new();
     for path in wanted {
         // A path's form is its components: no trailing slash or dot makes it another.
@@ -129,7 +130,7 @@ fn make_volumes(
             continue;
         }
         let host_path = folder.join(volumes.len().to_string());
-        sampan_runtime::copyup::seed(rootfs, &container_path, &host_path)
+        sampan_runtime::copyup::seed(rootfs, &container_path, &host_path, root)
             .map_err(at("make the volume", &container_path))?;
         volumes.push(MountConfig {
             container_path,

@@ -78,6 +78,22 @@ async fn root_of_a_pod_is_nobody_on_the_host_and_owns_what_the_image_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn volumes_of_the_image_belong_to_whom_the_image_says_or_to_root() {
+    with_agent(async |agent| {
+        let (cli, image) = (agent.cli(), busybox(agent).await);
+        cli.ok(&["run", "--name", "made", &image, "sh", "-c", "mkdir /data; chown 1:2 /data"]);
+        cli.ok(&["commit", "-c", "VOLUME /data /new", "made", "with-volumes"]);
+        cli.ok(&["rm", "made"]);
+        let (cri, pod) = (agent.cri(), agent.pod("volumes").users(FIRST));
+        let pod_id = cri.run_pod(&pod).await.unwrap();
+        let id = cri.run(&pod_id, &Ctr::sleeper("c", "with-volumes", &pod), &pod).await.unwrap();
+        assert_eq!(cri.sh(&id, "stat -c %u:%g /data /new; touch /data/x /new/x").await, "1:2\n0:0");
+        cri.clear_pod(&pod_id).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pods_of_different_users_share_layers_and_not_their_files() {
     with_agent(async |agent| {
         let image = busybox(agent).await;
