@@ -2,8 +2,10 @@
 //!
 //! Everything goes by descriptor, and symbolic links are copied and never followed. Devices and sockets stay behind.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -44,11 +46,11 @@ pub(crate) fn copy(from: impl AsFd, to: impl AsFd) -> sys::Result<()> {
     let entries = Dir::read_from(&from).map_err(failed)?;
     for entry in entries {
         let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
         if name == "." || name == ".." {
             continue;
         }
-        copy_entry(&from, &to, Path::new(&name))?;
+        copy_entry(&from, &to, Path::new(name))?;
     }
     dress(file::fstat(&from)?, &to)
 }
@@ -63,7 +65,7 @@ fn copy_entry(from: &OwnedFd, to: &impl AsFd, name: &Path) -> sys::Result<()> {
         }
         FileType::Symlink => {
             let target = file::readlinkat(from, name)?;
-            file::symlinkat(&target.to_string_lossy(), to, name)?;
+            file::symlinkat(OsStr::from_bytes(target.to_bytes()), to, name)?;
             file::fchownat(to, name, stat.st_uid, stat.st_gid)
         }
         FileType::RegularFile => {
@@ -85,4 +87,25 @@ fn dress(stat: rustix::fs::Stat, copy: &impl AsFd) -> sys::Result<()> {
     file::fchownat(copy, "", stat.st_uid, stat.st_gid)?;
     rustix::fs::fchmod(copy, Mode::from_raw_mode(stat.st_mode & 0o7777))
         .map_err(|errno| sys::Error::new("fchmod()", errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn names_that_are_no_text_are_copied_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, target, link] = [&b"caf\xe9"[..], b"gar\xe7on", b"l\xefnk"].map(OsStr::from_bytes);
+        let (from, to) = (folder.path().join("root/data"), folder.path().join("volume"));
+        fs::create_dir_all(&from).unwrap();
+        fs::write(from.join(file), "hot").unwrap();
+        symlink(target, from.join(link)).unwrap();
+        seed(&folder.path().join("root"), Path::new("/data"), &to, (0, 0)).unwrap();
+        assert_eq!(fs::read_to_string(to.join(file)).unwrap(), "hot");
+        assert_eq!(fs::read_link(to.join(link)).unwrap(), Path::new(target));
+    }
 }

@@ -2,6 +2,8 @@
 //!
 //! Paths here are a trusted hierarchy root joined with a checked cgroup path.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -117,8 +119,22 @@ fn each_child(path: &Path, each: &mut dyn FnMut(&Path) -> Result<(), Error>) -> 
         };
         let name = entry.file_name().to_bytes();
         if entry.file_type() == FileType::Directory && name != b"." && name != b".." {
-            each(&path.join(std::ffi::OsStr::new(&*String::from_utf8_lossy(name))))?;
+            each(&path.join(OsStr::from_bytes(name)))?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroups_whose_names_are_no_text_are_removed_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("container");
+        std::fs::create_dir_all(path.join(OsStr::from_bytes(b"\xff")).join("deep")).unwrap();
+        remove(&path, Duration::ZERO, Instant::now()).unwrap();
+        assert!(!path.exists());
+    }
 }

@@ -78,8 +78,12 @@ pub(crate) fn mknodat(
 }
 
 /// `symlinkat(target, directory, name)`; true when it was made, false when something has the name already.
-pub(crate) fn symlinkat(target: &str, directory: impl AsFd, name: impl AsRef<Path>) -> Result<bool> {
-    let name = name.as_ref();
+pub(crate) fn symlinkat(
+    target: impl AsRef<Path>,
+    directory: impl AsFd,
+    name: impl AsRef<Path>,
+) -> Result<bool> {
+    let (target, name) = (target.as_ref(), name.as_ref());
     match rustix::fs::symlinkat(target, directory, name) {
         Err(rustix::io::Errno::EXIST) => Ok(false),
         result => named(result, || format!("symlinkat({target:?}, {name:?})")).map(|()| true),
