@@ -16,6 +16,16 @@ async fn pod(agent: &Agent) -> (Cri, String, Pod, String) {
     (agent.cri(), image, pod, id)
 }
 
+/// Waits until a container's shell has its trap: as the first of its namespace it takes no SIGTERM before.
+async fn trapped(cri: &Cri, id: &str) {
+    eventually("the trap is set", SOON, async || {
+        let masks = cri.sh(id, "sed -n 's/Sig[IC]g[nt]:\\t//p' /proc/1/status").await;
+        let mut masks = masks.lines().map(|mask| u64::from_str_radix(mask, 16).unwrap());
+        masks.any(|mask| mask & (1 << 14) != 0).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_has_all_that_kubelet_reads() {
     with_agent(async |agent| {
@@ -77,6 +87,7 @@ async fn a_container_has_all_that_kubelet_reads() {
         assert_eq!(listed.len(), 1);
         assert_eq!((&listed[0].id, &listed[0].pod_sandbox_id), (&id, &pod_id));
         assert_eq!(listed[0].image_ref, image_id);
+        trapped(&cri, &id).await;
         cri.stop(&id, 5).await.unwrap();
         let stopped = cri.container(&id).await.unwrap();
         assert_eq!(stopped.state(), ContainerState::ContainerExited);
@@ -118,8 +129,9 @@ async fn stop_asks_first_and_kills_after_the_grace_period() {
         let stubborn = Ctr::new("stubborn", &image, &pod).sh("trap '' TERM; while :; do sleep 1; done");
         let polite = cri.run(&pod_id, &polite, &pod).await.unwrap();
         let stubborn = cri.run(&pod_id, &stubborn, &pod).await.unwrap();
-        // The shell must have set its trap.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        for id in [&polite, &stubborn] {
+            trapped(&cri, id).await;
+        }
         let start = Instant::now();
         cri.stop(&polite, 600).await.unwrap();
         assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
@@ -140,6 +152,7 @@ async fn stop_without_grace_kills_now() {
         let (cri, image, pod, pod_id) = pod(agent).await;
         let stubborn = Ctr::new("c", &image, &pod).sh("trap '' TERM; while :; do sleep 1; done");
         let id = cri.run(&pod_id, &stubborn, &pod).await.unwrap();
+        trapped(&cri, &id).await;
         let start = Instant::now();
         cri.stop(&id, 0).await.unwrap();
         // Who gives a container time gives ten seconds, if nothing else is said.
