@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use sha2::{Digest, Sha256};
 
 /// The addresses of a subnet and which of them are in use.
 ///
@@ -131,10 +132,22 @@ pub(super) const OF_PODS: [u8; 2] = [0x72, 0x70];
 /// It follows from the address, so whoever gets the address next is found under
 /// the entry that neighbours still have. It is locally administered.
 pub(super) fn link_address(addresses: &[IpNet]) -> [u8; 6] {
-    let number = addresses.first().map_or(0, |net| number(net.addr()));
-    let [.., a, b, c, d] = number.to_be_bytes();
+    let [a, b, c, d] = match addresses.first().map(IpNet::addr) {
+        None => [0; 4],
+        Some(IpAddr::V4(address)) => address.octets(),
+        Some(IpAddr::V6(address)) => folded(address),
+    };
     let [first, second] = OF_PODS;
     [first, second, a, b, c, d]
+}
+
+/// The end of an address, which no two pods of a subnet have in common, shifted by its beginning: pods of a former
+/// subnet may be on the same bridge.
+fn folded(address: Ipv6Addr) -> [u8; 4] {
+    let octets = address.octets();
+    let (beginning, end) = octets.split_at(12);
+    let shift = Sha256::digest(beginning);
+    std::array::from_fn(|index| end[index] ^ shift[index])
 }
 
 #[cfg(test)]
@@ -193,6 +206,17 @@ mod tests {
         let mac = link_address(&["10.200.1.9/24".parse().unwrap()]);
         assert_eq!(mac, [0x72, 0x70, 10, 200, 1, 9]);
         assert_eq!(mac[0] & 0b11, 0b10);
+    }
+
+    #[test]
+    fn link_addresses_differ_within_a_subnet_and_between_subnets() {
+        let nets = ["fd0a::/64", "fd0b::/64", "fd0b:0:0:1::/64", "10.200.1.0/24", "10.200.2.0/24"];
+        let mut seen = std::collections::HashSet::new();
+        for mut pool in nets.map(pool) {
+            for _ in 0..200 {
+                assert!(seen.insert(link_address(&[pool.take().unwrap()])), "{pool:?}");
+            }
+        }
     }
 
     proptest! {
