@@ -180,7 +180,7 @@ impl Network {
         *bridge = moved;
         lock(&self.state).move_to(pools);
         drop(bridge);
-        self.forget_subnets();
+        self.follow_pods();
         Ok(())
     }
 
@@ -226,7 +226,7 @@ impl Network {
         }
         if errors.is_empty() {
             lock(&self.state).release(pod_id);
-            self.forget_subnets();
+            self.follow_pods();
         }
         Error::several(errors)
     }
@@ -257,7 +257,7 @@ impl Network {
             Ok(())
         });
         let errors = settled.filter_map(Result::err).collect();
-        self.forget_subnets();
+        self.follow_pods();
         Error::several(errors)
     }
 
@@ -288,7 +288,7 @@ impl Network {
             }
             Err(error) => errors.push(error),
         }
-        errors.extend(self.serve_subnets(&mut lock(&self.bridge)).err());
+        self.follow_pods();
         Error::several(errors)
     }
 
@@ -364,24 +364,24 @@ impl Network {
         lock(&self.state).reserve(pod_id, host_interface, ports)
     }
 
-    /// Has the rules serve the subnets that pods get addresses from or have
-    /// theirs from, and no other.
+    /// Has bridge and rules serve the subnets that pods get addresses from or
+    /// have theirs from, and no other.
     fn serve_subnets(&self, bridge: &mut Bridge) -> Result<(), Error> {
         let needed = lock(&self.state).subnets();
         if bridge.subnets != needed {
-            lock(&self.netfilter)
-                .transact(&self.ruleset.install(&needed))
-                .map_err(about(format!("network {}", self.config.bridge)))?;
+            let what = || about(format!("network {}", self.config.bridge));
+            lock(&self.netfilter).transact(&self.ruleset.install(&needed)).map_err(what())?;
+            self.with_route(|socket| bridge::serve(socket, bridge, &needed)).map_err(what())?;
             bridge.subnets = needed;
         }
         Ok(())
     }
 
-    /// After a pod has gone, which may have been the last of a former subnet.
-    fn forget_subnets(&self) {
-        // The next one to go tries again; a rule too many does no harm until then.
+    /// After pods were adopted, or one has gone, which may have been the last of
+    /// a former subnet. It is tried again when the next one goes.
+    fn follow_pods(&self) {
         if let Err(error) = self.serve_subnets(&mut lock(&self.bridge)) {
-            warn!(error = crate::error::chain(&error), "subnets without pods are still served");
+            warn!(error = crate::error::chain(&error), "not just the subnets of pods are served");
         }
     }
 

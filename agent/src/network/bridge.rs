@@ -12,7 +12,7 @@ use tracing::warn;
 use super::address::{Pool, gateway, link_address};
 use super::error::{Error, about};
 use super::link::{self, Link, Reach};
-use super::netlink::{Message, Socket};
+use super::netlink::{self, Message, Socket};
 use super::{Config, sysctl};
 
 const DEFAULT_MTU: u32 = 1500;
@@ -108,6 +108,20 @@ pub(super) fn open(socket: &mut Socket, config: &Config, pools: &[Pool]) -> Resu
         Err(failure) if created => Err(undo(socket, name, failure)),
         Err(failure) => Err(failure),
     }
+}
+
+/// Leaves the bridge a gateway's address in these subnets, and in no other of those it has served.
+pub(super) fn serve(
+    socket: &mut Socket,
+    bridge: &Bridge,
+    subnets: &BTreeSet<IpNet>,
+) -> Result<(), netlink::Error> {
+    for former in bridge.subnets.difference(subnets) {
+        link::delete_address(socket, bridge.index, gateway(*former))?;
+    }
+    // One that two subnets of different size had in common went with the first.
+    let add = |subnet: &IpNet| link::add_address(bridge.index, gateway(*subnet));
+    socket.transact(&subnets.iter().map(add).collect::<Vec<_>>()).map(drop)
 }
 
 /// Removes a bridge that was made for nothing, and gives the failure back.

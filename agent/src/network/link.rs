@@ -384,6 +384,20 @@ pub(super) fn add_address(index: u32, net: IpNet) -> Message {
     Message::route("add address", CREATE | REPLACE, &request)
 }
 
+/// Takes an address from an interface, and the route to its subnet with it; a missing one is no error.
+pub(super) fn delete_address(socket: &mut Socket, index: u32, net: IpNet) -> Result<(), Error> {
+    let mut request = AddressMessage::default();
+    request.header.family = family(net.addr());
+    request.header.prefix_len = net.prefix_len();
+    request.header.index = index;
+    request.attributes = vec![AddressAttribute::Local(net.addr()), AddressAttribute::Address(net.addr())];
+    let request = RouteNetlinkMessage::DelAddress(request);
+    match socket.transact(&[Message::route("delete address", 0, &request)]) {
+        Err(error) if error.errno() != Some(Errno::ADDRNOTAVAIL) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn add_default_route(index: u32, gateway: IpAddr) -> Message {
     let mut request = RouteMessage::default();
     request.header.address_family = family(gateway);

@@ -43,6 +43,18 @@ fn element_count(network: &Network) -> usize {
     elements.map(|element| element.to_string()).collect::<HashSet<_>>().len()
 }
 
+/// The addresses that the administrator sees on the bridge, but for the kernel's own.
+fn bridge_addresses(network: &Network) -> Vec<String> {
+    let index = lock(&network.bridge).index;
+    let reached = link::list_addresses(&mut Socket::route().unwrap()).unwrap();
+    let own = reached.into_iter().filter(|reach| reach.index == index).map(|reach| reach.net);
+    // It makes its link-local address of the link-layer address.
+    let of_kernel = |net: &IpNet| net.to_string().starts_with("fe80::7070:");
+    let mut nets: Vec<_> = own.filter(|net| !of_kernel(net)).collect();
+    nets.sort();
+    nets.iter().map(IpNet::to_string).collect()
+}
+
 fn attach<'a>(
     network: &Network,
     pod_id: &'a str,
@@ -256,8 +268,10 @@ fn pods_of_a_former_subnet_work_as_before_until_they_are_gone() {
         let new = Pod::attach(&network, "new", &[]);
         assert_eq!(ask(Some(&new.netns), ip(OUTSIDE4), 80).unwrap(), ip(HOST4));
         assert_eq!(lock(&network.bridge).subnets.len(), 4);
+        assert_eq!(bridge_addresses(&network).len(), 4);
         network.detach(&pod.id, &pod.attachment).unwrap();
         assert_eq!(lock(&network.bridge).subnets.len(), 2);
+        assert_eq!(bridge_addresses(&network), ["10.203.0.1/24", "fd73::1/64"]);
         assert_eq!(ask(Some(&new.netns), ip(OUTSIDE6), 80).unwrap(), ip(HOST6));
     });
 }
@@ -321,8 +335,40 @@ fn subnets_that_cannot_be_moved_to_change_nothing() {
         assert_eq!(move_to(&["10.203.0.0/31"]).unwrap_err().kind(), Kind::InvalidArgument);
         assert_eq!(move_to(&["198.51.100.0/25"]).unwrap_err().kind(), Kind::FailedPrecondition);
         assert_eq!(network.subnets(), ["10.202.0.0/24".parse().unwrap()]);
-        assert_eq!(lock(&network.bridge).subnets.len(), 1);
+        assert_eq!(bridge_addresses(&network), ["10.202.0.1/24"]);
         assert_eq!(Pod::attach(&network, "a", &[]).v4(), ip("10.202.0.2"));
+    });
+}
+
+#[test]
+fn bridge_has_no_address_that_no_pod_needs() {
+    on_a_host(|_| {
+        drop(Network::open(config("needs", &["10.202.0.0/24", "fd72::/64"])).unwrap());
+        let network = Network::open(config("needs", &["10.203.0.0/24", "fd72::/48"])).unwrap();
+        let index = lock(&network.bridge).index;
+        let add = |net: &str| link::add_address(index, net.parse().unwrap());
+        Socket::route().unwrap().transact(&[add("10.209.0.7/24"), add("fe80::1/64")]).unwrap();
+        network.restore(&[]).unwrap();
+        let of_others = ["10.209.0.7/24", "fe80::1/64"];
+        let ours = |network: &Network| {
+            let mut addresses = bridge_addresses(network);
+            addresses.retain(|address| !of_others.contains(&address.as_str()));
+            addresses
+        };
+        assert_eq!(ours(&network), ["10.203.0.1/24", "fd72::1/48"]);
+        let pod = Pod::attach(&network, "a", &[]);
+        network.move_to(vec!["10.204.0.0/24".parse().unwrap()]).unwrap();
+        assert_eq!(ours(&network), ["10.203.0.1/24", "10.204.0.1/24", "fd72::1/48"]);
+        network.depart(&pod.id, &pod.attachment).unwrap();
+        assert_eq!(ours(&network).len(), 3, "its interface may be there");
+        network.settle(Duration::ZERO).unwrap();
+        assert_eq!(ours(&network), ["10.204.0.1/24"]);
+        assert_eq!(bridge_addresses(&network).len(), 3, "others' stay");
+        let route = |net: &str| {
+            let routes = link::list_routes(&mut Socket::route().unwrap()).unwrap();
+            routes.iter().any(|route| route.net == net.parse().unwrap())
+        };
+        assert!(route("10.204.0.0/24") && !route("10.203.0.0/24") && !route("fd72::/48"));
     });
 }
 
