@@ -15,7 +15,6 @@ use super::link::{self, Link, Reach};
 use super::netlink::{self, Message, Socket};
 use super::{Config, sysctl};
 
-const DEFAULT_MTU: u32 = 1500;
 /// The least that IPv6 works with.
 const MINIMUM_MTU6: u32 = 1280;
 const MINIMUM_MTU: u32 = 68;
@@ -96,12 +95,13 @@ pub(super) fn open(socket: &mut Socket, config: &Config, pools: &[Pool]) -> Resu
     let created = existing.is_none();
     let link = match existing {
         Some(link) => link,
-        None => create(socket, config, pools, default_mtu(&routes, &links))?,
+        None => create(socket, config, pools)?,
     };
-    match configure(socket, config, &link, pools) {
+    let mtu = config.mtu.or_else(|| default_mtu(&routes, &links)).unwrap_or(link.mtu);
+    match configure(socket, config, &link, mtu, pools) {
         Ok(()) => Ok(Bridge {
             index: link.index,
-            mtu: config.mtu.unwrap_or(link.mtu),
+            mtu,
             created,
             subnets: pools.iter().map(Pool::subnet).chain(served(link.index, &addresses)).collect(),
         }),
@@ -141,17 +141,22 @@ fn check_mtu(config: &Config, pools: &[Pool]) -> Result<(), Error> {
     }
 }
 
-fn create(socket: &mut Socket, config: &Config, pools: &[Pool], default_mtu: u32) -> Result<Link, Error> {
+fn create(socket: &mut Socket, config: &Config, pools: &[Pool]) -> Result<Link, Error> {
     let name = config.bridge.as_str();
     let what = || about(format!("bridge {name}"));
     let gateways: Vec<_> = pools.iter().map(Pool::gateway).collect();
-    let mtu = config.mtu.unwrap_or(default_mtu);
-    let request = link::create_bridge(name, link_address(&gateways), mtu);
+    let request = link::create_bridge(name, link_address(&gateways));
     socket.transact(&[request]).map_err(what())?;
     link::find(socket, name).map_err(what())?.ok_or_else(|| Error::NotABridge { name: name.to_owned() })
 }
 
-fn configure(socket: &mut Socket, config: &Config, link: &Link, pools: &[Pool]) -> Result<(), Error> {
+fn configure(
+    socket: &mut Socket,
+    config: &Config,
+    link: &Link,
+    mtu: u32,
+    pools: &[Pool],
+) -> Result<(), Error> {
     let name = config.bridge.as_str();
     let has = |v6| {
         let mut subnets = pools.iter().map(Pool::subnet);
@@ -170,7 +175,8 @@ fn configure(socket: &mut Socket, config: &Config, link: &Link, pools: &[Pool]) 
         sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
     }
     let mut requests: Vec<Message> = vec![link::set_up(name)];
-    if let Some(mtu) = config.mtu.filter(|mtu| *mtu != link.mtu) {
+    // Only one that was set by itself stays when the last pod goes; one given with the creation does not.
+    if mtu != link.mtu {
         requests.push(link::set_mtu(name, mtu));
     }
     let add = |pool: &Pool| link::add_address(link.index, pool.gateway());
@@ -211,8 +217,8 @@ fn name_of(links: &[Link], index: u32) -> String {
         .map_or_else(|| format!("number {index}"), |link| link.name.clone())
 }
 
-/// What fits the interface, or the smallest of those, that leads out of the host.
-fn default_mtu(routes: &[Reach], links: &[Link]) -> u32 {
+/// What fits the interface, or the smallest of those, that leads out of the host; `None`: none does.
+fn default_mtu(routes: &[Reach], links: &[Link]) -> Option<u32> {
     routes
         .iter()
         .filter(|route| route.net.prefix_len() == 0)
@@ -220,7 +226,7 @@ fn default_mtu(routes: &[Reach], links: &[Link]) -> u32 {
         .map(|link| link.mtu)
         .filter(|mtu| *mtu >= MINIMUM_MTU6)
         .min()
-        .map_or(DEFAULT_MTU, |mtu| mtu.min(MAXIMUM_MTU))
+        .map(|mtu| mtu.min(MAXIMUM_MTU))
 }
 
 #[cfg(test)]

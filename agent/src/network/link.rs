@@ -236,7 +236,7 @@ pub(super) fn wait_operational(
 }
 
 /// Makes a bridge without spanning tree, whose ports forward at once.
-pub(super) fn create_bridge(bridge: &str, address: [u8; 6], mtu: u32) -> Message {
+pub(super) fn create_bridge(bridge: &str, address: [u8; 6]) -> Message {
     let options = vec![
         InfoBridge::ForwardDelay(0),
         // There is no querier among pods, so snooping would only cost time.
@@ -246,7 +246,6 @@ pub(super) fn create_bridge(bridge: &str, address: [u8; 6], mtu: u32) -> Message
         0,
         vec![
             name(bridge),
-            LinkAttribute::Mtu(mtu),
             // Without one of its own a bridge changes its address with its ports.
             LinkAttribute::Address(address.to_vec()),
             LinkAttribute::LinkInfo(vec![

@@ -493,6 +493,40 @@ fn pods_of_one_family_and_a_chosen_mtu() {
 }
 
 #[test]
+fn bridge_keeps_its_mtu_without_pods_and_after_a_restart() {
+    on_a_host(|_| {
+        let mut socket = Socket::route().unwrap();
+        let uplink = link::find(&mut socket, "uplink").unwrap().unwrap();
+        let lead_out = [link::set_mtu("uplink", 8000), link::add_default_route(uplink.index, ip(OUTSIDE4))];
+        socket.transact(&lead_out).unwrap();
+        let config = config("packets", &["10.202.0.0/24"]);
+        let mtu = || links().into_iter().find(|link| link.name == "packets").unwrap().mtu;
+        let network = Network::open(config.clone()).unwrap();
+        let pod = Pod::attach(&network, "a", &[]);
+        network.detach(&pod.id, &pod.attachment).unwrap();
+        assert_eq!(mtu(), 8000);
+        drop(network);
+        // As an earlier agent's bridge is after the last pod.
+        socket.transact(&[link::set_mtu("packets", 1500)]).unwrap();
+        let network = Network::open(config).unwrap();
+        assert_eq!(mtu(), 8000);
+        let pod = Pod::attach(&network, "a", &[]);
+        let inside = within(Some(&pod.netns), links);
+        assert_eq!(inside.iter().find(|link| link.name == "eth0").unwrap().mtu, 8000);
+    });
+}
+
+#[test]
+fn bridge_keeps_its_mtu_where_nothing_leads_out_of_the_host() {
+    on_a_host(|_| {
+        let config = config("packets", &["10.202.0.0/24"]);
+        drop(Network::open(Config { mtu: Some(1400), ..config.clone() }).unwrap());
+        drop(Network::open(config).unwrap());
+        assert_eq!(links().into_iter().find(|link| link.name == "packets").unwrap().mtu, 1400);
+    });
+}
+
+#[test]
 fn exhausted_subnet_is_an_error_until_a_pod_goes() {
     on_a_host(|_| {
         let network = Network::open(config("tiny", &["10.202.0.0/29", "fd72::/64"])).unwrap();
