@@ -24,6 +24,7 @@
 mod address;
 mod bridge;
 pub mod cni;
+mod conntrack;
 mod error;
 mod link;
 mod multicast;
@@ -39,7 +40,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -55,8 +56,8 @@ use address::{Pool, gateway, link_address};
 use bridge::Bridge;
 use error::about;
 use link::{Link, POD_INTERFACE, Pair};
-use netfilter::{ConnectionFilter, Family, forget_connections};
-use netlink::{Message, Socket};
+use netfilter::Family;
+use netlink::{Reply, Socket};
 use port::Families;
 use ruleset::{Element, Ruleset};
 use state::State;
@@ -470,10 +471,10 @@ impl Network {
         // A client that keeps sending from one port is one connection, which
         // goes on as it began: to the host, when it began before the pod.
         let stale = attachment.ports.iter().filter(|port| port.protocol != Protocol::Tcp).flat_map(|port| {
-            let filter = ConnectionFilter::ToPort { protocol: port.protocol.number(), port: port.host_port };
-            [Family::V4, Family::V6].map(|family| forget_connections(family, &filter))
+            let (protocol, port) = (port.protocol.number(), port.host_port);
+            [Family::V4, Family::V6].map(|family| conntrack::Filter::ToPort { family, protocol, port })
         });
-        self.forget(stale.collect());
+        self.forget(stale);
         Ok(())
     }
 
@@ -507,16 +508,23 @@ impl Network {
 
     /// Has the kernel forget tracked connections. Without it some datagrams go
     /// astray until the connection ages, so failing is not worth a failure.
-    fn forget(&self, messages: Vec<Message>) {
-        for message in messages {
-            let result = lock(&self.netfilter).transact(&[message]);
-            match result {
-                Err(error) if error.errno() != Some(Errno::NOENT) => {
-                    debug!(%error, "tracked connections stay");
-                }
+    fn forget(&self, filters: impl IntoIterator<Item = conntrack::Filter>) {
+        for filter in filters {
+            let listed = lock(&self.netfilter).dump(&conntrack::list(&filter));
+            if let Err(error) = listed.and_then(|listed| self.forget_listed(&listed, &filter)) {
+                debug!(%error, "tracked connections stay");
+            }
+        }
+    }
+
+    fn forget_listed(&self, listed: &[Reply], filter: &conntrack::Filter) -> Result<(), netlink::Error> {
+        for request in listed.iter().filter_map(|reply| conntrack::forget(reply, filter)) {
+            match lock(&self.netfilter).transact(&[request]) {
+                Err(error) if error.errno() != Some(Errno::NOENT) => return Err(error),
                 _ => {}
             }
         }
+        Ok(())
     }
 
     fn delete_interface(&self, interface: &str) -> Result<(), Error> {
@@ -598,23 +606,17 @@ fn elements(attachment: &Attachment) -> Vec<Element> {
     attachment.ports.iter().flat_map(|port| Element::of(port, &attachment.addresses)).collect()
 }
 
-/// Requests to forget the connections that a pod answers on published ports
-/// without connections of their own.
-fn stale_answers(ports: &[PortMapping], addresses: &[IpNet]) -> Vec<Message> {
+/// The connections that a pod answers on published ports without connections of
+/// their own.
+fn stale_answers(ports: &[PortMapping], addresses: &[IpNet]) -> Vec<conntrack::Filter> {
     let protocols: HashSet<_> =
         ports.iter().map(|port| port.protocol).filter(|protocol| *protocol != Protocol::Tcp).collect();
-    let mut messages = Vec::new();
-    for protocol in protocols.into_iter().map(Protocol::number) {
-        for net in addresses {
-            let (family, octets) = match net.addr() {
-                IpAddr::V4(address) => (Family::V4, address.octets().to_vec()),
-                IpAddr::V6(address) => (Family::V6, address.octets().to_vec()),
-            };
-            let filter = ConnectionFilter::AnsweredBy { address: &octets, protocol };
-            messages.push(forget_connections(family, &filter));
-        }
-    }
-    messages
+    let of_address = |address| {
+        let answered =
+            |protocol: &Protocol| conntrack::Filter::AnsweredBy { address, protocol: protocol.number() };
+        protocols.iter().map(answered).collect::<Vec<_>>()
+    };
+    addresses.iter().map(IpNet::addr).flat_map(of_address).collect()
 }
 
 /// Name and link-layer address of the host's end for a pod: always the same for

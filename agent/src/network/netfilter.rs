@@ -31,13 +31,12 @@ pub(super) enum Command {
     DeleteElement = 14,
 }
 
-const SUBSYSTEM_CONNTRACK: u16 = 1;
 const SUBSYSTEM_NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-const DELETE_CONNECTION: u16 = 2;
 
-const NESTED: u16 = 0x8000;
+/// Marks the kind of an attribute that is made of attributes.
+pub(super) const NESTED: u16 = 0x8000;
 
 /// Attributes being laid out, one after another.
 #[derive(Debug, Default)]
@@ -71,7 +70,7 @@ impl Attributes {
 }
 
 /// The fixed header of every netfilter message, and its attributes.
-fn message(
+pub(super) fn message(
     kind: u16,
     flags: u16,
     family: Family,
@@ -322,56 +321,6 @@ impl Rule {
             rule.bytes(4 | NESTED, &self.0.0);
         })
     }
-}
-
-/// The request that forgets tracked connections of one family and protocol to a
-/// destination port, or (`reply_from`) those that an address answers.
-pub(super) fn forget_connections(family: Family, filter: &ConnectionFilter<'_>) -> Message {
-    const ORIGINAL: u16 = 1;
-    const REPLY: u16 = 2;
-    const FILTER: u16 = 25;
-    const SOURCE_ADDRESS: u32 = 1 << 0;
-    const PROTOCOL: u32 = 1 << 3;
-    const DESTINATION_PORT: u32 = 1 << 5;
-
-    let mut attributes = Attributes::default();
-    match *filter {
-        ConnectionFilter::ToPort { protocol, port } => {
-            attributes.nested(ORIGINAL, |tuple| {
-                tuple.nested(2, |proto| {
-                    proto.bytes(1, &[protocol]);
-                    proto.bytes(3, &port.to_be_bytes());
-                });
-            });
-            attributes.nested(FILTER, |filter| {
-                let flags = PROTOCOL | DESTINATION_PORT;
-                filter.bytes(1, &flags.to_ne_bytes());
-            });
-        }
-        ConnectionFilter::AnsweredBy { address, protocol } => {
-            attributes.nested(REPLY, |tuple| {
-                tuple.nested(1, |ip| {
-                    ip.bytes(if family == Family::V6 { 3 } else { 1 }, address);
-                });
-                tuple.nested(2, |proto| {
-                    proto.bytes(1, &[protocol]);
-                });
-            });
-            attributes.nested(FILTER, |filter| {
-                let flags = SOURCE_ADDRESS | PROTOCOL;
-                filter.bytes(2, &flags.to_ne_bytes());
-            });
-        }
-    }
-    let kind = SUBSYSTEM_CONNTRACK << 8 | DELETE_CONNECTION;
-    message(kind, ACK, family, 0, "forget tracked connections", &attributes)
-}
-
-/// Which tracked connections to forget.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum ConnectionFilter<'a> {
-    ToPort { protocol: u8, port: u16 },
-    AnsweredBy { address: &'a [u8], protocol: u8 },
 }
 
 #[cfg(test)]

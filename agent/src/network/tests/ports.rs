@@ -171,6 +171,48 @@ fn thousands_of_ports_are_published_and_restored() {
 }
 
 #[test]
+fn only_connections_that_fit_are_forgotten_where_the_kernel_lists_all() {
+    on_a_host(|world| {
+        let network = network();
+        let ports = [publish(Protocol::Udp, 8053, 53), publish(Protocol::Udp, 8054, 53)];
+        let pod = Pod::attach(&network, "a", &ports);
+        let other = Pod::attach(&network, "b", &[publish(Protocol::Udp, 8055, 53)]);
+        let _servers = [&pod, &other].map(|pod| Server::start(Some(&pod.netns), 53));
+        let ask_all = || {
+            for (host, port) in
+                [HOST4, HOST6].iter().flat_map(|host| [8053, 8054, 8055].map(|port| (host, port)))
+            {
+                ask_udp(Some(&world.outside), ip(host), port).unwrap();
+            }
+        };
+        // As kernels before 5.8, which know no filter.
+        let all = |filter: &conntrack::Filter| {
+            let mut request = conntrack::list(filter);
+            request.body.truncate(4);
+            Socket::netfilter().unwrap().dump(&request).unwrap()
+        };
+        let known = |filter: &conntrack::Filter| {
+            all(filter).iter().filter(|listed| conntrack::forget(listed, filter).is_some()).count()
+        };
+        for (family, address) in [(Family::V4, pod.v4()), (Family::V6, pod.v6())] {
+            let protocol = Protocol::Udp.number();
+            let [first, second, third] =
+                [8053, 8054, 8055].map(|port| conntrack::Filter::ToPort { family, protocol, port });
+            let answered = conntrack::Filter::AnsweredBy { address, protocol };
+            for (forgotten, left) in [(first, [0, 1, 1]), (answered, [0, 0, 1])] {
+                for filter in [first, second, third] {
+                    network.forget([filter]);
+                }
+                ask_all();
+                assert_eq!([first, second, third].map(|filter| known(&filter)), [1, 1, 1]);
+                network.forget_listed(&all(&forgotten), &forgotten).unwrap();
+                assert_eq!([first, second, third].map(|filter| known(&filter)), left, "{forgotten:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn datagrams_of_one_client_follow_the_port_to_the_next_pod() {
     on_a_host(|world| {
         let network = network();
