@@ -1,8 +1,8 @@
 //! Commands and containers with somebody at the other end.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
-use std::process::Child;
+use std::io::{self, BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, ChildStdout};
 
 use sampan_tests::{Agent, Cri, Ctr, eventually, with_agent};
 
@@ -166,25 +166,64 @@ async fn a_local_port_leads_into_the_pod() {
         ]);
         let mut forward = cli.spawn(&["port-forward", "web", "0:80", "0:81"]);
         let mut lines = BufReader::new(forward.stdout.take().unwrap()).lines();
-        let mut port = || {
-            let line = lines.next().unwrap().unwrap();
-            let address = line.strip_prefix("Forwarding from ").unwrap().split(' ').next().unwrap();
-            address.parse::<std::net::SocketAddr>().unwrap()
-        };
-        let (served, empty) = (port(), port());
+        let (served, empty) = (local_address(&mut lines), local_address(&mut lines));
         let fetch = |address| {
             let mut connection = TcpStream::connect(address).unwrap();
             connection.set_read_timeout(Some(SOON)).unwrap();
             connection.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").unwrap();
-            let mut text = String::new();
-            let _ = connection.read_to_string(&mut text);
-            text
+            io::read_to_string(connection)
         };
-        eventually("the page", SOON, async || fetch(served).ends_with("hello\n").then_some(())).await;
-        assert_eq!(fetch(empty), "", "nobody listens there");
+        let page = async || fetch(served).is_ok_and(|text| text.ends_with("hello\n")).then_some(());
+        eventually("the page", SOON, page).await;
+        match fetch(empty) {
+            Ok(text) => assert_eq!(text, "", "nobody listens there"),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        }
         forward.kill().unwrap();
         forward.wait().unwrap();
         cli.ok(&["rm", "-f", "web"]);
+    })
+    .await;
+}
+
+/// The next address that `sampan port-forward` says it listens on.
+fn local_address(lines: &mut Lines<BufReader<ChildStdout>>) -> SocketAddr {
+    let line = lines.next().unwrap().unwrap();
+    line.strip_prefix("Forwarding from ").unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_side_of_a_forwarded_connection_has_its_own_end() {
+    with_agent(async |agent| {
+        let (cli, image) = (agent.cli(), busybox(agent).await);
+        cli.ok(&["run", "-d", "--network", "host", "--name", "host", &image, "sleep", "4813"]);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut forward = cli.spawn(&["port-forward", "host", &format!("0:{port}")]);
+        let mut lines = BufReader::new(forward.stdout.take().unwrap()).lines();
+        let address = local_address(&mut lines);
+        let connect = || {
+            let client = TcpStream::connect(address).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            for end in [&client, &server] {
+                end.set_read_timeout(Some(SOON)).unwrap();
+            }
+            (client, server)
+        };
+        let says_its_last = |mut from: &TcpStream, to: &TcpStream, word: &str| {
+            from.write_all(word.as_bytes()).unwrap();
+            from.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(io::read_to_string(to).unwrap(), word);
+        };
+        let (client, server) = connect();
+        says_its_last(&server, &client, "from the pod");
+        says_its_last(&client, &server, "from the client");
+        let (client, server) = connect();
+        says_its_last(&client, &server, "from the client");
+        says_its_last(&server, &client, "from the pod");
+        forward.kill().unwrap();
+        forward.wait().unwrap();
+        cli.ok(&["rm", "-f", "host"]);
     })
     .await;
 }

@@ -142,18 +142,18 @@ pub(super) async fn port_forward(
     let context = pods.context().clone();
     tokio::spawn(async move {
         let (mut reader, mut writer) = connection.into_split();
-        let forth = async {
-            let copied = tokio::io::copy(&mut from_client, &mut writer).await;
-            let _ = writer.shutdown().await;
-            copied
-        };
-        let back = async move {
-            let copied = tokio::io::copy(&mut reader, &mut to_client).await;
-            drop(to_client);
-            copied
-        };
         // Either may end first; the other goes on until its own end.
-        context.feed(&sender, async { drop(tokio::join!(forth, back)) }).await;
+        let forth = AbortOnDropHandle::new(tokio::spawn(async move {
+            let _ = tokio::io::copy(&mut from_client, &mut writer).await;
+            let _ = writer.shutdown().await;
+        }));
+        let back = async { drop(tokio::io::copy(&mut reader, &mut to_client).await) };
+        context.feed(&sender, back).await;
+        if !sender.is_closed() {
+            // Our half of the call ends with the last who could write to it.
+            drop((sender, to_client));
+            let _ = context.ending.run_until_cancelled(forth).await;
+        }
         drop(taking);
     });
     Ok(ReceiverStream::new(receiver))
