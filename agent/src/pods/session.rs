@@ -96,6 +96,8 @@ pub(crate) async fn exec(
     if command.tty {
         return exec_on_terminal(context, pod, container, command, streams, null.as_fd()).await;
     }
+    // Whoever takes no sizes must not be waited for.
+    drop(streams.resize);
     let (stdin, stdin_end) = optional_pipe(streams.stdin.is_some())?;
     let (stdout_end, stdout) = optional_pipe(streams.stdout.is_some())?;
     let (stderr_end, stderr) = optional_pipe(streams.stderr.is_some())?;
@@ -233,7 +235,10 @@ impl Attachment {
                         terminal.serve(client, streams.resize).await;
                     }
                 }
-                pipe => input(streams.stdin, pipe).await,
+                pipe => {
+                    drop(streams.resize);
+                    input(streams.stdin, pipe).await;
+                }
             }
             drop(once);
         };

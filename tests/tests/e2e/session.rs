@@ -4,7 +4,13 @@ use std::io::{self, BufRead as _, BufReader, Lines, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdout};
 
+use sampan_proto::sampan::{
+    AttachRequest, AttachStart, ExecRequest, ExecStart, TerminalSize, attach_request, attach_response,
+    container_service_client::ContainerServiceClient, exec_request, exec_response,
+};
 use sampan_tests::{Agent, Cri, Ctr, eventually, with_agent};
+use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
 
 use super::{SOON, busybox};
 
@@ -224,6 +230,49 @@ async fn each_side_of_a_forwarded_connection_has_its_own_end() {
         forward.kill().unwrap();
         forward.wait().unwrap();
         cli.ok(&["rm", "-f", "host"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sizes_that_nobody_takes_hold_up_no_input() {
+    use {attach_request::Message as ToAttach, exec_request::Message as ToExec};
+    with_agent(async |agent| {
+        let (cri, pod, id) = sleeper(agent).await;
+        let mut client = ContainerServiceClient::new(agent.channel());
+        let size = TerminalSize { columns: 80, rows: 24 };
+        let start = ExecStart {
+            container: id.clone(),
+            command: vec!["cat".into()],
+            stdin: true,
+            size: Some(size),
+            ..ExecStart::default()
+        };
+        let messages =
+            [ToExec::Start(start), ToExec::Resize(size), ToExec::Resize(size), ToExec::Stdin(b"word".into())];
+        let requests = messages.map(|message| ExecRequest { message: Some(message) });
+        let mut answers = client.exec(tokio_stream::iter(requests)).await.unwrap().into_inner();
+        let mut next = async || timeout(SOON, answers.message()).await.unwrap().unwrap().unwrap().message;
+        assert_eq!(next().await, Some(exec_response::Message::Stdout(b"word".into())));
+        assert_eq!(next().await, Some(exec_response::Message::ExitCode(0)));
+
+        let image = busybox(agent).await;
+        let name = agent.cli().ok(&["run", "-d", "-i", &image, "cat"]);
+        let start = AttachStart { container: name.clone(), stdin: true, size: Some(size) };
+        let messages = [
+            ToAttach::Start(start),
+            ToAttach::Resize(size),
+            ToAttach::Resize(size),
+            ToAttach::Stdin(b"word".into()),
+        ];
+        let requests = messages.map(|message| AttachRequest { message: Some(message) });
+        let open = tokio_stream::iter(requests).chain(tokio_stream::pending());
+        let mut answers = client.attach(open).await.unwrap().into_inner();
+        let mut next = async || timeout(SOON, answers.message()).await.unwrap().unwrap().unwrap().message;
+        assert!(matches!(next().await, Some(attach_response::Message::Attached(_))));
+        assert_eq!(next().await, Some(attach_response::Message::Stdout(b"word".into())));
+        agent.cli().ok(&["rm", "-f", &name]);
+        cri.clear_pod(&pod).await.unwrap();
     })
     .await;
 }
