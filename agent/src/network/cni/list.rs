@@ -35,37 +35,20 @@ impl List {
         if folder.as_os_str().is_empty() {
             return Ok(None);
         }
-        let unreadable = |path: &Path| {
-            let path = path.to_owned();
-            |source| Error::Unreadable { path, source }
-        };
-        let entries = match fs::read_dir(folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            entries => entries.map_err(unreadable(folder))?,
-        };
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.retain(|path| {
-            path.extension().and_then(|text| text.to_str()).is_some_and(|text| EXTENSIONS.contains(&text))
-        });
-        let Some(path) = paths.into_iter().min() else { return Ok(None) };
-        let bytes = fs::read(&path).map_err(unreadable(&path))?;
-        List::parse(&bytes).map(Some).map_err(|problem| Error::Configuration { path, problem })
+        let Some(path) = files(folder, &EXTENSIONS)?.into_iter().next() else { return Ok(None) };
+        let mut whole = object(&path)?;
+        if path.extension().is_some_and(|extension| extension == "conflist") {
+            add_plugins_beside(&path, &mut whole)?;
+        }
+        List::parse(&whole).map(Some).map_err(broken(&path))
     }
 
     /// A list of plugins (`.conflist`), or a single one (`.conf`).
-    pub(super) fn parse(bytes: &[u8]) -> Result<List, String> {
-        let whole: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        let name = text(&whole, "name")?.unwrap_or_default().to_owned();
+    pub(super) fn parse(whole: &Map<String, Value>) -> Result<List, String> {
+        let name = text(whole, "name")?.unwrap_or_default().to_owned();
         if !is_name(&name) {
             return Err(format!("\"name\" {name:?} is not of letters, digits, '_', '.' and '-'"));
         }
-        let flag = |key: &str| match whole.get(key) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            // libcni takes these words too, from templates that know no other way.
-            Some(Value::String(word)) if word == "true" || word == "false" => Ok(word == "true"),
-            Some(other) => Err(format!("{key:?} is {other}, which is neither true nor false")),
-        };
         let plugins = match whole.get("plugins") {
             None => vec![whole.clone()],
             Some(plugins) => serde_json::from_value(plugins.clone())
@@ -84,9 +67,9 @@ impl List {
             }
         }
         Ok(List {
-            version: version(&whole)?,
-            disable_check: flag("disableCheck")?,
-            disable_gc: flag("disableGC")?,
+            version: version(whole)?,
+            disable_check: flag(whole, "disableCheck")?,
+            disable_gc: flag(whole, "disableGC")?,
             plugins,
             name,
         })
@@ -113,6 +96,52 @@ impl List {
     }
 }
 
+/// The files of a folder with one of these extensions, by name; none if there is no folder.
+fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(unreadable(folder))?,
+    };
+    let files = entries.flatten().filter(|entry| !entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut paths: Vec<PathBuf> = files.map(|entry| entry.path()).collect();
+    paths.retain(|path| {
+        path.extension().and_then(|text| text.to_str()).is_some_and(|text| extensions.contains(&text))
+    });
+    paths.sort();
+    Ok(paths)
+}
+
+fn object(path: &Path) -> Result<Map<String, Value>, Error> {
+    let bytes = fs::read(path).map_err(unreadable(path))?;
+    serde_json::from_slice(&bytes).map_err(|error| broken(path)(error.to_string()))
+}
+
+/// Adds to a list the plugins of the `.conf` files in the folder that is named after the network, as libcni does since
+/// CNI 1.1 unless the list has `loadOnlyInlinedPlugins`. So a list need not have any of its own.
+fn add_plugins_beside(list: &Path, whole: &mut Map<String, Value>) -> Result<(), Error> {
+    let name = text(whole, "name").map_err(broken(list))?.unwrap_or_default();
+    let mut beside = Vec::new();
+    if !flag(whole, "loadOnlyInlinedPlugins").map_err(broken(list))? && is_name(name) {
+        for path in files(&list.with_file_name(name), &["conf"])? {
+            beside.push(Value::Object(object(&path)?));
+        }
+    }
+    let plugins = whole.entry("plugins").or_insert_with(|| Value::Array(Vec::new()));
+    // Another value is told when the list is parsed.
+    if let Value::Array(plugins) = plugins {
+        plugins.extend(beside);
+    }
+    Ok(())
+}
+
+fn unreadable(path: &Path) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Unreadable { path: path.to_owned(), source }
+}
+
+fn broken(path: &Path) -> impl Fn(String) -> Error {
+    move |problem| Error::Configuration { path: path.to_owned(), problem }
+}
+
 /// The plugin's program.
 pub(super) fn kind(plugin: &Map<String, Value>) -> &str {
     plugin.get("type").and_then(Value::as_str).unwrap_or_default()
@@ -130,6 +159,16 @@ fn version(whole: &Map<String, Value>) -> Result<String, String> {
     known
         .map(|version| (*version).to_owned())
         .ok_or_else(|| format!("\"cniVersion\" {} is not among {}", offered.join(", "), VERSIONS.join(", ")))
+}
+
+fn flag(whole: &Map<String, Value>, key: &str) -> Result<bool, String> {
+    match whole.get(key) {
+        None => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        // libcni takes these words too, from templates that know no other way.
+        Some(Value::String(word)) if word == "true" || word == "false" => Ok(word == "true"),
+        Some(other) => Err(format!("{key:?} is {other}, which is neither true nor false")),
+    }
 }
 
 fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, String> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -12,7 +13,7 @@ use super::*;
 use crate::network::{Kind, PortMapping, Protocol};
 
 fn list(text: &Value) -> Result<List, String> {
-    List::parse(text.to_string().as_bytes())
+    List::parse(text.as_object().unwrap())
 }
 
 fn chain(version: &str, plugins: &[&str]) -> List {
@@ -89,6 +90,41 @@ fn first_file_by_name_is_in_force() {
     let error = cni.installed().unwrap_err();
     assert!(error.to_string().contains("05-broken.json"), "{error}");
     assert_eq!(error.kind(), Kind::FailedPrecondition);
+}
+
+#[test]
+fn plugins_in_the_folder_of_the_network_follow_those_of_the_list() {
+    let (_folder, cni) = plugins(&[]);
+    let beside = cni.configurations.join("net");
+    fs::create_dir_all(&beside).unwrap();
+    // No file of a configuration, whatever its name.
+    fs::create_dir(cni.configurations.join("00-folder.conflist")).unwrap();
+    let install = |path: &Path, text: &str| fs::write(path, text).unwrap();
+    install(&beside.join("20-late.conf"), r#"{"type": "late", "name": "ignored"}"#);
+    install(&beside.join("10-early.conf"), r#"{"type": "early"}"#);
+    install(&beside.join("00-other.json"), r#"{"type": "other"}"#);
+    let listed = |file: &str, text: &str| {
+        install(&cni.configurations.join(file), text);
+        let list = cni.installed();
+        fs::remove_file(cni.configurations.join(file)).unwrap();
+        list.map(|list| list.unwrap().plugins.iter().map(|plugin| list::kind(plugin).to_owned()).collect())
+    };
+    let kinds = |file: &str, text: &str| -> Vec<String> { listed(file, text).unwrap() };
+    let inlined = r#"{"name": "net", "plugins": [{"type": "own"}]"#;
+    assert_eq!(kinds("a.conflist", &format!("{inlined}}}")), ["own", "early", "late"]);
+    assert_eq!(kinds("a.conflist", r#"{"name": "net", "type": "x"}"#), ["early", "late"]);
+    let alone = format!(r#"{inlined}, "loadOnlyInlinedPlugins": true}}"#);
+    assert_eq!(kinds("a.conflist", &alone), ["own"]);
+    assert_eq!(kinds("a.conf", r#"{"name": "net", "type": "single"}"#), ["single"]);
+    let problem = |text: &str| -> String {
+        let listed: Result<Vec<String>, _> = listed("a.conflist", text);
+        listed.unwrap_err().to_string()
+    };
+    assert!(problem(r#"{"name": "other", "type": "x"}"#).contains("empty"));
+    assert!(problem(r#"{"name": "net", "loadOnlyInlinedPlugins": true}"#).contains("empty"));
+    assert!(problem(r#"{"name": "../net", "plugins": []}"#).contains("\"name\""));
+    install(&beside.join("30-broken.conf"), "{");
+    assert!(problem(&format!("{inlined}}}")).contains("30-broken.conf"));
 }
 
 #[test]
