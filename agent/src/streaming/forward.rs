@@ -3,14 +3,14 @@
 //! Over SPDY the client opens both for every connection and names the port and the request they belong to. Over
 //! WebSocket the ports are known from the start, and each has two channels and one connection.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    io::{AsyncWriteExt, DuplexStream, copy, split},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, copy, split},
     sync::oneshot,
     task::JoinSet,
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -28,6 +28,9 @@ use crate::{
 pub(super) const PROTOCOL: &str = "portforward.k8s.io";
 /// Two streams for each connection.
 const LIMITS: Limits = Limits { streams: 512 };
+/// How long the pod's side may go on after the client's has ended. kubectl says nothing more of a local connection that
+/// is gone, reads on, and throws away what comes: nobody can tell that from one that listens. Others give a second.
+const AFTER_CLIENT: Duration = Duration::from_secs(60);
 
 /// Serves a client that speaks SPDY.
 pub(super) async fn serve(pods: &Pods, pod: &str, client: Client) {
@@ -140,7 +143,7 @@ impl Pair {
             }
         };
         tokio::select! {
-            () = forward(pods, pod, port, self.data, self.error, Ends::Each) => {}
+            () = forward(pods, pod, port, self.data, self.error, Ends::Each(AFTER_CLIENT)) => {}
             Err(_) = self.reset => {}
         }
     }
@@ -149,8 +152,8 @@ impl Pair {
 /// When a connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ends {
-    /// When both sides have ended.
-    Each,
+    /// When both sides have ended, or the pod's goes on for so long after the client's.
+    Each(Duration),
     /// With the pod's side: there is no way in which the client could end its own.
     WithThePod,
 }
@@ -166,7 +169,17 @@ async fn forward(pods: &Pods, pod: &str, port: u16, data: DuplexStream, mut erro
             return;
         }
     };
-    let (mut from_pod, mut to_pod) = socket.into_split();
+    let (from_pod, to_pod) = socket.into_split();
+    carry(from_pod, to_pod, data, error, ends).await;
+}
+
+async fn carry(
+    mut from_pod: impl AsyncRead + Unpin,
+    mut to_pod: impl AsyncWrite + Unpin,
+    data: DuplexStream,
+    error: DuplexStream,
+    ends: Ends,
+) {
     let (mut from_client, mut to_client) = split(data);
     let down = async {
         let _ = copy(&mut from_pod, &mut to_client).await;
@@ -180,15 +193,16 @@ async fn forward(pods: &Pods, pod: &str, port: u16, data: DuplexStream, mut erro
         // What the pod does not take must not hold up the client's other connections.
         let _ = drain(&mut from_client).await;
     };
-    match ends {
-        Ends::Each => drop(tokio::join!(down, up)),
-        Ends::WithThePod => {
-            let mut down = std::pin::pin!(down);
-            tokio::select! {
-                () = &mut down => {}
-                () = up => down.await,
-            }
-        }
+    let (mut down, mut up) = (std::pin::pin!(down), std::pin::pin!(up));
+    tokio::select! {
+        () = &mut down => match ends {
+            Ends::Each(_) => up.await,
+            Ends::WithThePod => {}
+        },
+        () = &mut up => match ends {
+            Ends::Each(limit) => drop(timeout(limit, down).await),
+            Ends::WithThePod => down.await,
+        },
     }
 }
 
@@ -224,6 +238,8 @@ pub(super) async fn serve_channels(pods: &Pods, pod: &str, ports: &[u16], codec:
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, duplex};
+
     use super::{super::spdy::tests::Peer, *};
 
     /// The ports of the pairs that these streams make, and how many are left alone.
@@ -240,6 +256,41 @@ mod tests {
 
     const fn stream<'a>(kind: &'a str, port: &'a str, request: &'a str) -> [(&'a str, &'a str); 3] {
         [("streamtype", kind), ("port", port), ("requestid", request)]
+    }
+
+    /// A connection that is carried: the pod's end of it, and the client's two.
+    fn carried(limit: Duration) -> (DuplexStream, DuplexStream, DuplexStream, tokio::task::JoinHandle<()>) {
+        let ((pod, socket), (client, data), (errors, error)) = (duplex(1024), duplex(1024), duplex(16));
+        let (from_pod, to_pod) = split(socket);
+        let carrying = tokio::spawn(carry(from_pod, to_pod, data, error, Ends::Each(limit)));
+        (pod, client, errors, carrying)
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_never_ends_is_left_some_time_after_its_client() {
+        let (mut pod, mut client, mut errors, carrying) = carried(Duration::from_millis(50));
+        tokio::spawn(async move { while pod.write_all(b"more ").await.is_ok() {} });
+        client.shutdown().await.unwrap();
+        timeout(AFTER_CLIENT, drain(&mut client)).await.expect("an end").unwrap();
+        assert_eq!(errors.read(&mut [0]).await.unwrap(), 0, "no error, and an end");
+        carrying.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_said_all_gets_its_answer() {
+        let (mut pod, mut client, mut errors, carrying) = carried(AFTER_CLIENT);
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut question = String::new();
+        pod.read_to_string(&mut question).await.unwrap();
+        assert_eq!(question, "question");
+        pod.write_all(b"answer").await.unwrap();
+        drop(pod);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "answer");
+        assert_eq!(errors.read(&mut [0]).await.unwrap(), 0);
+        carrying.await.unwrap();
     }
 
     #[tokio::test]
