@@ -93,13 +93,16 @@ fn interface_of_a_pod_is_ready_at_once() {
         ask(None, pod.v4(), 80).unwrap();
         ask(None, pod.v6(), 80).unwrap();
         assert_eq!(sent_again(), 0, "a packet was lost");
-        let stats = Network::interfaces(&pod.netns).unwrap();
+        let inside = || Network::interfaces(&pod.netns).unwrap();
+        let stats = inside();
         let eth0 = stats.iter().find(|stats| stats.name == "eth0").unwrap();
         assert!(eth0.rx_bytes > 0 && eth0.tx_packets > 0, "{eth0:?}");
         assert_eq!(stats.len(), 2, "{stats:?}");
-        let traffic = network.traffic().unwrap();
-        assert_eq!(traffic[&pod.attachment.host_interface], *eth0);
-        assert_eq!(traffic.len(), 1);
+        let traffic = || network.traffic().unwrap();
+        assert_eq!(traffic().len(), 1);
+        // Connections that end, and reports of groups, may still pass between two looks.
+        let same = || inside().contains(&traffic()[&pod.attachment.host_interface]);
+        assert!(eventually(Duration::from_secs(10), same), "{:?} {:?}", inside(), traffic());
     });
 }
 
