@@ -51,7 +51,7 @@ use crate::{
 
 /// Longest wait for any answer of a monitor. Making a container mounts file systems, which can be slow; a monitor gives another
 /// runtime 100 seconds, and kubelet waits for two minutes.
-pub(crate) const ANSWER: Duration = Duration::from_secs(110);
+const ANSWER: Duration = Duration::from_secs(110);
 
 /// Between tries to connect to a monitor with which many others are waiting to be connected.
 const RETRY: Duration = Duration::from_millis(10);
@@ -181,8 +181,7 @@ impl Started {
 impl Connection {
     /// Connects to the monitor of a pod and agrees on the protocol's version.
     pub(crate) async fn open(pod: &PodId, folder: &Path) -> Result<Connection> {
-        let socket =
-            timeout(ANSWER, connect(folder)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let socket = in_time(connect(folder)).await;
         let socket = socket.map_err(|source| Error::MonitorGone { pod: pod.to_string(), source })?;
         let mut connection = Connection { pod: pod.clone(), socket, pid: 0, given_up: AtomicU32::new(0) };
         match connection.request(&Request::Hello { version: VERSION }).await? {
@@ -322,8 +321,7 @@ impl Connection {
             let message = [IoSlice::new(&message)];
             Ok(rustix::net::sendmsg(&self.socket, &message, &mut ancillary, SendFlags::NOSIGNAL)?)
         });
-        let written = timeout(ANSWER, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        written.map(|_| ()).map_err(|error| self.gone(error))
+        in_time(write).await.map(|_| ()).map_err(|error| self.gone(error))
     }
 
     fn gone(&self, source: io::Error) -> Error {
@@ -351,6 +349,11 @@ fn receive(socket: &UnixStream) -> io::Result<Option<(Response, Option<OwnedFd>)
     };
     let descriptor = ancillary.drain().find_map(rights);
     Ok(Some((serde_json::from_slice(&buffer[..length])?, descriptor)))
+}
+
+/// What a monitor that takes nothing holds up, for as long as any answer may take.
+async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(ANSWER, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Waits, but keeps no thread waiting, while as many as the kernel lets wait are waiting already.

@@ -150,9 +150,8 @@ impl Stream {
         let progress = match rustix::io::read(&self.pipe, rustix::buffer::spare_capacity(input)) {
             Ok(0) => Progress::End,
             Ok(count) => Progress::Read(count),
-            // Of a terminal that nobody has open now. Somebody may open it again while the container lives.
-            Err(Errno::IO) => return (Progress::Empty, Ok(())),
-            Err(Errno::AGAIN | Errno::INTR) => return (Progress::Empty, Ok(())),
+            // EIO is of a terminal that nobody has open now. Somebody may open it again while the container lives.
+            Err(Errno::AGAIN | Errno::INTR | Errno::IO) => return (Progress::Empty, Ok(())),
             Err(_) => Progress::End,
         };
         copy(&input[self.unfinished.len()..]);

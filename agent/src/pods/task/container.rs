@@ -299,7 +299,6 @@ impl Task {
                 other => other?,
             }
         }
-        self.release(record).await?;
         let (context, pod, record) = (self.context.clone(), self.record.id.clone(), record.clone());
         blocking(move || clear(&context, &pod, &record)).await
     }
@@ -314,9 +313,7 @@ impl Task {
         tokio::spawn(async move {
             drop(ended.await);
             let id = record.id.clone();
-            let cleared =
-                blocking(move || release(&context, &record).and_then(|()| clear(&context, &pod, &record)));
-            if let Err(error) = cleared.await {
+            if let Err(error) = blocking(move || clear(&context, &pod, &record)).await {
                 warn!(container.id = %id, error = %error.chain(), "remains of a container are left until the agent's next start");
             }
         });
@@ -403,8 +400,9 @@ pub(super) fn release(context: &Context, record: &ContainerRecord) -> Result<()>
     unmounted.into_iter().fold(emptied, Result::and)
 }
 
-/// Takes away what is on the disk of a container that holds nothing of the kernel's any more. Doing so twice is fine.
+/// Takes away all of a container that has no process any more, but what its pod's task knows of it. Doing so twice is fine.
 fn clear(context: &Context, pod: &PodId, record: &ContainerRecord) -> Result<()> {
+    release(context, record)?;
     checkpoint::remove_images(context, pod, &record.id);
     let bundle = context.pod_state(pod).join(record.id.as_str());
     match fs::remove_dir_all(&bundle) {

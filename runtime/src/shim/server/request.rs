@@ -388,7 +388,6 @@ impl Server {
         let process = process.as_fd();
         let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let console = console.as_ref().map(AsFd::as_fd);
-        let failed = |text: String| (ErrorKind::Internal, format!("exec {name:?}: {text}"));
         let (child, cgroup) = match &runtime {
             None => {
                 let options = ExecOptions {
@@ -403,17 +402,17 @@ impl Server {
                     command_line: None,
                 };
                 self.give_to_root(stdio)?;
-                let child = self.with_original_oom_score(|| crate::exec::exec(&options));
-                (child.map_err(|error| self.blame(of, failed(chain(&error))))?, Some(cgroup))
+                (self.with_original_oom_score(|| crate::exec::exec(&options)), Some(cgroup))
             }
             Some(runtime) => {
                 let (bundle, cgroup) = (&*bundle, &*of_container);
                 let wanted = delegate::Exec { runtime, id, bundle, cgroup, number, process, stdio, console };
-                let child = self.with_original_oom_score(|| delegate::exec(&wanted));
-                (child.map_err(|error| self.blame(of, failed(chain(&error))))?, None)
+                (self.with_original_oom_score(|| delegate::exec(&wanted)), None)
             }
         };
-        let Child { pid, pidfd, channel } = child;
+        let Child { pid, pidfd, channel } = child.map_err(|error| {
+            self.blame(of, (ErrorKind::Internal, format!("exec {name:?}: {}", chain(&error))))
+        })?;
         if let Err(refusal) = self.watch_child(Source::Exec(number), &channel) {
             let _ = sys::signal::pidfd_send_signal(&pidfd, libc::SIGKILL);
             return Err(refusal);
